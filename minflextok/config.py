@@ -1,0 +1,162 @@
+"""Configurations: one dataclass for the tokenizer, one for its training, and named presets of both.
+
+The CIFAR toy and the ImageNet model differ in these values alone.
+Alphabet used for shapes in the whole package:
+B batch, P patches, K registers, k kept registers, N positions, D width, C channels, F FSQ channels.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Embedded images and shipped weights: beside the package in a checkout, inside it when installed from a wheel.
+DATA_DIR = next(d for d in (Path(__file__).parents[1] / "data", Path(__file__).parent / "_data") if d.exists())
+WEIGHTS_DIR = DATA_DIR / "weights"
+
+
+def opt(default, help: str):
+    """A dataclass field whose description also serves `minflextok train --help`."""
+    return field(default=default, metadata={"help": help})
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Everything that shapes a FlexTok. Defaults are the facts shared by all published models (paper, App. A)."""
+
+    image_size: int = opt(32, "side of the input in pixels, or of the latents for in_channels != 3")
+    in_channels: int = opt(3, "3: pixels in [-1,1]; anything else: latents, unbounded")
+    patch_size: int = opt(2, "side of a patch")
+    enc_dim: int = opt(768, "encoder width, a multiple of head_dim")
+    enc_depth: int = opt(12, "encoder blocks")
+    dec_dim: int = opt(768, "decoder width, a multiple of head_dim")
+    dec_depth: int = opt(12, "decoder blocks")
+    head_dim: int = opt(64, "width of one attention head")
+    num_registers: int = opt(256, "K, the most tokens an image gets")
+    fsq_levels: tuple[int, ...] = opt((8, 8, 8, 5, 5, 5), "FSQ levels per channel; their product is the vocabulary")
+    separate_adaln: bool = opt(True, "modulate patches and registers apart (paper App. A.2) or alike")
+    learned_null: bool = opt(True, "null condition: a learned token, or zeros")
+    max_timestep: float = opt(1.0, "the largest timestep; the time features see 1000 * t / max_timestep")
+    null_prob: float = opt(0.1, "training: probability that an image is decoded from the null condition")
+    keep_k_mode: str = opt("pow2", "training: nested dropout draws keep_k as 'uniform', 'pow2' or 'uniform_pow2'")
+    mode_scale: float = opt(0.25, "training: s of mode-sampled timesteps (SD3, arXiv 2403.03206, sec. 3.1)")
+    token_std: float = opt(0.02, "initial std of registers, their positions, mask and null token")
+    latent_penalty: float = opt(0.0, "training: weight of mean(z^2) on the latents before FSQ; keeps tanh unsaturated")
+
+    def __post_init__(self):
+        object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
+        for name in ("image_size", "in_channels", "patch_size", "enc_depth", "dec_depth", "num_registers"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 1, f"{name}={value!r}: give a whole number of at least 1")
+        _require(self.image_size % self.patch_size == 0,
+                 f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+        for name in ("enc_dim", "dec_dim"):
+            dim = getattr(self, name)
+            _require(dim > 0 and dim % self.head_dim == 0 and dim % 4 == 0,
+                     f"{name}={dim}: give a multiple of head_dim={self.head_dim} (and of 4, for the sin-cos positions)")
+        _require(len(self.fsq_levels) >= 1 and all(isinstance(n, int) and n >= 2 for n in self.fsq_levels),
+                 f"fsq_levels={self.fsq_levels}: give whole numbers of at least 2, such as (8, 8, 8, 5)")
+        _require(self.vocab_size <= 2**31, f"fsq_levels={self.fsq_levels}: {self.vocab_size} ids are more than 2^31")
+        _require(self.keep_k_mode in ("uniform", "pow2", "uniform_pow2"),
+                 f"keep_k_mode={self.keep_k_mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'")
+        _require(0 <= self.null_prob < 1, f"null_prob={self.null_prob}: give a probability below 1")
+        _require(self.max_timestep > 0, f"max_timestep={self.max_timestep}: give a positive number")
+
+    @property
+    def grid(self) -> int:
+        """Side of the patch grid."""
+        return self.image_size // self.patch_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of distinct ids of one token."""
+        return math.prod(self.fsq_levels)
+
+    @property
+    def bits_per_token(self) -> float:
+        return math.log2(self.vocab_size)
+
+    def num_bytes(self, k: int) -> int:
+        """Bytes that k tokens of one image take when their ids are packed."""
+        return math.ceil(k * self.bits_per_token / 8)
+
+    @property
+    def budgets(self) -> list[int]:
+        """1, 2, 4, ... and K: the token counts that figures and tables show."""
+        return [2**i for i in range(self.num_registers.bit_length()) if 2**i < self.num_registers] + [self.num_registers]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe. Defaults suit the small presets on a CPU."""
+
+    steps: int = opt(6000, "optimiser steps; warmup, cosine and nested dropout are laid out over them")
+    minutes: float = opt(0.0, "wall-clock budget; where it ends first it lays out the schedule instead (0: none)")
+    batch_size: int = opt(64, "images per step, over all processes together")
+    micro_batch: int = opt(0, "images per forward pass and process; gradients are summed (0: all at once)")
+    lr: float = opt(2e-3, "peak learning rate")
+    min_lr: float = opt(0.02, "the cosine ends at this share of lr")
+    warmup: int = opt(200, "steps of linear warmup")
+    weight_decay: float = opt(0.02, "AdamW's, on matrices alone")
+    beta2: float = opt(0.95, "AdamW's second beta; the first is 0.9")
+    clip: float = opt(1.0, "largest gradient norm")
+    ema: float = opt(0.999, "decay of the averaged weights per step (shorter at the start)")
+    nested_from: float = opt(0.0, "share of the run after which nested dropout is mixed in; before, all K are kept")
+    nested_full: float = opt(0.67, "share of the run from which on every image has nested dropout")
+    flip: bool = opt(True, "mirror images at random")
+    bf16: bool = opt(True, "bfloat16 autocast")
+    compile: bool = opt(False, "torch.compile the loss")
+    seed: int = opt(0, "seed of the weights, the order of the images and every draw")
+    val_images: int = opt(512, "training images held out for the logged PSNR and code usage")
+    log_every: int = opt(50, "steps between log lines")
+    eval_every: int = opt(500, "steps between PSNR, code usage, picture grid and checkpoint")
+    workers: int = opt(4, "decoding processes for sets that stream")
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "log_every", "eval_every", "val_images"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 1, f"{name}={value!r}: give a whole number of at least 1")
+        for name in ("minutes", "micro_batch", "warmup", "weight_decay", "workers"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
+        _require(self.lr > 0 and self.clip > 0, f"lr={self.lr}, clip={self.clip}: give positive numbers")
+        _require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
+        _require(0 <= self.nested_from <= self.nested_full <= 1,
+                 f"nested_from={self.nested_from}, nested_full={self.nested_full}: give 0 <= from <= full <= 1")
+
+
+def _published(enc_depth: int, dec_depth: int) -> TokenizerConfig:
+    return TokenizerConfig(image_size=32, in_channels=16, patch_size=2, enc_dim=64 * enc_depth, enc_depth=enc_depth,
+                           dec_dim=64 * dec_depth, dec_depth=dec_depth)
+
+
+def _pixels(size: int, patch: int, dim: int, enc_depth: int, dec_depth: int, registers: int, levels) -> TokenizerConfig:
+    return TokenizerConfig(image_size=size, patch_size=patch, enc_dim=dim, enc_depth=enc_depth, dec_dim=dim,
+                           dec_depth=dec_depth, num_registers=registers, fsq_levels=levels, token_std=1.0)
+
+
+PRESETS: dict[str, TokenizerConfig] = {
+    "shapes": _pixels(16, 4, 128, 3, 3, 8, (8, 8, 8, 5)),
+    "cifar10-tiny": _pixels(32, 4, 128, 4, 4, 16, (8, 8, 8, 5)),
+    "cifar10": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
+    "d12-d12": _published(12, 12),
+    "d18-d18": _published(18, 18),
+    "d18-d28": _published(18, 28),
+}
+
+
+def to_json(config) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(cls, values: dict):
+    """Build a config from plain values; an unknown key is an error that lists the known ones."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    _require(not unknown, f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
+    return cls(**values)

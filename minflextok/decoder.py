@@ -1,0 +1,66 @@
+"""The decoder: a Transformer that tells, for a noised image and some registers, the velocity (paper, sec. 3.2)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import TokenizerConfig
+from .nested_dropout import NestedDropout
+from .patches import patchify, sincos_positions, unpatchify
+from .transformer import AdaLNBlock, init_linears, layer_norm, zero_init
+
+
+def time_features(t: Tensor, max_timestep: float = 1.0, dim: int = 256) -> Tensor:
+    """t (B,) in [0, max_timestep] -> (B, dim): cosines then sines at periods from 2*pi to 256*2*pi of 1000*t."""
+    n = dim // 2
+    freqs = 1000 / max_timestep * torch.exp(-math.log(256) / n * torch.arange(n, device=t.device))  # (n,)
+    angles = t.float()[:, None] * freqs
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: TokenizerConfig):
+        super().__init__()
+        self.patch_size, self.max_timestep, dim = c.patch_size, c.max_timestep, c.dec_dim
+        # Registers: codes -> D, plus a position; then nested dropout, then the null condition.
+        self.code_proj = nn.Linear(len(c.fsq_levels), dim)
+        self.register_positions = nn.Parameter(torch.empty(c.num_registers, dim))
+        self.nested_dropout = NestedDropout(dim)
+        self.null_token = nn.Parameter(torch.empty(dim)) if c.learned_null else None
+        # Patches of the noised image.
+        self.patch_proj = nn.Linear(c.patch_size**2 * c.in_channels, dim)
+        self.register_buffer("positions", sincos_positions(dim, c.grid), persistent=False)
+        self.time_mlp = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
+        parts = 2 if c.separate_adaln else 1
+        self.blocks = nn.ModuleList(AdaLNBlock(dim, c.head_dim, parts) for _ in range(c.dec_depth))
+        self.head_adaln = nn.Linear(dim, 2 * dim)
+        self.head = nn.Linear(dim, c.patch_size**2 * c.in_channels)
+        init_linears(self)
+        zero_init(self.head, self.head_adaln, *(block.adaln for block in self.blocks))
+        for token in (self.register_positions, self.nested_dropout.mask_token, self.null_token):
+            if token is not None:
+                nn.init.normal_(token, std=c.token_std)
+
+    def embed_registers(self, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
+        """codes (B, K, F), keep_k (B,) int, null (B,) bool -> (B, K, D)."""
+        registers = self.code_proj(codes.to(self.code_proj.weight.dtype)) + self.register_positions
+        registers = self.nested_dropout(registers, keep_k)
+        null_token = torch.zeros_like(registers[0, 0]) if self.null_token is None else self.null_token
+        return torch.where(null[:, None, None], null_token.to(registers.dtype), registers)
+
+    def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
+        """The velocity (B, C, H, W) at x_t (B, C, H, W), t (B,) or (1,) with 1 = noise.
+
+        codes (B, K, F) FSQ values, of which image b shows its first keep_k[b]; null (B,) bool hides all of them.
+        """
+        h, w = x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size
+        patches = self.patch_proj(patchify(x_t, self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
+        seq = torch.cat([patches, self.embed_registers(codes, keep_k, null)], dim=1)  # (B, P + K, D)
+        temb = self.time_mlp(time_features(t, self.max_timestep).to(self.head.weight.dtype))  # (B or 1, D)
+        for block in self.blocks:
+            seq = block(seq, temb, h * w)
+        shift, scale = self.head_adaln(F.silu(temb))[:, None].chunk(2, dim=-1)
+        out = self.head(layer_norm(seq[:, : h * w]) * (1 + scale) + shift)  # (B, P, p*p*C)
+        return unpatchify(out, self.patch_size, h, w)

@@ -1,0 +1,44 @@
+"""The encoder: a ViT that writes an image into an ordered row of registers (paper, sec. 3.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from .config import TokenizerConfig
+from .patches import patchify, sincos_positions
+from .transformer import Block, init_linears, layer_norm, zero_init
+
+
+def prefix_mask(num_patches: int, num_registers: int, device=None) -> Tensor:
+    """Who sees whom, (N, N) bool with N = P + K, row = query: all see the patches, a register also itself and
+    the registers before it. So patches never see a register, and register i does not depend on how many follow.
+    """
+    i = torch.arange(num_patches + num_registers, device=device)
+    return (i[None, :] < num_patches) | (i[None, :] <= i[:, None])
+
+
+class Encoder(nn.Module):
+    def __init__(self, c: TokenizerConfig):
+        super().__init__()
+        self.patch_size = c.patch_size
+        self.patch_proj = nn.Linear(c.patch_size**2 * c.in_channels, c.enc_dim)
+        self.register_buffer("positions", sincos_positions(c.enc_dim, c.grid), persistent=False)
+        self.registers = nn.Parameter(torch.empty(c.num_registers, c.enc_dim))
+        self.blocks = nn.ModuleList(Block(c.enc_dim, c.head_dim) for _ in range(c.enc_depth))
+        self.head = nn.Linear(c.enc_dim, len(c.fsq_levels))
+        init_linears(self)
+        zero_init(self.head)
+        nn.init.normal_(self.registers, std=c.token_std)
+
+    def forward(self, x: Tensor, num_registers: int | None = None) -> Tensor:
+        """x (B, C, H, W) -> latents before FSQ (B, k, F), for the first k = num_registers (default: all K).
+
+        Registers look only back, so the first k need none of the others.
+        """
+        h, w = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        patches = self.patch_proj(patchify(x, self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
+        registers = self.registers[:num_registers].expand(len(x), -1, -1)  # (B, k, D), no position but their own value
+        mask = prefix_mask(h * w, registers.shape[1], x.device)
+        seq = torch.cat([patches, registers], dim=1)  # (B, P + k, D)
+        for block in self.blocks:
+            seq = block(seq, mask)
+        return self.head(layer_norm(seq[:, h * w :]))
