@@ -47,7 +47,7 @@ class TokenizerConfig:
     keep_k_mode: str = opt("pow2", "training: nested dropout draws keep_k as 'uniform', 'pow2' or 'uniform_pow2'")
     mode_scale: float = opt(0.25, "training: s of mode-sampled timesteps (SD3, arXiv 2403.03206, sec. 3.1)")
     token_std: float = opt(0.02, "initial std of registers, their positions, mask and null token")
-    latent_penalty: float = opt(0.0, "training: weight of mean(z^2) on the latents before FSQ; keeps tanh unsaturated")
+    latent_penalty: float = opt(0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation")
 
     def __post_init__(self):
         object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
@@ -147,6 +147,18 @@ PRESETS: dict[str, TokenizerConfig] = {
     "d12-d12": _published(12, 12),
     "d18-d18": _published(18, 18),
     "d18-d28": _published(18, 28),
+}
+
+# How each preset is trained. The three published models: batch and learning rate are ours, the paper's are not public
+# in full; two hundred thousand steps of 2,048 images are what a lab would start from.
+_LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
+                     nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12, compile=True)
+RECIPES: dict[str, TrainConfig] = {
+    "shapes": TrainConfig(steps=1600, minutes=3, eval_every=200, val_images=256),
+    "cifar10-tiny": TrainConfig(steps=8000),
+    "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000,
+                           compile=True),
+    "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
 }
 
 

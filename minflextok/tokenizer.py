@@ -60,7 +60,7 @@ class FlexTok(nn.Module):
         v = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null)
         loss = F.mse_loss(v.float(), noise - x)
         if self.config.latent_penalty:
-            loss = loss + self.config.latent_penalty * z.float().square().mean()
+            loss = loss + self.config.latent_penalty * (z.float().abs() - 1).clamp(min=0).square().mean()
         return loss
 
     def loss(self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None) -> Tensor:

@@ -1,0 +1,238 @@
+"""The command line: minflextok demo | train | encode | decode | reconstruct."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+import typing
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .config import PRESETS, RECIPES, TokenizerConfig, TrainConfig, from_dict
+from .data import IMG_EXTENSIONS, Skipped, load_dataset, open_image, to_float, to_uint8
+from .figures import budget_grid, save
+from .metrics import psnr
+from .tokenizer import FlexTok
+
+# ---- images and ids on disk ------------------------------------------------------------------------------------------
+
+def read_images(paths: list[str], size: int) -> tuple[Tensor, list[str]]:
+    """Image files and folders of them -> (N, 3, size, size) in [-1, 1], and their names."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"no file or folder {path}")
+        files += sorted(f for f in path.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS) if path.is_dir() else [path]
+    skipped, images, names = Skipped(), [], []
+    for file in files:
+        try:
+            images.append(open_image(file, size))
+            names.append(file.name)
+        except (OSError, ValueError, SyntaxError) as e:
+            skipped(str(file), e)
+    if not images:
+        raise ValueError(f"no readable image in {', '.join(paths)} ({skipped.count} unreadable)")
+    return to_float(torch.from_numpy(np.stack(images))), names
+
+
+def write_ids(path: Path, ids: Tensor, names: list[str], weights: str) -> None:
+    """.npz (arrays ids (N, k), names, weights) or .json."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez(path, ids=ids.numpy(), names=np.array(names), weights=np.array(weights))
+    elif path.suffix == ".json":
+        rows = [{"name": n, "ids": i} for n, i in zip(names, ids.tolist(), strict=True)]
+        path.write_text(json.dumps({"weights": weights, "images": rows}, indent=1) + "\n")
+    else:
+        raise ValueError(f"--out {path}: ids are saved as .npz or .json")
+
+
+def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
+    """What `write_ids` wrote; rows of a JSON file may differ in length."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as f:
+                return list(torch.from_numpy(f["ids"])), f["names"].tolist(), str(f["weights"])
+        held = json.loads(path.read_text())
+        return [torch.tensor(r["ids"]) for r in held["images"]], [r["name"] for r in held["images"]], held["weights"]
+    except FileNotFoundError:
+        raise
+    except Exception as e:
+        raise ValueError(f"{path} does not hold ids ({e}): make it with `minflextok encode`") from None
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+def load(a: argparse.Namespace) -> FlexTok:
+    tok = FlexTok.from_pretrained(a.weights).to(a.device)
+    if tok.config.in_channels != 3:
+        raise ValueError(f"{a.weights} works on {tok.config.in_channels}-channel latents, not on images")
+    return tok
+
+
+def encode(a: argparse.Namespace) -> None:
+    tok = load(a)
+    images, names = read_images(a.images, tok.config.image_size)
+    ids = torch.cat([tok.encode(x, a.tokens).cpu() for x in images.split(64)])
+    write_ids(Path(a.out), ids, names, a.weights)
+    print(f"{len(ids)} images -> {a.out}: {ids.shape[1]} ids each, {tok.config.num_bytes(ids.shape[1])} bytes packed")
+
+
+def decode(a: argparse.Namespace) -> None:
+    rows, names, a.weights = read_ids(Path(a.ids)) if not a.weights else (*read_ids(Path(a.ids))[:2], a.weights)
+    tok, out = load(a), Path(a.out)
+    g = torch.Generator().manual_seed(a.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(rows), 64):
+        batch = [r[: a.tokens] for r in rows[start : start + 64]]
+        images = tok.decode(batch, steps=a.steps, guidance=a.guidance, apg=a.apg, generator=g, progress=True)
+        for i, image in enumerate(to_uint8(images).cpu(), start):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{i:04d}_{Path(names[i]).stem}.png")
+    print(f"{len(rows)} images -> {out}/")
+
+
+def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.Namespace, show: int = 12) -> None:
+    """Encode, decode at each budget, print the table, save the picture of the first `show` images."""
+    device = torch.device(a.device)
+    start = time.perf_counter()
+    ids = torch.cat([tok.encode(x) for x in images.split(64)])
+    encoding = time.perf_counter() - start
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(a.seed))
+    print(f"{len(images)} images, {tok.config.image_size}x{tok.config.image_size}, encoded in {encoding:.2f} s; decoding: "
+          f"{a.steps} Euler steps, guidance {a.guidance:g}{' (APG)' if a.apg else ''}, seed {a.seed}, on {device.type}\n"
+          f"{'tokens':>7}{'bytes':>7}{'PSNR dB':>9}{'seconds':>9}")
+    grids = {}
+    for k in budgets:
+        start = time.perf_counter()
+        parts = [tok.decode(i, steps=a.steps, guidance=a.guidance, apg=a.apg, noise=n, progress=True)
+                 for i, n in zip(ids[:, :k].split(64), noise.split(64), strict=True)]
+        grids[k] = torch.cat(parts).cpu()
+        print(f"{k:7d}{tok.config.num_bytes(k):7d}{psnr(grids[k], images).mean():9.2f}{time.perf_counter() - start:9.1f}",
+              flush=True)
+    save(budget_grid(images[:show], {k: g[:show] for k, g in grids.items()}), a.out)
+    print(f"picture -> {a.out}")
+
+
+def reconstruct(a: argparse.Namespace) -> None:
+    tok = load(a)
+    show_budgets(tok, read_images(a.images, tok.config.image_size)[0], a.tokens or tok.config.budgets, a)
+
+
+def demo(a: argparse.Namespace) -> None:
+    tok = load(a)
+    images = to_float(load_dataset("cifar10-sample", "test", tok.config.image_size).images[: a.num_images])
+    print(f"weights {a.weights}: up to {tok.config.num_registers} tokens of {tok.config.bits_per_token:.1f} bits; "
+          f"images: cifar10-sample, test")
+    show_budgets(tok, images, tok.config.budgets, a)
+
+
+def train(a: argparse.Namespace) -> None:
+    from .train import train_tokenizer
+
+    given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name) is not None}
+    recipe = dataclasses.replace(RECIPES[a.preset], **given)
+    if a.minutes and a.steps is None:
+        recipe = dataclasses.replace(recipe, steps=10**9)  # the clock alone ends the run
+    elif a.steps and a.minutes is None:
+        recipe = dataclasses.replace(recipe, minutes=0.0)
+    config = dataclasses.asdict(PRESETS[a.preset])
+    for change in a.model:
+        key, eq, value = change.partition("=")
+        try:
+            config[key] = json.loads(value)
+        except ValueError:
+            config[key] = value
+        if not eq:
+            raise ValueError(f"--model {change}: give KEY=VALUE")
+    config = from_dict(TokenizerConfig, config)
+    default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10"}.get(a.preset)
+    if not (a.data or default):
+        raise ValueError(f"preset {a.preset} has no default data: give --data")
+    size = config.image_size
+    data = load_dataset(a.data or default, "train", size, recipe.workers)
+    train_tokenizer(config, recipe, data, a.out, a.device, quiet=a.quiet)
+    print(f"trained; FlexTok.from_pretrained({a.out!r}) loads it, `minflextok reconstruct --weights {a.out} ...` shows it")
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+def add_fields(group, cls) -> None:
+    """A flag for each field of a config dataclass, described as there."""
+    for f in dataclasses.fields(cls):
+        flag, kind = "--" + f.name.replace("_", "-"), typing.get_type_hints(cls)[f.name]
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=f.metadata["help"])
+        else:
+            group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f.metadata["help"])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("minflextok", description="Images to 1..K ordered tokens and back (FlexTok).")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def command(name: str, run, help: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=help, description=help)
+        p.set_defaults(run=run)
+        return p
+
+    def decoding(p, weights: str | None = "cifar10-tiny", out: str = "outputs/reconstruct.png") -> None:
+        p.add_argument("--weights", default=weights, help="shipped weights by name, or a directory"
+                       + (f" (default {weights})" if weights else " (default: those that the ids were made with)"))
+        p.add_argument("--out", default=out, help=f"where to write (default {out})")
+        p.add_argument("--device", default=auto, help=f"cpu or cuda (here {auto})")
+        p.add_argument("--steps", type=int, default=25, help="Euler steps (default 25)")
+        p.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is none (default 1)")
+        p.add_argument("--apg", action="store_true", help="adaptive projected guidance instead of classifier-free")
+        p.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
+
+    p = command("demo", demo, "Tokenize embedded test images and show them at 1, 2, 4, ..., K tokens.")
+    decoding(p, out="outputs/demo.png")
+    p.add_argument("--num-images", type=int, default=64, help="images that the table averages over (default 64)")
+
+    p = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
+    p = p.add_parser("tokenizer", help="a FlexTok", description="Train a FlexTok. A run that was stopped goes on when the "
+                     "same command is given again. Under torchrun, the same command uses all its processes.")
+    p.set_defaults(run=train)
+    p.add_argument("--preset", choices=list(PRESETS), default="shapes", help="model and recipe (default shapes)")
+    p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
+                   "(default: the preset's own)")
+    p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
+    p.add_argument("--device", help=f"cpu or cuda (here {auto})")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
+    p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
+                   help="change a field of the preset's TokenizerConfig, such as --model num_registers=8; repeatable")
+    add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig)
+
+    p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
+    p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
+    p.add_argument("--weights", default="cifar10-tiny", help="shipped weights by name, or a directory")
+    p.add_argument("--tokens", type=int, help="ids an image (default: all K)")
+    p.add_argument("--out", default="outputs/ids.npz", help=".npz or .json (default outputs/ids.npz)")
+    p.add_argument("--device", default=auto, help=f"cpu or cuda (here {auto})")
+
+    p = command("decode", decode, "Ids saved by `encode` to PNG files.")
+    p.add_argument("ids", help=".npz or .json from `encode`")
+    decoding(p, weights=None, out="outputs/decoded")
+    p.add_argument("--tokens", type=int, help="use the first so many ids only")
+
+    p = command("reconstruct", reconstruct, "Image files or folders through the tokenizer: a picture and a table.")
+    p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
+    decoding(p)
+    p.add_argument("--tokens", type=int, nargs="+", help="budgets to show (default 1 2 4 ... K)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    a = build_parser().parse_args(argv)
+    warnings.showwarning = lambda message, *_, **__: print(f"minflextok: warning: {message}", file=sys.stderr)
+    try:
+        a.run(a)
+    except (ValueError, OSError, FloatingPointError) as e:
+        sys.exit(f"minflextok: error: {e}")
