@@ -56,9 +56,10 @@ class Decoder(nn.Module):
         codes (B, K, F) FSQ values, of which image b shows its first keep_k[b]; null (B,) bool hides all of them.
         """
         h, w = x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size
-        patches = self.patch_proj(patchify(x_t, self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
+        dtype = self.patch_proj.weight.dtype  # float32, or bfloat16 where the whole model is
+        patches = self.patch_proj(patchify(x_t.to(dtype), self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
         seq = torch.cat([patches, self.embed_registers(codes, keep_k, null)], dim=1)  # (B, P + K, D)
-        temb = self.time_mlp(time_features(t, self.max_timestep).to(self.head.weight.dtype))  # (B or 1, D)
+        temb = self.time_mlp(time_features(t, self.max_timestep).to(dtype))  # (B or 1, D)
         for block in self.blocks:
             seq = block(seq, temb, h * w)
         shift, scale = self.head_adaln(F.silu(temb))[:, None].chunk(2, dim=-1)

@@ -121,6 +121,9 @@ class FlexTok(nn.Module):
         if len(noise) != B:
             raise ValueError(f"noise for {len(noise)} images, ids for {B}: give one noise an image")
         scale = guidance if callable(guidance) else lambda t: guidance
+        for t in (1.0, 1 / steps):
+            if not isinstance(scale(t), (int, float)) or not abs(scale(t)) < float("inf"):
+                raise ValueError(f"guidance={scale(t)!r}: give a finite number, or a function of t that returns one")
         guide = (apg if isinstance(apg, APG) else APG()) if apg else cfg
         null = torch.zeros(B, dtype=torch.bool, device=device)
 

@@ -1,0 +1,178 @@
+"""Our numbers against those of the published implementation, at the tolerances that its fixtures support."""
+
+import json
+
+import pytest
+import torch
+from conftest import SHARED, needs_parity
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from minflextok.decoder import time_features
+from minflextok.encoder import prefix_mask
+from minflextok.flow import APG, cfg, interpolate, mode_timesteps
+from minflextok.fsq import FSQ
+from minflextok.official import RENAME, load_official
+from minflextok.patches import patchify
+
+pytestmark = needs_parity
+PARITY = SHARED / "parity"
+MODELS = {"parity_public": "published_format.safetensors", "parity_public_shared_adaln": "published_format_hub"}
+
+
+@pytest.fixture(params=MODELS, scope="module")
+def pair(request):
+    return load_official(PARITY / MODELS[request.param]), load_file(PARITY / f"{request.param}.safetensors"), request.param
+
+
+def close(ours, theirs, atol):
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0)
+
+
+def test_encoder_and_ids(pair):
+    tok, d, _ = pair
+    z = tok.encode_continuous(d["in.latents"])
+    close(z, d["out.enc_latents"], 2e-5)
+    close(tok.fsq.bound(z), d["out.fsq_bounded"], 2e-5)
+    codes, ids = tok.fsq(z)
+    close(codes, d["out.quant"], 1e-6)
+    assert torch.equal(ids, d["out.tokens"])
+    assert torch.equal(tok.encode(d["in.latents"], 5), d["out.tokens"][:, :5])
+
+
+def test_encoder_stages(pair):
+    tok, d, _ = pair
+    enc, x = tok.encoder, d["in.latents"]
+    patches = enc.patch_proj(patchify(x, 2))
+    close(patches, d["stage.enc_patches"].flatten(1, 2), 2e-5)
+    P, K = patches.shape[1], tok.config.num_registers
+    assert torch.equal(prefix_mask(P, K).to(torch.uint8), d["stage.enc_mask_one_sample"])
+
+
+def test_velocities(pair):
+    tok, d, _ = pair
+    ids, x, t = d["out.tokens"], d["in.noised"], d["in.t"]
+    close(tok.velocity(x, t, ids), d["vel.all"], 2e-5)
+    close(tok.velocity(x, t, ids[:, :1]), d["vel.k1"], 2e-5)
+    close(tok.velocity(x, t, ids[:, :4]), d["vel.k4"], 2e-5)
+    close(tok.velocity(x, t, [i[:k] for i, k in zip(ids, d["in.keep_k_mixed"].tolist(), strict=True)]), d["vel.mixed"], 2e-5)
+    close(tok.velocity(x, t, None, null=True), d["vel.uncond"], 2e-5)
+    close(tok.velocity(x, t, ids[:, :3], null=True), d["vel.uncond"], 2e-5)
+
+
+def test_register_embedding_and_time(pair):
+    tok, d, _ = pair
+    dec = tok.decoder
+    close(dec.code_proj(d["out.quant"]) + dec.register_positions, d["stage.dec_registers_posemb"], 2e-5)
+    features = time_features(d["in.t"])
+    close(features, d["stage.temb_freq"], 2e-5)
+    close(dec.time_mlp(features), d["stage.temb"], 2e-5)
+    dec.max_timestep = 1000.0
+    try:
+        close(tok.velocity(d["in.noised"], d["in.t"], d["out.tokens"]), d["alt.vel.all.other_max_timestep"], 2e-5)
+    finally:
+        dec.max_timestep = 1.0
+
+
+@pytest.mark.parametrize("steps", [4, 10])
+@pytest.mark.parametrize("name, options", [("plain", {}), ("cfg3", {"guidance": 3.0}), ("apg7p5", {"guidance": 7.5, "apg": True})])
+def test_samples(pair, steps, name, options):
+    tok, d, _ = pair
+    for k in (None, 4):
+        key = f"sample.s{steps}.{name}.{'all' if k is None else 'k4'}"
+        if key in d:
+            close(tok.decode(d["out.tokens"][:, :k], steps=steps, noise=d["in.sample_noise"], **options), d[key], 1e-4)
+
+
+def test_sample_with_guidance_schedule(pair):
+    tok, d, _ = pair
+    ours = tok.decode(d["out.tokens"], steps=4, guidance=lambda t: 1 + 2 * t, noise=d["in.sample_noise"])
+    close(ours, d["sample.s4.cfg_linear.all"], 1e-4)
+
+
+def test_loss_and_gradients(pair):
+    tok, d, name = pair
+    tok.zero_grad()
+    x, noise = d["in.latents"], d["in.noise"]
+    close(noise - x, d["train.target"], 1e-6)
+    loss = tok(x, noise, d["in.t"], d["in.keep_k_mixed"], torch.zeros(2, dtype=torch.bool))
+    close(loss[None], d["train.loss"], 1e-5)
+    loss.backward()
+    grads = {n: p.grad for n, p in tok.named_parameters()}
+
+    def ours(theirs):
+        old, new = next((o, n) for o, n in RENAME.items() if theirs.startswith(o))
+        return grads[theirs.replace(old, new).replace("adaLN_modulation.1", "adaln")]
+
+    with safe_open(PARITY / f"{name}.safetensors", "pt") as f:
+        names = json.loads(f.metadata()["grad_names"])
+    for theirs, norm in zip(names, d["train.grad_norms"], strict=True):
+        mine = ours(theirs)
+        torch.testing.assert_close(torch.zeros(()) if mine is None else mine.norm(), norm, rtol=1e-4, atol=1e-7)
+    for key in (k for k in d if k.startswith("train.grad.")):
+        full = d[key]
+        mine = ours(key.removeprefix("train.grad."))
+        full = full.reshape(full.shape[-2:]).T if "posemb" in key else full
+        close(mine, full, 1e-4 * full.abs().max().item())
+
+
+def test_noising_and_units():
+    d = load_file(PARITY / "parity_public.safetensors")
+    close(mode_timesteps(d["noise.table_u"]), d["noise.table_sigma"], 1e-6)
+    close(mode_timesteps(d["noise.u"]), d["noise.sigma"], 1e-6)
+    close(interpolate(d["in.latents"], d["in.noise"], d["in.t"]), d["in.noised"], 1e-6)
+    close(time_features(d["unit.t"], 1.0), d["unit.t_freq.max1"], 2e-5)
+    close(time_features(d["unit.t"], 1000.0), d["unit.t_freq.max1000"], 2e-5)
+    close(torch.stack([cfg(c, u, 3.0) for c, u in zip(d["unit.cond"], d["unit.uncond"], strict=True)]), d["unit.cfg3"], 1e-5)
+    for suffix, scale in (("", 1.0), ("_small", 0.05)):
+        apg = APG()
+        ours = [apg(c * scale, u * scale, 7.5) for c, u in zip(d["unit.cond"], d["unit.uncond"], strict=True)]
+        close(torch.stack(ours), d[f"unit.apg7p5{suffix}"], 2e-5)
+
+
+def test_fsq_tables():
+    d = load_file(PARITY / "parity_public.safetensors")
+    fsq = FSQ((8, 8, 8, 5, 5, 5))
+    assert torch.equal(fsq.ids_to_codes(d["fsq.ids"]), d["fsq.embeddings"])
+    assert torch.equal(fsq.codes_to_ids(d["fsq.embeddings"]), d["fsq.ids"])
+    codes, ids = fsq(d["fsq.z"])
+    assert torch.equal(ids, d["fsq.z_ids"])
+    close(codes, d["fsq.z_quant"], 1e-6)
+    close(fsq.bound(d["fsq.z"]), d["fsq.z_bounded"], 1e-5)
+
+
+def test_published_file_that_is_not_understood_is_refused_by_name(tmp_path):
+    with safe_open(PARITY / "published_format.safetensors", "pt") as f:
+        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+
+    def attempt(tensors, metadata, match):
+        save_file(tensors, tmp_path / "m.safetensors", metadata=metadata)
+        with pytest.raises(ValueError, match=match):
+            load_official(tmp_path / "m.safetensors")
+
+    attempt(tensors | {"decoder.module_dict.dec_new.weight": torch.zeros(2)}, metadata, "dec_new.weight")
+    attempt({k: v for k, v in tensors.items() if "enc_to_latents" not in k}, metadata, "encoder.head")
+    attempt(tensors, {"_target_": "x"}, "no config")
+    attempt(tensors, metadata | {"encoder": metadata["encoder"].replace("'use_mup_readout': False", "'use_mup_readout': True")},
+            "use_mup_readout=True")
+    table = "encoder.module_dict.enc_posemb_module.posembs"
+    attempt(tensors | {table: tensors[table] + 1}, metadata, "sin-cos")
+    attempt(tensors, metadata | {"regularizer": "{}"}, "FSQ levels")
+    evil = metadata | {"pipeline": "__import__('os').system('touch " + str(tmp_path / "pwned") + "')"}
+    save_file(tensors, tmp_path / "m.safetensors", metadata=evil)
+    load_official(tmp_path / "m.safetensors")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_vae_and_repa_tensors_are_reported_and_left_out(tmp_path):
+    with safe_open(PARITY / "published_format.safetensors", "pt") as f:
+        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
+    extra = {"vae.vae.encoder.conv_in.weight": torch.zeros(2), "decoder.module_dict.dec_repa_head.weight": torch.zeros(2)}
+    save_file(tensors | extra, tmp_path / "m.safetensors", metadata=metadata)
+    with pytest.warns(UserWarning, match="ignoring 1"):
+        tok = load_official(tmp_path / "m.safetensors")
+    assert tok.config.in_channels == 16
+    tok.save_pretrained(tmp_path / "ours")
+    again = type(tok).from_pretrained(tmp_path / "ours")
+    assert again.config == tok.config
+    assert all(torch.equal(a, b) for a, b in zip(tok.state_dict().values(), again.state_dict().values(), strict=True))
