@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from .config import PRESETS, RECIPES, TokenizerConfig, TrainConfig, from_dict
-from .data import IMG_EXTENSIONS, Skipped, load_dataset, open_image, to_float, to_uint8
+from .data import IMG_EXTENSIONS, Images, Skipped, load_dataset, open_image, to_float, to_uint8
 from .figures import budget_grid, save
-from .metrics import psnr
+from .metrics import code_usage, psnr
 from .tokenizer import FlexTok
 
 # ---- images and ids on disk ------------------------------------------------------------------------------------------
@@ -85,7 +85,8 @@ def encode(a: argparse.Namespace) -> None:
 
 
 def decode(a: argparse.Namespace) -> None:
-    rows, names, a.weights = read_ids(Path(a.ids)) if not a.weights else (*read_ids(Path(a.ids))[:2], a.weights)
+    rows, names, made_with = read_ids(Path(a.ids))
+    a.weights = a.weights or made_with
     tok, out = load(a), Path(a.out)
     g = torch.Generator().manual_seed(a.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -99,13 +100,12 @@ def decode(a: argparse.Namespace) -> None:
 
 def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.Namespace, show: int = 12) -> None:
     """Encode, decode at each budget, print the table, save the picture of the first `show` images."""
-    device = torch.device(a.device)
     start = time.perf_counter()
     ids = torch.cat([tok.encode(x) for x in images.split(64)])
     encoding = time.perf_counter() - start
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(a.seed))
     print(f"{len(images)} images, {tok.config.image_size}x{tok.config.image_size}, encoded in {encoding:.2f} s; decoding: "
-          f"{a.steps} Euler steps, guidance {a.guidance:g}{' (APG)' if a.apg else ''}, seed {a.seed}, on {device.type}\n"
+          f"{a.steps} Euler steps, guidance {a.guidance:g}{' (APG)' if a.apg else ''}, seed {a.seed}, on {a.device}\n"
           f"{'tokens':>7}{'bytes':>7}{'PSNR dB':>9}{'seconds':>9}")
     grids = {}
     for k in budgets:
@@ -116,7 +116,9 @@ def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.N
         print(f"{k:7d}{tok.config.num_bytes(k):7d}{psnr(grids[k], images).mean():9.2f}{time.perf_counter() - start:9.1f}",
               flush=True)
     save(budget_grid(images[:show], {k: g[:show] for k, g in grids.items()}), a.out)
-    print(f"picture -> {a.out}")
+    used, perplexity = code_usage(ids.cpu(), tok.config.vocab_size)
+    print(f"ids used per register: {used.min()} to {used.max()} of {tok.config.vocab_size} "
+          f"(perplexity {perplexity.min():.0f} to {perplexity.max():.0f})\npicture -> {a.out}")
 
 
 def reconstruct(a: argparse.Namespace) -> None:
@@ -126,9 +128,14 @@ def reconstruct(a: argparse.Namespace) -> None:
 
 def demo(a: argparse.Namespace) -> None:
     tok = load(a)
-    images = to_float(load_dataset("cifar10-sample", "test", tok.config.image_size).images[: a.num_images])
+    if a.num_images < 1:
+        raise ValueError(f"--num-images {a.num_images}: give at least 1")
+    data = load_dataset(a.data, "test", tok.config.image_size)
+    if not isinstance(data, Images):
+        raise ValueError(f"{a.data} is too large for memory: give a smaller set")
+    images = to_float(data.images[: a.num_images])
     print(f"weights {a.weights}: up to {tok.config.num_registers} tokens of {tok.config.bits_per_token:.1f} bits; "
-          f"images: cifar10-sample, test")
+          f"images: the first {len(images)} of {a.data}, test split")
     show_budgets(tok, images, tok.config.budgets, a)
 
 
@@ -194,6 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("demo", demo, "Tokenize embedded test images and show them at 1, 2, 4, ..., K tokens.")
     decoding(p, out="outputs/demo.png")
+    p.add_argument("--data", default="cifar10-sample", help="a data set; its test split is used (default cifar10-sample)")
     p.add_argument("--num-images", type=int, default=64, help="images that the table averages over (default 64)")
 
     p = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")

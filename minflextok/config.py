@@ -47,6 +47,7 @@ class TokenizerConfig:
     keep_k_mode: str = opt("pow2", "training: nested dropout draws keep_k as 'uniform', 'pow2' or 'uniform_pow2'")
     mode_scale: float = opt(0.25, "training: s of mode-sampled timesteps (SD3, arXiv 2403.03206, sec. 3.1)")
     token_std: float = opt(0.02, "initial std of registers, their positions, mask and null token")
+    latent_std: float = opt(0.0, "initial std of the latents before FSQ; 0 as published, where all images start on one code")
     latent_penalty: float = opt(0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation")
 
     def __post_init__(self):

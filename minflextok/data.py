@@ -1,6 +1,7 @@
 """Images to train on: embedded, downloaded, or the user's own. One entry: `load_dataset`."""
 
 import io
+import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -125,7 +126,8 @@ class Stream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[Tensor]:
         for epoch in range(10**9):
             shards = wds.WebDataset(self.shards, shardshuffle=len(self.shards), detshuffle=True, empty_check=False,
-                                    seed=self.seed + epoch, nodesplitter=wds.split_by_node).shuffle(4096)
+                                    seed=self.seed + epoch, nodesplitter=wds.split_by_node)
+            shards = shards.shuffle(4096, rng=random.Random(self.seed + epoch))
             count = 0
             for sample in shards:
                 for image, _ in _decode([sample], self.size, self.skipped):

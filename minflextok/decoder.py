@@ -57,7 +57,8 @@ class Decoder(nn.Module):
         """
         h, w = x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size
         dtype = self.patch_proj.weight.dtype  # float32, or bfloat16 where the whole model is
-        patches = self.patch_proj(patchify(x_t.to(dtype), self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
+        positions = self.positions[:h, :w].flatten(0, 1)  # (P, D)
+        patches = self.patch_proj(patchify(x_t.to(dtype), self.patch_size)) + positions  # (B, P, D)
         seq = torch.cat([patches, self.embed_registers(codes, keep_k, null)], dim=1)  # (B, P + K, D)
         temb = self.time_mlp(time_features(t, self.max_timestep).to(dtype))  # (B or 1, D)
         for block in self.blocks:

@@ -27,6 +27,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(c.enc_dim, len(c.fsq_levels))
         init_linears(self)
         zero_init(self.head)
+        nn.init.normal_(self.head.weight, std=c.latent_std * c.enc_dim**-0.5)  # its input has unit variance
         nn.init.normal_(self.registers, std=c.token_std)
 
     def forward(self, x: Tensor, num_registers: int | None = None) -> Tensor:

@@ -50,14 +50,17 @@ def random_scene(rng: np.random.Generator, num: int | None = None) -> list[Thing
     return things
 
 
-def coverage(thing: Thing, side: int) -> np.ndarray:
-    """How much of each pixel the thing covers: (side, side) float in [0, 1], from 4 x 4 samples a pixel."""
-    grid = (np.arange(4 * side) + 0.5) / (4 * side)
-    dx, dy, r = grid[None, :] - thing.x, grid[:, None] - thing.y, SIZES[thing.size]
+def coverage(thing: Thing, side: int, rows: slice = slice(None), cols: slice = slice(None)) -> np.ndarray:
+    """How much of each pixel the thing covers: (side, side) float in [0, 1], from 4 x 4 samples a pixel.
+
+    rows and cols cut out a window of the image.
+    """
+    grid = ((np.arange(4 * side) + 0.5) / (4 * side)).reshape(side, 4)
+    dx, dy, r = grid[cols].reshape(1, -1) - thing.x, grid[rows].reshape(-1, 1) - thing.y, SIZES[thing.size]
     inside = {"circle": dx**2 + dy**2 <= r**2,
               "square": np.maximum(abs(dx), abs(dy)) <= 0.95 * r,
               "triangle": (2 * abs(dx) <= dy + r) & (dy <= r)}[thing.shape]
-    return inside.reshape(side, 4, side, 4).mean((1, 3))
+    return inside.reshape(dy.shape[0] // 4, 4, dx.shape[1] // 4, 4).mean((1, 3))
 
 
 def render(scene: list[Thing], side: int = 16) -> np.ndarray:
@@ -119,13 +122,15 @@ def read_scene(image: np.ndarray) -> list[Thing]:
         alpha = np.where(best == c, alphas[..., c], 0)
         labels, _ = ndimage.label(alpha > 0.5)
         for i, (rows, cols) in enumerate(ndimage.find_objects(labels), start=1):
-            blob = np.where(ndimage.binary_dilation(labels == i) & (best == c), alpha, 0)
             if (labels == i).sum() < 0.02 * side**2:
                 continue  # a speck: half of the smallest thing has more
+            reach = side // 8
+            window = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in (rows, cols))
+            blob = np.where(ndimage.binary_dilation(labels[window] == i) & (best[window] == c), alpha[window], 0)
             x, y = (cols.start + cols.stop) / 2 / side, (rows.start + rows.stop) / 2 / side
             nudges = np.array([-0.5, 0, 0.5]) / side  # the true centre may lie between pixels
             guesses = [Thing(s, colour, z, x + dx, y + dy) for s in SHAPES for z in SIZES for dx in nudges for dy in nudges]
-            masks = [coverage(g, side) for g in guesses]
+            masks = [coverage(g, side, *window) for g in guesses]
             overlap = [np.minimum(blob, m).sum() / np.maximum(blob, m).sum() for m in masks]
             things.append(guesses[int(np.argmax(overlap))])
     return things
@@ -159,7 +164,8 @@ def check(image: np.ndarray, text: str) -> Verdict:
     """Does the image (3, S, S) uint8 show exactly what the caption says?"""
     wanted, relations = parse_caption(text)
     found = read_scene(image)
-    rest, matched, missing = list(found), [], []
+    rest, missing = list(found), []
+    matched: list[Thing | None] = []
     for want in wanted:
         same = [t for t in rest if (t.shape, t.colour) == (want.shape, want.colour) and want.size in (None, t.size)]
         matched.append(same[0] if same else None)
@@ -167,6 +173,6 @@ def check(image: np.ndarray, text: str) -> Verdict:
             rest.remove(same[0])
         else:
             missing.append(str(want))
-    wrong = [f"{a} {r} {b}" for a, r, b in zip(wanted, relations, wanted[1:], strict=False)
-             if (p := matched[wanted.index(a)]) and (q := matched[wanted.index(b)]) and not holds(p, r, q)]
+    pairs = zip(pairwise(wanted), pairwise(matched), relations, strict=True)
+    wrong = [f"{a} {r} {b}" for (a, b), (p, q), r in pairs if p and q and not holds(p, r, q)]
     return Verdict(not (missing or rest or wrong), found, missing, [str(t) for t in rest], wrong)

@@ -271,7 +271,7 @@ def test_null_condition_is_drawn_at_its_rate_also_under_nested_dropout(tok):
         assert null.float().mean().item() == pytest.approx(0.1, abs=0.01)
         below = (keep_k < 6).float().mean().item()  # pow2 over 1, 2, 4, 6
         assert below == pytest.approx(0.75 * nested, abs=0.01)
-        assert 0 <= t.min() and t.max() <= 1
+        assert t.min() >= 0 and t.max() <= 1
 
 
 def test_loss_is_the_mean_squared_velocity_error(tok, images):
