@@ -46,11 +46,9 @@ def write_ids(path: Path, ids: Tensor, names: list[str], weights: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         np.savez(path, ids=ids.numpy(), names=np.array(names), weights=np.array(weights))
-    elif path.suffix == ".json":
+    else:
         rows = [{"name": n, "ids": i} for n, i in zip(names, ids.tolist(), strict=True)]
         path.write_text(json.dumps({"weights": weights, "images": rows}, indent=1) + "\n")
-    else:
-        raise ValueError(f"--out {path}: ids are saved as .npz or .json")
 
 
 def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
@@ -77,6 +75,8 @@ def load(a: argparse.Namespace) -> FlexTok:
 
 
 def encode(a: argparse.Namespace) -> None:
+    if Path(a.out).suffix not in (".npz", ".json"):
+        raise ValueError(f"--out {a.out}: ids are saved as .npz or .json")
     tok = load(a)
     images, names = read_images(a.images, tok.config.image_size)
     ids = torch.cat([tok.encode(x, a.tokens).cpu() for x in images.split(64)])

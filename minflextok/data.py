@@ -138,7 +138,7 @@ class Stream(torch.utils.data.IterableDataset):
 
     def head(self, n: int) -> Tensor:
         """The first n images in stored order, (n, 3, H, W) uint8."""
-        found = islice(_decode(wds.WebDataset(self.shards, shardshuffle=False), self.size, Skipped()), n)
+        found = islice(_decode(read_all(self.shards), self.size, Skipped()), n)
         return torch.from_numpy(np.stack([image for image, _ in found]))
 
     def batches(self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
@@ -261,7 +261,12 @@ def _load_shards(pattern: str, size: int | None, workers: int) -> Images | Strea
         if not size:
             raise ValueError(f"{pattern} is too large for memory: give an image_size, so that it can stream")
         return Stream(pattern, shards, size, workers)
-    return _in_memory(pattern, _samples(wds.WebDataset(shards, shardshuffle=False, empty_check=False)), size, [])
+    return _in_memory(pattern, _samples(read_all(shards)), size, [])
+
+
+def read_all(shards: list[str]) -> wds.WebDataset:
+    """The shards in stored order, all of them in every process."""
+    return wds.WebDataset(shards, shardshuffle=False, empty_check=False, nodesplitter=lambda every: every)
 
 
 def _samples(shards) -> Iterator[tuple[str, bytes, int | None]]:

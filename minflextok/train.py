@@ -5,25 +5,22 @@ So a resumed run repeats the uninterrupted one exactly, and two processes repeat
 """
 
 import copy
-import json
 import math
-import os
-import signal
 import time
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from .config import TokenizerConfig, TrainConfig, to_json
-from .data import Dataset, Stream, to_float
+from .config import TokenizerConfig, TrainConfig
+from .data import Dataset, Images, Stream, to_float
 from .figures import budget_grid, save
 from .metrics import code_usage, health, one_step_psnr
+from .run import Log, Processes, claim_directory, load_checkpoint, save_checkpoint, stop_on_signal
 from .tokenizer import FlexTok
 
 
@@ -53,75 +50,6 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     """Average the weights; the decay grows from 0 with the steps, so that the start is soon forgotten."""
     decay = min(decay, (step + 1) / (step + 10))
     torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
-def save_checkpoint(state: dict, path: Path) -> None:
-    """Write whole or not at all: a crash or a full disk leaves the previous checkpoint as it was."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
-        part.unlink(missing_ok=True)
-        kept = f"{path} is still the last good one" if path.exists() else "there is none yet"
-        raise OSError(f"could not write checkpoint {path} ({str(e).splitlines()[0]}): is the disk full? "
-                      f"{kept}; free some space and give the same command to resume") from None
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read with weights_only, which takes tensors and plain values and runs no code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise ValueError(f"{path} cannot be read ({str(e).splitlines()[0]}): delete it to start over") from None
-
-
-@contextmanager
-def stop_on_signal():
-    """Yields a list that gets an item once SIGTERM or SIGINT asks this process to end."""
-    asked = []
-    before = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
-class Processes:
-    """Who we are among the processes that torchrun started; alone without it."""
-
-    def __init__(self, device: str):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-
-    def mean(self, value: float) -> float:
-        """The mean of a number over all processes."""
-        if self.world == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return total.item() / self.world
-
-
-def claim_directory(out: Path, model: TokenizerConfig, recipe: TrainConfig, data: str, resume: bool) -> None:
-    """Note in run.json what runs here; a checkpoint of another run is an error that names the differences."""
-    mine = {"data": data, "model": json.loads(to_json(model)), "train": json.loads(to_json(recipe))}
-    if resume:
-        theirs = json.loads((out / "run.json").read_text())
-        differ = [f"{part}.{key}={theirs[part].get(key)!r} there, {value!r} here" for part in ("model", "train")
-                  for key, value in mine[part].items() if theirs[part].get(key) != value]
-        differ += [f"data={theirs['data']!r} there, {data!r} here"] * (theirs["data"] != data)
-        if differ:
-            raise ValueError(f"{out} holds another run ({'; '.join(differ)}): give its settings, or another --out")
-    (out / "run.json").write_text(json.dumps(mine, indent=2) + "\n")
 
 
 @torch.no_grad()
@@ -157,6 +85,43 @@ def hold_out(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
     return data.select(order[n:]), data.at(order[:n])
 
 
+class Training:
+    """All that changes while training, and so all that a checkpoint holds."""
+
+    def __init__(self, config: TokenizerConfig, c: TrainConfig, device: torch.device):
+        torch.manual_seed(c.seed)
+        self.c, self.model = c, FlexTok(config).to(device)
+        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.optimizer = make_optimizer(self.model, c)
+        self.step, self.seconds = 0, 0.0
+        self.window: list[Tensor] = []  # loss and gradient norm of each step since the last log line
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, by steps or by the clock."""
+        return max(self.step / self.c.steps, self.seconds / (60 * self.c.minutes) if self.c.minutes else 0)
+
+    def averages(self, path: Path) -> list[float]:
+        """Mean loss and gradient norm since the last log line."""
+        loss, norm = torch.stack(self.window).mean(0).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f"loss is {loss} and gradient norm {norm} at step {self.step}: lower --lr "
+                                     f"(now {self.c.lr:g}). {path} holds the last good step, if any")
+        return [loss, norm]
+
+    def save(self, path: Path) -> None:
+        if self.window:
+            self.averages(path)  # never overwrite a good checkpoint by a bad one
+        save_checkpoint({"model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step,
+                         "optimizer": self.optimizer.state_dict(), "seconds": self.seconds, "window": self.window}, path)
+
+    def load(self, path: Path) -> None:
+        saved = load_checkpoint(path)
+        for part in ("model", "ema", "optimizer"):
+            getattr(self, part).load_state_dict(saved[part])
+        self.step, self.seconds, self.window = saved["step"], saved["seconds"], saved["window"]
+
+
 def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset, out: str | Path,
                     device: str | None = None, quiet: bool = False) -> FlexTok:
     """Train a FlexTok on uint8 images and return it with averaged weights; on rank 0, `out` gets
@@ -165,92 +130,69 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
     model.safetensors and config.json for `FlexTok.from_pretrained(out)`.
     Raises FloatingPointError on a loss that is not finite; SystemExit(143) after saving on SIGTERM or SIGINT.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    procs, out, c = Processes(device), Path(out), recipe
-    device, main = procs.device, procs.rank == 0
+    procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
+    device, main, share = procs.device, procs.rank == 0, slice(procs.rank, None, procs.world)
     if c.batch_size % procs.world:
         raise ValueError(f"batch_size={c.batch_size} is not a multiple of the {procs.world} processes")
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "checkpoint.pt"
     data, val = hold_out(data, c)
     if config.in_channels != 3 or val.shape[-1] != config.image_size:
         raise ValueError(f"{data.name} gives {tuple(val.shape[1:])} images, this model takes ({config.in_channels}, "
                          f"{config.image_size}, {config.image_size}): set image_size, or pick another preset")
     val = to_float(val).to(device)
+    if isinstance(data, Images):
+        data.images = data.images.to(device)  # small sets are batched on the device
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=c.bf16)
 
-    torch.manual_seed(c.seed)
-    model = FlexTok(config).to(device)
-    ema = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = make_optimizer(model, c)
-    step, seconds, window = 0, 0.0, []
-    saved = load_checkpoint(path) if path.exists() else None
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "checkpoint.pt"
+    run = Training(config, c, device)
     if main:
-        claim_directory(out, config, c, data.name, resume=saved is not None)
-    if saved:
-        model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, seconds, window = saved["step"], saved["seconds"], saved["window"]
-    log = Log(out / "metrics.jsonl", step, main, quiet)
-
-    objective = DistributedDataParallel(model) if procs.world > 1 else model
+        claim_directory(out, config, c, data.name, resume=path.exists())
+    if path.exists():
+        run.load(path)
+    log = Log(out / "metrics.jsonl", run.step, main, quiet)
+    objective = DistributedDataParallel(run.model) if procs.world > 1 else run.model
     if c.compile:
         objective = torch.compile(objective)
 
-    def autocast():
-        return torch.autocast(device.type, torch.bfloat16, enabled=c.bf16)
-
-    def checkpoint() -> None:
-        if main:
-            save_checkpoint({"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
-                             "step": step, "seconds": seconds, "window": window}, path)
-
-    def progress() -> float:
-        return max(step / c.steps, seconds / (60 * c.minutes) if c.minutes else 0)
-
-    if isinstance(getattr(data, "images", None), Tensor):
-        data.images = data.images.to(device)  # small sets are batched on the device
-    batches = data.batches(c.batch_size, c.seed, step, procs.rank, procs.world)
-    share = slice(procs.rank, None, procs.world)
+    batches = data.batches(c.batch_size, c.seed, run.step, procs.rank, procs.world)
     with stop_on_signal() as asked:
-        while (at := procs.mean(progress()) if c.minutes else progress()) < 1:
+        while (at := run.progress) < 1:
             began = time.perf_counter()
-            for group in optimizer.param_groups:
-                group["lr"] = c.lr * lr_factor(step, at, c)
+            for group in run.optimizer.param_groups:
+                group["lr"] = c.lr * lr_factor(run.step, at, c)
             x = to_float(next(batches).to(device, non_blocking=True))  # (B / world, 3, H, W)
-            g = torch.Generator(device).manual_seed(c.seed * 1_000_003 + step)
-            draws = model.draw(x[:1].expand(c.batch_size, -1, -1, -1), nested_prob(at, c), g)  # of the whole batch
+            g = torch.Generator(device).manual_seed(c.seed * 1_000_003 + run.step)
+            draws = run.model.draw(x[:1].expand(c.batch_size, -1, -1, -1), nested_prob(at, c), g)  # of the whole batch
             if c.flip:
                 mirrored = torch.rand(c.batch_size, device=device, generator=g)[share] < 0.5
                 x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
-            window.append(training_step(objective, optimizer, x, [d[share] for d in draws], c, autocast))
-            update_ema(ema, model, step, c.ema)
-            step += 1
-            done = progress() >= 1
-            evaluating = step % c.eval_every == 0 or done
-            if step % c.log_every == 0 or evaluating:
-                loss, norm = (procs.mean(v) for v in torch.stack(window).mean(0).tolist())
-                window = []
-                if not math.isfinite(loss):
-                    raise FloatingPointError(f"loss is {loss} at step {step}: lower --lr (now {c.lr:g}). "
-                                             f"{path} holds the last good step")
-            seconds += time.perf_counter() - began
-            if step % c.log_every == 0 or evaluating:
-                log.line(step, at=progress(), loss=loss, grad_norm=norm, lr=optimizer.param_groups[0]["lr"],
-                         nested=nested_prob(at, c), images=step * c.batch_size, seconds=seconds)
-            if evaluating:
+            run.window.append(training_step(objective, run.optimizer, x, [d[share] for d in draws], c, autocast))
+            update_ema(run.ema, run.model, run.step, c.ema)
+            run.step += 1
+            run.seconds += time.perf_counter() - began
+            if c.minutes:
+                run.seconds = procs.mean(run.seconds)  # all processes must agree on when to end
+
+            evaluating = run.step % c.eval_every == 0 or run.progress >= 1
+            if run.step % c.log_every == 0 or evaluating:
+                loss, norm = map(procs.mean, run.averages(path))
+                run.window = []
+                log.line(run.step, at=run.progress, loss=loss, grad_norm=norm, lr=run.optimizer.param_groups[0]["lr"],
+                         nested=nested_prob(at, c), images=run.step * c.batch_size, seconds=run.seconds)
+            if evaluating and main:
+                log.evaluation(run.step, evaluate(run.ema, val, autocast))
+                picture(run.ema, val[:8], out / "samples" / f"step_{run.step:06d}.png", f"step {run.step}", autocast)
+                run.save(path)
+            elif not evaluating and (procs.world == 1 or run.step % 10 == 0) and procs.mean(bool(asked)) > 0:
                 if main:
-                    log.evaluation(step, evaluate(ema, val, autocast))
-                    picture(ema, val[:8], out / "samples" / f"step_{step:06d}.png", f"step {step}", autocast)
-                checkpoint()
-            elif (procs.world == 1 or step % 10 == 0) and procs.mean(float(bool(asked))) > 0:
-                checkpoint()
-                log.say(f"stopped at step {step}, saved; give the same command to go on")
+                    run.save(path)
+                log.say(f"stopped at step {run.step}, saved; give the same command to go on")
                 raise SystemExit(143)
     if main:
-        ema.save_pretrained(out)
+        run.ema.save_pretrained(out)
     log.close()
-    return ema
+    return run.ema
 
 
 def training_step(objective: nn.Module, optimizer, x: Tensor, draws: list[Tensor], c: TrainConfig, autocast
@@ -270,48 +212,5 @@ def training_step(objective: nn.Module, optimizer, x: Tensor, draws: list[Tensor
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return torch.stack([total, norm])  # tensors: reading their values would make a GPU wait
-
-
-class Log:
-    """A progress bar, and JSON lines; lines past the step that a run resumes from are dropped."""
-
-    def __init__(self, path: Path, step: int, main: bool, quiet: bool):
-        self.main, self.quiet, self.file = main, quiet, None
-        self.first = None
-        if not main:
-            return
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept if step))
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
-        self.bar = tqdm(total=1.0, disable=True if quiet else None, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
-
-    def line(self, step: int, at: float, loss: float, images: int, seconds: float, **rest) -> None:
-        if not self.main:
-            return
-        self.first = self.first or (images, seconds)
-        speed = (images - self.first[0]) / max(seconds - self.first[1], 1e-9) or images / seconds
-        left = seconds * (1 / at - 1) if at > 0 else 0
-        self.bar.n = min(at, 1.0)
-        self.bar.set_description_str(f"step {step}  loss {loss:.4f}  {speed:.0f} images/s  {left / 60:.1f} min left")
-        self.write(step=step, loss=loss, images=images, seconds=round(seconds, 2), images_per_s=round(speed, 1), **rest)
-
-    def evaluation(self, step: int, found: dict) -> None:
-        self.write(step=step, **found)
-        curve = "  ".join(f"{k}: {v:.1f}" for k, v in found["psnr"].items())
-        used = sum(found["ids_used"]) / len(found["ids_used"])
-        self.say(f"step {step}  one-step PSNR by tokens  {curve} dB  ids used per register {used:.0f}  {found['says']}")
-
-    def write(self, **values) -> None:
-        self.file.write(json.dumps({k: v if not isinstance(v, float) else float(f"{v:.9g}") for k, v in values.items()})
-                        + "\n")
-
-    def say(self, text: str) -> None:
-        if self.main and not self.quiet:
-            tqdm.write(text)
-
-    def close(self) -> None:
-        if self.main:
-            self.bar.close()
-            self.file.close()
 
 
