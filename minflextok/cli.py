@@ -164,7 +164,6 @@ def train(a: argparse.Namespace) -> None:
     size = config.image_size
     data = load_dataset(a.data or default, "train", size, recipe.workers)
     train_tokenizer(config, recipe, data, a.out, a.device, quiet=a.quiet)
-    print(f"trained; FlexTok.from_pretrained({a.out!r}) loads it, `minflextok reconstruct --weights {a.out} ...` shows it")
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,10 @@ from tqdm import tqdm
 from .config import TokenizerConfig, TrainConfig, to_json
 
 
+def first_line(e: Exception) -> str:
+    return (str(e) or type(e).__name__).splitlines()[0]
+
+
 def save_checkpoint(state: dict, path: Path) -> None:
     """Write whole or not at all: a crash or a full disk leaves the previous checkpoint as it was."""
     part = path.with_name(path.name + ".part")
@@ -25,7 +29,7 @@ def save_checkpoint(state: dict, path: Path) -> None:
     except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
         part.unlink(missing_ok=True)
         kept = f"{path} is still the last good one" if path.exists() else "there is none yet"
-        raise OSError(f"could not write checkpoint {path} ({str(e).splitlines()[0]}): is the disk full? "
+        raise OSError(f"could not write checkpoint {path} ({first_line(e)}): is the disk full? "
                       f"{kept}; free some space and give the same command to resume") from None
 
 
@@ -34,7 +38,7 @@ def load_checkpoint(path: Path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read ({str(e).splitlines()[0]}): delete it to start over") from None
+        raise ValueError(f"{path} cannot be read ({first_line(e)}): delete it to start over") from None
 
 
 @contextmanager
@@ -59,6 +63,10 @@ class Processes:
         self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+
+    def close(self) -> None:
+        if self.world > 1:
+            dist.destroy_process_group()
 
     def mean(self, value: float) -> float:
         """The mean of a number over all processes."""

@@ -191,7 +191,9 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
                 raise SystemExit(143)
     if main:
         run.ema.save_pretrained(out)
+        log.say(f"trained: FlexTok.from_pretrained({str(out)!r}), or minflextok reconstruct --weights {out} ...")
     log.close()
+    procs.close()
     return run.ema
 
 
