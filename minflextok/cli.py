@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .config import PRESETS, RECIPES, TokenizerConfig, TrainConfig, from_dict
-from .data import IMG_EXTENSIONS, Images, Skipped, load_dataset, open_image, to_float, to_uint8
+from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
 from .figures import budget_grid, save
 from .metrics import code_usage, psnr
 from .tokenizer import FlexTok
@@ -34,7 +34,7 @@ def read_images(paths: list[str], size: int) -> tuple[Tensor, list[str]]:
         try:
             images.append(open_image(file, size))
             names.append(file.name)
-        except (OSError, ValueError, SyntaxError) as e:
+        except UNREADABLE as e:
             skipped(str(file), e)
     if not images:
         raise ValueError(f"no readable image in {', '.join(paths)} ({skipped.count} unreadable)")
@@ -56,9 +56,14 @@ def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as f:
-                return list(torch.from_numpy(f["ids"])), f["names"].tolist(), str(f["weights"])
-        held = json.loads(path.read_text())
-        return [torch.tensor(r["ids"]) for r in held["images"]], [r["name"] for r in held["images"]], held["weights"]
+                rows, names, weights = list(torch.from_numpy(f["ids"])), f["names"].tolist(), f["weights"].item()
+        else:
+            held = json.loads(path.read_text())
+            rows, names = [torch.tensor(r["ids"]) for r in held["images"]], [r["name"] for r in held["images"]]
+            weights = held["weights"]
+        if not rows or len(rows) != len(names) or not all(isinstance(s, str) for s in (*names, weights)):
+            raise ValueError(f"{len(rows)} rows, {len(names)} names, weights {weights!r}")
+        return rows, names, weights
     except FileNotFoundError:
         raise
     except Exception as e:
@@ -68,6 +73,8 @@ def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 def load(a: argparse.Namespace) -> FlexTok:
+    if getattr(a, "apg", False) and a.guidance == 1:
+        raise ValueError("--apg does nothing at guidance 1: give --guidance 3, say")
     tok = FlexTok.from_pretrained(a.weights).to(a.device)
     if tok.config.in_channels != 3:
         raise ValueError(f"{a.weights} works on {tok.config.in_channels}-channel latents, not on images")
@@ -89,6 +96,9 @@ def decode(a: argparse.Namespace) -> None:
     a.weights = a.weights or made_with
     tok, out = load(a), Path(a.out)
     g = torch.Generator().manual_seed(a.seed)
+    least = min(len(r) for r in rows)
+    if a.tokens is not None and not 1 <= a.tokens <= least:
+        raise ValueError(f"--tokens {a.tokens}: {a.ids} has {least} ids an image; give 1 to {least}")
     out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(rows), 64):
         batch = [r[: a.tokens] for r in rows[start : start + 64]]
@@ -100,6 +110,9 @@ def decode(a: argparse.Namespace) -> None:
 
 def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.Namespace, show: int = 12) -> None:
     """Encode, decode at each budget, print the table, save the picture of the first `show` images."""
+    wrong = [k for k in budgets if not 1 <= k <= tok.config.num_registers]
+    if wrong:
+        raise ValueError(f"--tokens {wrong[0]}: {a.weights} gives 1 to {tok.config.num_registers} tokens")
     start = time.perf_counter()
     ids = torch.cat([tok.encode(x) for x in images.split(64)])
     encoding = time.perf_counter() - start
@@ -178,6 +191,15 @@ def add_fields(group, cls) -> None:
             group.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=f.metadata["help"])
 
 
+def device(name: str) -> str:
+    """An argparse type: the name of a device that works here."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
+        raise argparse.ArgumentTypeError(f"{name!r} does not work here ({str(e).splitlines()[0]}); cpu does") from None
+    return name
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("minflextok", description="Images to 1..K ordered tokens and back (FlexTok).")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -192,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
         p.add_argument("--weights", default=weights, help="shipped weights by name, or a directory"
                        + (f" (default {weights})" if weights else " (default: those that the ids were made with)"))
         p.add_argument("--out", default=out, help=f"where to write (default {out})")
-        p.add_argument("--device", default=auto, help=f"cpu or cuda (here {auto})")
+        p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
         p.add_argument("--steps", type=int, default=25, help="Euler steps (default 25)")
         p.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 is none (default 1)")
         p.add_argument("--apg", action="store_true", help="adaptive projected guidance instead of classifier-free")
@@ -211,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
                    "(default: the preset's own)")
     p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
-    p.add_argument("--device", help=f"cpu or cuda (here {auto})")
+    p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
                    help="change a field of the preset's TokenizerConfig, such as --model num_registers=8; repeatable")
@@ -222,7 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", default="cifar10-tiny", help="shipped weights by name, or a directory")
     p.add_argument("--tokens", type=int, help="ids an image (default: all K)")
     p.add_argument("--out", default="outputs/ids.npz", help=".npz or .json (default outputs/ids.npz)")
-    p.add_argument("--device", default=auto, help=f"cpu or cuda (here {auto})")
+    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
 
     p = command("decode", decode, "Ids saved by `encode` to PNG files.")
     p.add_argument("ids", help=".npz or .json from `encode`")
@@ -241,5 +263,5 @@ def main(argv: list[str] | None = None) -> None:
     warnings.showwarning = lambda message, *_, **__: print(f"minflextok: warning: {message}", file=sys.stderr)
     try:
         a.run(a)
-    except (ValueError, OSError, FloatingPointError) as e:
+    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as e:
         sys.exit(f"minflextok: error: {e}")

@@ -26,6 +26,15 @@ def _require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _check_types(config) -> None:
+    """Every field must hold what its annotation says (a whole number will do for a float)."""
+    for f in dataclasses.fields(config):
+        value, kind = getattr(config, f.name), {"tuple[int, ...]": tuple}.get(str(f.type), f.type)
+        ok = type(value) is kind or (kind is float and type(value) is int)
+        _require(ok and (kind is not float or math.isfinite(value)),
+                 f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Everything that shapes a FlexTok. Defaults are the facts shared by all published models (paper, App. A)."""
@@ -51,10 +60,15 @@ class TokenizerConfig:
     latent_penalty: float = opt(0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation")
 
     def __post_init__(self):
-        object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
-        for name in ("image_size", "in_channels", "patch_size", "enc_depth", "dec_depth", "num_registers"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, f"{name}={value!r}: give a whole number of at least 1")
+        if isinstance(self.fsq_levels, list):
+            object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
+        _check_types(self)
+        for name in ("image_size", "in_channels", "patch_size", "enc_depth", "dec_depth", "head_dim", "num_registers"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        for name in ("token_std", "latent_std", "latent_penalty"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
+        _require(-1 <= self.mode_scale <= 2 / (math.pi - 2),
+                 f"mode_scale={self.mode_scale}: give a number from -1 to 1.75, where timesteps stay in [0, 1]")
         _require(self.image_size % self.patch_size == 0,
                  f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         for name in ("enc_dim", "dec_dim"):
@@ -120,10 +134,10 @@ class TrainConfig:
     workers: int = opt(4, "decoding processes for sets that stream")
 
     def __post_init__(self):
+        _check_types(self)
         for name in ("steps", "batch_size", "log_every", "eval_every", "val_images"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, f"{name}={value!r}: give a whole number of at least 1")
-        for name in ("minutes", "micro_batch", "warmup", "weight_decay", "workers"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        for name in ("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
         _require(self.lr > 0 and self.clip > 0, f"lr={self.lr}, clip={self.clip}: give positive numbers")
         _require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
@@ -155,12 +169,11 @@ PRESETS: dict[str, TokenizerConfig] = {
 # How each preset is trained. The three published models: batch and learning rate are ours, the paper's are not public
 # in full; two hundred thousand steps of 2,048 images are what a lab would start from.
 _LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
-                     nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12, compile=True)
+                     nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {
     "shapes": TrainConfig(steps=1600, minutes=3, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000,
-                           compile=True),
+    "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
 }
 

@@ -2,7 +2,9 @@
 
 import io
 import random
+import tarfile
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,15 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset as wds
-from PIL import Image
+from filelock import FileLock
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets import CIFAR10, ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from .config import DATA_DIR
 from .shapes import make_shapes
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on a broken file
 IN_MEMORY_BYTES = 2 * 10**9  # decoded; larger sets stay on disk
 
 
@@ -35,7 +39,11 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
     """Read an image file or its bytes as RGB (3, H, W) uint8; with `size`, resize the short side and crop the centre."""
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    image = ImageOps.exif_transpose(image)  # phones store their photos sideways
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = Image.fromarray((np.asarray(image, np.int64) // 257).clip(0, 255).astype(np.uint8))
+    image = image.convert("RGB")
     if size and image.size != (size, size):
         scale = size / min(image.size)
         w, h = (max(size, round(n * scale)) for n in image.size)
@@ -99,7 +107,7 @@ class Folder(torch.utils.data.Dataset):
             file = self.files[j % len(self)]
             try:
                 return torch.from_numpy(open_image(file, self.size).copy())
-            except (OSError, ValueError, SyntaxError) as e:
+            except UNREADABLE as e:
                 self.skipped(file, e)
         raise ValueError(f"{self.name}: none of its {len(self)} images can be read")
 
@@ -112,7 +120,8 @@ class Folder(torch.utils.data.Dataset):
 
     def batches(self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
         order = (i[rank::world].tolist() for i in shuffled(len(self), batch_size, seed, start))
-        yield from torch.utils.data.DataLoader(self, batch_sampler=order, num_workers=self.workers)
+        yield from torch.utils.data.DataLoader(self, batch_sampler=order, num_workers=self.workers,
+                                               pin_memory=torch.cuda.is_available())
 
 
 class Stream(torch.utils.data.IterableDataset):
@@ -133,20 +142,23 @@ class Stream(torch.utils.data.IterableDataset):
                 for image, _ in _decode([sample], self.size, self.skipped):
                     count += 1
                     yield torch.from_numpy(image.copy())
-            if not count and epoch == 0 and len(self.shards) >= max(1, self.workers):
-                raise ValueError(f"{self.name}: this process found no image in its share of {len(self.shards)} shards")
+            if not count:
+                raise ValueError(f"{self.name}: a process found no image in its share of {len(self.shards)} shards")
 
     def head(self, n: int) -> Tensor:
         """The first n images in stored order, (n, 3, H, W) uint8."""
-        found = islice(_decode(read_all(self.shards), self.size, Skipped()), n)
-        return torch.from_numpy(np.stack([image for image, _ in found]))
+        found = [image for image, _ in islice(_decode(read_all(self.shards), self.size, Skipped()), n)]
+        if not found:
+            raise ValueError(f"{self.name} holds no readable image")
+        return torch.from_numpy(np.stack(found))
 
     def batches(self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
         if len(self.shards) < world:
             raise ValueError(f"{len(self.shards)} shards for {world} processes: give each process at least one")
         self.seed = seed + 1_000_003 * start
         workers = min(self.workers, len(self.shards) // world)
-        yield from torch.utils.data.DataLoader(self, batch_size=batch_size // world, num_workers=workers)
+        yield from torch.utils.data.DataLoader(self, batch_size=batch_size // world, num_workers=workers,
+                                               pin_memory=torch.cuda.is_available())
 
 
 def shuffled(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -157,13 +169,12 @@ def shuffled(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Ten
     orders = {}
     position = start * batch_size
     while True:
-        i = torch.arange(position, position + batch_size)
-        for epoch in range(int(i[0]) // n, int(i[-1]) // n + 1):
-            if epoch not in orders:
-                g = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-                orders = {e: o for e, o in orders.items() if e >= int(i[0]) // n}
-                orders[epoch] = torch.randperm(n, generator=g)
-        yield torch.stack([orders[int(j) // n][int(j) % n] for j in i])
+        first, last = position // n, (position + batch_size - 1) // n  # the epochs that this batch touches
+        orders = {e: orders.get(e) for e in range(first, last + 1)}
+        for e in (e for e, order in orders.items() if order is None):
+            orders[e] = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + e))
+        at = position - first * n
+        yield torch.cat(list(orders.values()))[at : at + batch_size]
         position += batch_size
 
 
@@ -209,8 +220,10 @@ def load_dataset(name_or_path: str | Path, split: str = "train", image_size: int
 
 def _load_cifar10(split: str, image_size: int | None) -> Images:
     root = Path.home() / ".cache" / "minflextok"
-    try:  # torchvision checks the archive's MD5 before it reads its pickles
-        raw = CIFAR10(root, train=split == "train", download=True)
+    try:  # one process downloads, others wait; torchvision checks the archive's MD5 before it reads its pickles
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "cifar10.lock"):
+            raw = CIFAR10(root, train=split == "train", download=True)
     except (OSError, RuntimeError) as e:
         raise OSError(f"cannot download CIFAR-10 to {root} ({e}). Offline, use --data cifar10-sample (embedded), "
                       "shapes (procedural), or a folder or shards of your own") from None
@@ -238,7 +251,7 @@ def _load_folder(root: Path, split: str, size: int | None, workers: int) -> Imag
     files = flat
     if classes:
         try:
-            samples = ImageFolder(str(folder)).samples
+            samples = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, IMG_EXTENSIONS)
         except FileNotFoundError as e:  # names the classes without images
             raise ValueError(f"{folder}: {str(e).splitlines()[0]}") from None
         files, labels = [f for f, _ in samples], torch.tensor([i for _, i in samples])
@@ -256,12 +269,23 @@ def _load_shards(pattern: str, size: int | None, workers: int) -> Images | Strea
         absent = [s for s in shards if not Path(s).exists()]
         if absent:
             raise FileNotFoundError(f"no shard {absent[0]} ({len(absent)} of {len(shards)} are missing)")
+        for shard in shards:
+            if shard.endswith(".tar") and not _is_whole_tar(shard):
+                raise ValueError(f"{shard} does not end as a tar does: it is truncated, or no tar; copy it again")
         total = 10 * sum(Path(s).stat().st_size for s in shards)  # JPEGs grow about tenfold
     if total >= IN_MEMORY_BYTES:
         if not size:
             raise ValueError(f"{pattern} is too large for memory: give an image_size, so that it can stream")
         return Stream(pattern, shards, size, workers)
     return _in_memory(pattern, _samples(read_all(shards)), size, [])
+
+
+def _is_whole_tar(shard: str) -> bool:
+    """A tar ends with two blocks of zeros; one cut between two files would else pass for a shorter set."""
+    with open(shard, "rb") as f:
+        size = f.seek(0, 2)
+        f.seek(max(0, size - 1024))
+        return size >= 1024 and not any(f.read())
 
 
 def read_all(shards: list[str]) -> wds.WebDataset:
@@ -277,7 +301,7 @@ def _samples(shards) -> Iterator[tuple[str, bytes, int | None]]:
             sample = next(samples)
         except StopIteration:
             return
-        except (OSError, EOFError, ValueError) as e:
+        except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as e:
             raise ValueError(f"cannot read a shard to its end ({e}): is it truncated, or no tar?") from None
         image = next((v for k, v in sample.items() if "." + k.split(".")[-1].lower() in IMG_EXTENSIONS), None)
         if image is None:
@@ -292,7 +316,7 @@ def _decode(shards, size: int, skipped: Skipped) -> Iterator[tuple[np.ndarray, i
     for key, image, label in _samples(shards):
         try:
             yield open_image(image, size), label
-        except (OSError, ValueError, SyntaxError) as e:
+        except UNREADABLE as e:
             skipped(key, e)
 
 
@@ -302,7 +326,7 @@ def _in_memory(name: str, samples: Iterator[tuple[str, str | bytes, int | None]]
     for key, source, label in samples:
         try:
             image = open_image(source, size)
-        except (OSError, ValueError, SyntaxError) as e:
+        except UNREADABLE as e:
             skipped(key, e)
             continue
         if images and image.shape != images[0].shape:

@@ -42,7 +42,7 @@ class APG:
         self.average = cond - uncond + self.momentum * self.average
         norm = self.average.norm(p=2, dim=axes, keepdim=True)
         diff = (self.average * (self.threshold / norm).clamp(max=1)).double()
-        unit = cond.double() / cond.double().norm(p=2, dim=axes, keepdim=True)
+        unit = cond.double() / cond.double().norm(p=2, dim=axes, keepdim=True).clamp(min=1e-12)
         parallel = (diff * unit).sum(axes, keepdim=True) * unit
         return cond + (scale - 1) * (diff - parallel + self.eta * parallel).to(cond.dtype)
 

@@ -17,9 +17,8 @@ def sample_keep_k(batch: int, num_registers: int, mode: str, generator: torch.Ge
     """
     K = num_registers
     if mode == "pow2":
-        choices = [2**i for i in range(K.bit_length()) if 2**i < K] + [K]
-        i = torch.randint(len(choices), (batch,), generator=generator, device=device)
-        return torch.tensor(choices, device=device)[i]
+        choices = (K - 1).bit_length() + 1  # 1, 2, 4, ... below K, and K
+        return (2 ** torch.randint(choices, (batch,), generator=generator, device=device)).clamp(max=K)
     k = torch.randint(1, K + 1, (batch,), generator=generator, device=device)
     if mode == "uniform":
         return k

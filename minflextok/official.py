@@ -43,7 +43,7 @@ REQUIRED = {"mlp_ratio": 4.0, "qk_norm": True, "use_mup_readout": False, "freque
 def load_official(path: str | Path) -> FlexTok:
     """Load a published checkpoint: a model.safetensors with metadata, or a directory with config.json beside it.
 
-    Returns a FlexTok on VAE latents (in_channels = 16), in eval mode. Raises ValueError, naming the tensor or the
+    Returns a FlexTok on VAE latents (in_channels = 16), float32, in eval mode. Raises ValueError, naming the tensor or the
     setting, for anything this implementation does not understand.
     """
     path = Path(path)
@@ -61,11 +61,12 @@ def load_official(path: str | Path) -> FlexTok:
     config = _infer_config(tensors, settings, file)
     for name in TABLES:
         table = sincos_positions(tensors[name].shape[1], config.grid).permute(2, 0, 1)[None]
-        if not torch.allclose(tensors.pop(name).float(), table, atol=1e-5):
+        stored = tensors.pop(name)
+        if not torch.allclose(stored.float(), table, atol=1e-5 if stored.dtype == torch.float32 else 1e-2):
             raise ValueError(f"{file}: {name} is not the fixed sin-cos table that this implementation uses")
     ours = {_rename(k, file): v.reshape(v.shape[-2:]).T.contiguous() if "registers_posemb" in k else v
             for k, v in tensors.items()}
-    return FlexTok.from_tensors(config, ours, file)
+    return FlexTok.from_tensors(config, ours, file).float()
 
 
 def _settings(file: Path) -> dict:
@@ -82,11 +83,21 @@ def _settings(file: Path) -> dict:
                 literals[key] = ast.literal_eval(text)
             except (ValueError, SyntaxError):
                 literals[key] = text  # a plain string, such as _target_
-        return literals
+        return _sections(literals, file)
     beside = file.with_name("config.json")
     if not beside.exists():
         raise ValueError(f"{file} has no config in its metadata and no config.json beside it: download both")
-    return json.loads(beside.read_text())
+    try:
+        return _sections(json.loads(beside.read_text()), beside)
+    except ValueError as e:
+        raise ValueError(f"{beside}: {e}") from None
+
+
+def _sections(settings: dict, source: Path) -> dict:
+    for name in ("encoder", "decoder", "regularizer", "flow_matching_noise_module"):
+        if not isinstance(settings, dict) or not isinstance(settings.get(name, {}), dict):
+            raise ValueError(f"{source}: its section {name} is not a dictionary")
+    return settings
 
 
 def _rename(name: str, file: Path) -> str:
@@ -111,6 +122,8 @@ def _infer_config(tensors: dict[str, Tensor], settings: dict, file: Path) -> Tok
 
     def setting(key: str, default):
         values = _find(settings, key)
+        if any(v != values[0] for v in values):
+            raise ValueError(f"{file}: {key} is {values} in different places, which is not supported")
         return values[0] if values else default
 
     def shape(name: str) -> torch.Size:

@@ -79,15 +79,23 @@ class Processes:
 
 def claim_directory(out: Path, model: TokenizerConfig, recipe: TrainConfig, data: str, resume: bool) -> None:
     """Note in run.json what runs here; a checkpoint of another run is an error that names the differences."""
+    harmless = ("workers", "log_every", "compile")
     mine = {"data": data, "model": json.loads(to_json(model)), "train": json.loads(to_json(recipe))}
     if resume:
-        theirs = json.loads((out / "run.json").read_text())
+        try:
+            theirs = json.loads((out / "run.json").read_text())
+        except (OSError, ValueError) as e:
+            raise ValueError(f"{out} has a checkpoint, but its run.json cannot be read ({first_line(e)}): "
+                             "give another --out") from None
         differ = [f"{part}.{key}={theirs[part].get(key)!r} there, {value!r} here" for part in ("model", "train")
-                  for key, value in mine[part].items() if theirs[part].get(key) != value]
+                  for key, value in mine[part].items() if theirs[part].get(key) != value and key not in harmless]
         differ += [f"data={theirs['data']!r} there, {data!r} here"] * (theirs["data"] != data)
         if differ:
             raise ValueError(f"{out} holds another run ({'; '.join(differ)}): give its settings, or another --out")
-    (out / "run.json").write_text(json.dumps(mine, indent=2) + "\n")
+        return
+    part = out / "run.json.part"
+    part.write_text(json.dumps(mine, indent=2) + "\n")
+    os.replace(part, out / "run.json")
 
 
 class Log:
@@ -98,10 +106,19 @@ class Log:
         self.first = None
         if not main:
             return
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
-        path.write_text("".join(line + "\n" for line in kept if step))
+        old = path.read_text().splitlines() if path.exists() and step else []
+        kept = [line for line in old if self.step_of(line) <= step]
+        path.write_text("".join(line + "\n" for line in kept))
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the run)
         self.bar = tqdm(total=1.0, disable=True if quiet else None, bar_format="{percentage:3.0f}%|{bar:20}| {desc}")
+
+    @staticmethod
+    def step_of(line: str) -> float:
+        """Its step; infinite for the torn last line of a killed run."""
+        try:
+            return json.loads(line)["step"]
+        except ValueError:
+            return float("inf")
 
     def line(self, step: int, at: float, loss: float, images: int, seconds: float, **rest) -> None:
         if not self.main:

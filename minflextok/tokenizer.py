@@ -89,7 +89,10 @@ class FlexTok(nn.Module):
         null (a bool, or (B,) bool) hides the ids of those images; ids may be None where it hides all.
         """
         x_t = self._check_shape(x_t, "x_t")
-        null = torch.as_tensor(null, device=x_t.device).expand(len(x_t))
+        null = torch.as_tensor(null, device=x_t.device)
+        if null.dtype != torch.bool or null.shape not in ((), (len(x_t),)):
+            raise ValueError(f"null is {null.dtype} {tuple(null.shape)}: give a bool, or a (B,) bool tensor")
+        null = null.expand(len(x_t))
         if ids is None and bool(null.all()):
             ids = torch.zeros(len(x_t), 1, dtype=torch.long)
         codes, keep_k = self._check_ids(ids)
@@ -98,6 +101,8 @@ class FlexTok(nn.Module):
         t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).reshape(-1)  # one t broadcasts over the batch
         if len(t) not in (1, len(x_t)):
             raise ValueError(f"t has {len(t)} values for {len(x_t)} images: give one, or one an image")
+        if not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"t={t.tolist()}: give timesteps from 0 (the image) to 1 (noise)")
         return self.decoder(x_t, t, codes, keep_k, null).float()
 
     @torch.no_grad()
@@ -117,18 +122,19 @@ class FlexTok(nn.Module):
         if noise is None:
             noise = torch.randn((B, c.in_channels, c.image_size, c.image_size), generator=generator,
                                 device=generator.device if generator else device)
-        noise = self._check_shape(noise, "noise").float()
+        noise = self._check_shape(noise, "noise", finite=True).float()
         if len(noise) != B:
             raise ValueError(f"noise for {len(noise)} images, ids for {B}: give one noise an image")
         scale = guidance if callable(guidance) else lambda t: guidance
-        for t in (1.0, 1 / steps):
-            if not isinstance(scale(t), (int, float)) or not abs(scale(t)) < float("inf"):
-                raise ValueError(f"guidance={scale(t)!r}: give a finite number, or a function of t that returns one")
-        guide = (apg if isinstance(apg, APG) else APG()) if apg else cfg
+        scales = {i / steps: scale(i / steps) for i in range(steps, 0, -1)}
+        for t, s in scales.items():
+            if not isinstance(s, (int, float)) or not abs(s) < float("inf"):
+                raise ValueError(f"guidance={s!r} at t={t:g}: give a finite number, or a function of t that returns one")
+        guide = (APG(apg.momentum, apg.threshold, apg.eta) if isinstance(apg, APG) else APG()) if apg else cfg
         null = torch.zeros(B, dtype=torch.bool, device=device)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            s, time = float(scale(t)), torch.tensor([t], device=device)
+            s, time = scales[t], torch.tensor([t], device=device)
             if s == 1:
                 return self.decoder(x, time, codes, keep_k, null).float()
             both = (torch.cat([a, b]) for a, b in ((x, x), (codes, codes), (keep_k, keep_k), (null, ~null)))
@@ -140,11 +146,11 @@ class FlexTok(nn.Module):
 
     def reconstruct(self, images: Tensor, num_tokens: int | None = None, **decode_options) -> Tensor:
         """encode, then decode; options as for `decode`. (B, C, H, W) -> (B, C, H, W)."""
-        if decode_options.get("noise") is None and images.ndim == 4:  # latents may be smaller than image_size
+        ids = self.encode(images, num_tokens)
+        if decode_options.get("noise") is None:  # latents may be smaller than image_size
             g = decode_options.get("generator")
-            device = g.device if g else images.device
-            decode_options["noise"] = torch.randn(images.shape, generator=g, device=device)
-        return self.decode(self.encode(images, num_tokens), **decode_options)
+            decode_options["noise"] = torch.randn(images.shape, generator=g, device=g.device if g else images.device)
+        return self.decode(ids, **decode_options)
 
     # ---- weights on disk -----------------------------------------------------------------------------------------
 
@@ -210,10 +216,11 @@ class FlexTok(nn.Module):
     # ---- checks of what users give -------------------------------------------------------------------------------
 
     def _check_k(self, k: int, what: str) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= self.config.num_registers:
+        whole = not isinstance(k, bool) and hasattr(k, "__index__")  # numpy's whole numbers too
+        if not whole or not 1 <= k <= self.config.num_registers:
             raise ValueError(f"{what}={k!r}: give a whole number from 1 to {self.config.num_registers}")
 
-    def _check_shape(self, x: Tensor, what: str) -> Tensor:
+    def _check_shape(self, x: Tensor, what: str, finite: bool = False) -> Tensor:
         c, size, p = self.config, self.config.image_size, self.config.patch_size
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -228,14 +235,14 @@ class FlexTok(nn.Module):
             hint = " (resize or crop first)" if c.in_channels == 3 else ""
             raise ValueError(f"{what} has shape {tuple(x.shape)}: give (B >= 1, {c.in_channels}, {want}"
                              f"{')' if c.in_channels == 3 else ''}{hint}")
+        if finite and not bool(x.isfinite().all()):
+            raise ValueError(f"{what} hold{'s' * (what != 'images')} NaN or infinite values: clean them first")
         return x.to(self.encoder.registers.device, self.encoder.registers.dtype)
 
     def _check_images(self, x: Tensor) -> Tensor:
-        x = self._check_shape(x, "images")
-        low, high = (v.item() for v in x.detach().aminmax())
-        if not (abs(low) < float("inf") and abs(high) < float("inf")):
-            raise ValueError("images hold NaN or infinite values: clean them first")
+        x = self._check_shape(x, "images", finite=True)
         if self.config.in_channels == 3:
+            low, high = (v.item() for v in x.detach().aminmax())
             if max(-low, high) > 1.01:
                 raise ValueError(f"images range from {low:.4g} to {high:.4g}: scale them to [-1, 1] "
                                  "(from 0..255: x / 127.5 - 1; from 0..1: x * 2 - 1)")
@@ -256,20 +263,19 @@ class FlexTok(nn.Module):
                 raise ValueError(f"ids have dtype {row.dtype}: give int64")
             self._check_k(len(row), "number of ids k")
         device = self.encoder.registers.device
-        flat = torch.cat(rows).to(device, torch.long)
-        low, high = (v.item() for v in flat.aminmax())
+        keep_k = torch.tensor([len(row) for row in rows], device=device)
+        padded = ids if isinstance(ids, Tensor) else nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        padded = F.pad(padded.to(device, torch.long), (0, c.num_registers - padded.shape[1]))  # masked, so 0 will do
+        low, high = (v.item() for v in padded.aminmax())
         if low < 0 or high >= c.vocab_size:
             raise ValueError(f"ids range from {low} to {high}: this model's are 0 to {c.vocab_size - 1}")
-        keep_k = torch.tensor([len(row) for row in rows], device=device)
-        padded = nn.utils.rnn.pad_sequence([row.to(device, torch.long) for row in rows], batch_first=True)
-        padded = F.pad(padded, (0, c.num_registers - padded.shape[1]))  # ids past keep_k are masked, so 0 will do
         return self.fsq.ids_to_codes(padded), keep_k
 
 
-def read_safetensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, memory-mapped; a damaged or foreign file is a one-line error."""
     try:
         with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}  # noqa: SIM118 (no dict)
+            return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path} is not a whole safetensors file ({e}): download or save it again") from None

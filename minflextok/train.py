@@ -90,16 +90,22 @@ class Training:
 
     def __init__(self, config: TokenizerConfig, c: TrainConfig, device: torch.device):
         torch.manual_seed(c.seed)
-        self.c, self.model = c, FlexTok(config).to(device)
+        self.c, self.device, self.model = c, device, FlexTok(config).to(device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, c)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
         self.window: list[Tensor] = []  # loss and gradient norm of each step since the last log line
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, by steps or by the clock."""
         return max(self.step / self.c.steps, self.seconds / (60 * self.c.minutes) if self.c.minutes else 0)
+
+    def tick(self, procs: Processes) -> None:
+        """Add the time since the last call; all processes must agree on it where it ends the run."""
+        self.seconds, self.clock = self.seconds + time.perf_counter() - self.clock, time.perf_counter()
+        if self.c.minutes:
+            self.seconds = procs.mean(self.seconds)
 
     def averages(self, path: Path) -> list[float]:
         """Mean loss and gradient norm since the last log line."""
@@ -119,7 +125,7 @@ class Training:
         saved = load_checkpoint(path)
         for part in ("model", "ema", "optimizer"):
             getattr(self, part).load_state_dict(saved[part])
-        self.step, self.seconds, self.window = saved["step"], saved["seconds"], saved["window"]
+        self.step, self.seconds, self.window = saved["step"], saved["seconds"], [w.to(self.device) for w in saved["window"]]
 
 
 def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset, out: str | Path,
@@ -136,8 +142,10 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
         raise ValueError(f"batch_size={c.batch_size} is not a multiple of the {procs.world} processes")
     data, val = hold_out(data, c)
     if config.in_channels != 3 or val.shape[-1] != config.image_size:
+        hint = ("load them with this image_size" if config.in_channels == 3 else
+                "it works on the latents of a VAE, which is not part of this package yet; pick a pixel preset")
         raise ValueError(f"{data.name} gives {tuple(val.shape[1:])} images, this model takes ({config.in_channels}, "
-                         f"{config.image_size}, {config.image_size}): set image_size, or pick another preset")
+                         f"{config.image_size}, {config.image_size}): {hint}")
     val = to_float(val).to(device)
     if isinstance(data, Images):
         data.images = data.images.to(device)  # small sets are batched on the device
@@ -150,6 +158,8 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
         claim_directory(out, config, c, data.name, resume=path.exists())
     if path.exists():
         run.load(path)
+    if procs.mean(run.step) != run.step:
+        raise ValueError(f"the processes do not see the same checkpoint: --out {out} must be one shared directory")
     log = Log(out / "metrics.jsonl", run.step, main, quiet)
     objective = DistributedDataParallel(run.model) if procs.world > 1 else run.model
     if c.compile:
@@ -158,7 +168,6 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
     batches = data.batches(c.batch_size, c.seed, run.step, procs.rank, procs.world)
     with stop_on_signal() as asked:
         while (at := run.progress) < 1:
-            began = time.perf_counter()
             for group in run.optimizer.param_groups:
                 group["lr"] = c.lr * lr_factor(run.step, at, c)
             x = to_float(next(batches).to(device, non_blocking=True))  # (B / world, 3, H, W)
@@ -170,11 +179,9 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
             run.window.append(training_step(objective, run.optimizer, x, [d[share] for d in draws], c, autocast))
             update_ema(run.ema, run.model, run.step, c.ema)
             run.step += 1
-            run.seconds += time.perf_counter() - began
-            if c.minutes:
-                run.seconds = procs.mean(run.seconds)  # all processes must agree on when to end
+            run.tick(procs)
 
-            evaluating = run.step % c.eval_every == 0 or run.progress >= 1
+            evaluating = run.step % c.eval_every == 0 or run.step == min(100, c.eval_every) or run.progress >= 1
             if run.step % c.log_every == 0 or evaluating:
                 loss, norm = map(procs.mean, run.averages(path))
                 run.window = []
@@ -184,9 +191,10 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
                 log.evaluation(run.step, evaluate(run.ema, val, autocast))
                 picture(run.ema, val[:8], out / "samples" / f"step_{run.step:06d}.png", f"step {run.step}", autocast)
                 run.save(path)
-            elif not evaluating and (procs.world == 1 or run.step % 10 == 0) and procs.mean(bool(asked)) > 0:
+            if (procs.world == 1 or run.step % 10 == 0) and procs.mean(bool(asked)) > 0 and run.progress < 1:
                 if main:
                     run.save(path)
+                procs.mean(0.0)  # torchrun ends all processes once one has gone: wait for the save
                 log.say(f"stopped at step {run.step}, saved; give the same command to go on")
                 raise SystemExit(143)
     if main:

@@ -69,6 +69,8 @@ def test_demo(tmp_path, capsys):
     (["decode", "{text}"], "does not hold ids"),
     (["decode", "nowhere.npz"], "nowhere.npz"),
     (["reconstruct", "{photos}", "--steps", "0"], "steps=0"),
+    (["reconstruct", "{photos}", "--tokens", "4", "99"], "--tokens 99: cifar10-tiny gives 1 to 16"),
+    (["reconstruct", "{photos}", "--apg"], "--apg does nothing at guidance 1"),
     (["train", "tokenizer", "--out", "{tmp}", "--model", "patch_size=5"], "not a multiple of patch_size=5"),
     (["train", "tokenizer", "--out", "{tmp}", "--model", "nonsense=5"], "unknown TokenizerConfig key 'nonsense'"),
     (["train", "tokenizer", "--out", "{tmp}", "--preset", "d12-d12"], "no default data"),
@@ -80,6 +82,24 @@ def test_errors_are_one_line(tmp_path, photos, args, match, capsys):
     with pytest.raises(SystemExit) as e:
         main(args)
     assert re.match("minflextok: error: ", str(e.value)) and re.search(match, str(e.value)) and "\n" not in str(e.value)
+
+
+def test_bad_ids_files(tmp_path, weights):
+    good = {"weights": weights, "images": [{"name": "a", "ids": [1, 2]}]}
+    for change, match in [({"weights": None}, "does not hold ids"), ({"images": []}, "0 rows"), ({"images": [{}]}, "ids")]:
+        (tmp_path / "i.json").write_text(json.dumps(good | change))
+        with pytest.raises(SystemExit, match=match):
+            main(["decode", str(tmp_path / "i.json"), "--out", str(tmp_path)])
+    (tmp_path / "i.json").write_text(json.dumps(good))
+    for k in ("0", "-1", "3"):
+        with pytest.raises(SystemExit, match=rf"--tokens {k}: .* give 1 to 2"):
+            main(["decode", str(tmp_path / "i.json"), "--out", str(tmp_path), "--tokens", k])
+
+
+def test_a_device_that_is_not_there_is_a_usage_error(photos, capsys):
+    with pytest.raises(SystemExit):
+        main(["encode", str(photos), "--device", "nonsense"])
+    assert "'nonsense' does not work here" in capsys.readouterr().err
 
 
 def test_ids_of_a_longer_vocabulary_are_refused(tmp_path, weights):

@@ -183,6 +183,34 @@ def test_shards(tmp_path):
         assert len(load_dataset(shard(tmp_path / "some.tar", {"ok.png": jpeg(), "bad.png": b"\xff\xd8nothing"}))) == 1
 
 
+@pytest.mark.parametrize("cut", [0, 100, 5000, 20_000])
+def test_a_truncated_tar_is_an_error(tmp_path, cut):
+    whole = shard(tmp_path / "w.tar", {f"{i}.png": jpeg(i) for i in range(20)}).read_bytes()
+    (tmp_path / "w.tar").write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match="truncated"):
+        load_dataset(tmp_path / "w.tar")
+    (tmp_path / "j.tar.gz").write_bytes(b"junk" * 500)
+    with pytest.raises(ValueError, match="truncated, or no tar"):
+        load_dataset(tmp_path / "j.tar.gz")
+
+
+def test_hidden_folders_do_not_shift_the_labels(tmp_path):
+    for name in (".thumbs", "cat", "dog"):
+        picture(tmp_path / name / "1.png")
+    data = load_dataset(tmp_path)
+    assert data.classes == ["cat", "dog"] and data.labels.tolist() == [0, 1]
+
+
+def test_photos_are_turned_upright_and_16_bits_are_scaled(tmp_path):
+    sideways = Image.new("RGB", (8, 4))
+    exif = sideways.getexif()
+    exif[0x0112] = 6
+    sideways.save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg", None).shape == (3, 8, 4)
+    Image.fromarray(np.arange(0, 65280, 1020, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "b.png")
+    assert len(np.unique(open_image(tmp_path / "b.png", None))) > 60
+
+
 def test_a_truncated_shard_is_an_error(tmp_path):
     whole = shard(tmp_path / "w.tar.gz", {f"{i}.png": np.random.default_rng(i).bytes(3000) for i in range(20)}).read_bytes()
     (tmp_path / "w.tar.gz").write_bytes(whole[: len(whole) // 2])

@@ -40,7 +40,7 @@ def test_images_in_0_1_get_a_warning(tok):
 @pytest.mark.parametrize("bad, match", [
     (ids.float(), "float32: give int64"),
     (ids.bool(), "bool"),
-    (ids - 1, "-1 to -1.*0 to 119"),
+    (ids - 1, "-1 to .*0 to 119"),
     (ids + 120, "120.*0 to 119"),
     (ids[:, :0], "k=0: give a whole number from 1 to 6"),
     (torch.zeros(2, 7, dtype=torch.long), "k=7"),
@@ -67,11 +67,17 @@ def test_decode_options(tok):
     for options, match in [({"steps": 0}, "steps=0"), ({"steps": 2.5}, "steps=2.5"),
                            ({"noise": torch.zeros(2, 3, 4, 4)}, "noise has shape"),
                            ({"noise": torch.zeros(1, 3, 8, 8)}, "noise for 1 images, ids for 2"),
-                           ({"guidance": float("nan")}, "guidance"), ({"guidance": "high"}, "guidance")]:
+                           ({"guidance": float("nan")}, "guidance"), ({"guidance": "high"}, "guidance='high'"),
+                           ({"noise": torch.full((2, 3, 8, 8), float("nan"))}, "noise holds NaN"),
+                           ({"guidance": lambda t: float("nan") if t < 0.3 else 1.0}, "guidance=nan at t=0.28")]:
         with pytest.raises(ValueError, match=match):
             tok.decode(ids, **options)
     with pytest.raises(ValueError, match="2 rows of ids for 3 images"):
         tok.velocity(torch.zeros(3, 3, 8, 8), 0.5, ids)
+    x, one = torch.zeros(3, 3, 8, 8), torch.zeros(3, 1, dtype=torch.long)
+    for t, null, match in [(500.0, False, "t=.*500"), (0.5, torch.tensor([True]), "null is"), (0.5, 0.3, "null is")]:
+        with pytest.raises(ValueError, match=match):
+            tok.velocity(x, t, one, null)
     with pytest.raises(ValueError, match="t has 2 values for 3"):
         tok.velocity(torch.zeros(3, 3, 8, 8), torch.zeros(2), torch.zeros(3, 1, dtype=torch.long))
 
@@ -84,6 +90,14 @@ def test_decode_options(tok):
     ({"fsq_levels": ()}, "fsq_levels"),
     ({"keep_k_mode": "all"}, "'all'"),
     ({"null_prob": 1.5}, "null_prob=1.5"),
+    ({"head_dim": 0}, "head_dim=0"),
+    ({"fsq_levels": 8}, "fsq_levels=8: give a tuple"),
+    ({"enc_dim": 64.0}, "enc_dim=64.0: give a int"),
+    ({"num_registers": True}, "num_registers=True"),
+    ({"separate_adaln": "no"}, "separate_adaln='no': give a bool"),
+    ({"token_std": float("nan")}, "token_std=nan"),
+    ({"latent_std": -1.0}, "latent_std=-1"),
+    ({"mode_scale": 5.0}, "mode_scale=5"),
 ])
 def test_configs(fields, match):
     with pytest.raises(ValueError, match=match):

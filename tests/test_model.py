@@ -218,6 +218,13 @@ def test_guidance_formulas():
         diff = c[b] - u[b]
         torch.testing.assert_close(step[b], 2 * (diff - (diff * unit).sum() * unit), atol=1e-4, rtol=0)
     assert torch.equal(APG()(c, u, 1.0), c)
+    assert torch.isfinite(APG()(torch.zeros_like(c), torch.zeros_like(c), 3.0)).all()
+
+
+def test_an_apg_object_carries_nothing_from_one_decode_to_the_next(tok, images):
+    ids, x, apg = tok.encode(images), torch.randn_like(images), APG(momentum=-0.3)
+    a, b = (tok.decode(ids, steps=3, guidance=3.0, apg=apg, noise=x) for _ in range(2))
+    assert torch.equal(a, b)
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------

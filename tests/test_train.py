@@ -189,8 +189,34 @@ def test_data_that_does_not_fit(tmp_path):
 def test_minutes_end_a_run(tmp_path):
     began = time.time()
     run(tmp_path, dataclasses.replace(RECIPE, steps=10**9, minutes=0.02, eval_every=10**6))
-    assert 1 < time.time() - began < 30
+    assert 1 < time.time() - began < 60
     assert lines(tmp_path, "psnr")
+
+
+def test_a_torn_log_line_and_another_machine_do_not_stop_a_resume(tmp_path):
+    run(tmp_path, dataclasses.replace(RECIPE, steps=4))
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        f.write('{"step": 5, "lo')
+    run(tmp_path, dataclasses.replace(RECIPE, steps=4, workers=0, compile=False, log_every=1))
+    assert [s for s, _ in lines(tmp_path, "loss")] == [2, 4]
+    (tmp_path / "run.json").write_text("")
+    with pytest.raises(ValueError, match="run.json cannot be read"):
+        run(tmp_path)
+
+
+def test_sigterm_is_obeyed_also_where_every_step_evaluates(tmp_path, monkeypatch):
+    from minflextok import train
+
+    real = train.training_step
+
+    def step(*a, **k):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*a, **k)
+
+    monkeypatch.setattr(train, "training_step", step)
+    with pytest.raises(SystemExit) as e:
+        run(tmp_path, dataclasses.replace(RECIPE, eval_every=1))
+    assert e.value.code == 143 and load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
 
 
 def test_schedules():
