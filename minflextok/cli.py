@@ -102,7 +102,7 @@ def decode(a: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(rows), 64):
         batch = [r[: a.tokens] for r in rows[start : start + 64]]
-        images = tok.decode(batch, steps=a.steps, guidance=a.guidance, apg=a.apg, generator=g, progress=True)
+        images = tok.decode(batch, steps=a.steps, guidance=a.guidance, apg=a.apg, generator=g, progress=sys.stderr.isatty())
         for i, image in enumerate(to_uint8(images).cpu(), start):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{i:04d}_{Path(names[i]).stem}.png")
     print(f"{len(rows)} images -> {out}/")
@@ -123,7 +123,7 @@ def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.N
     grids = {}
     for k in budgets:
         start = time.perf_counter()
-        parts = [tok.decode(i, steps=a.steps, guidance=a.guidance, apg=a.apg, noise=n, progress=True)
+        parts = [tok.decode(i, steps=a.steps, guidance=a.guidance, apg=a.apg, noise=n, progress=sys.stderr.isatty())
                  for i, n in zip(ids[:, :k].split(64), noise.split(64), strict=True)]
         grids[k] = torch.cat(parts).cpu()
         print(f"{k:7d}{tok.config.num_bytes(k):7d}{psnr(grids[k], images).mean():9.2f}{time.perf_counter() - start:9.1f}",

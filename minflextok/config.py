@@ -171,7 +171,7 @@ PRESETS: dict[str, TokenizerConfig] = {
 _LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
                      nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {
-    "shapes": TrainConfig(steps=1600, minutes=3, eval_every=200, val_images=256),
+    "shapes": TrainConfig(steps=10**9, minutes=3, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
     "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
