@@ -44,25 +44,38 @@ class Decoder(nn.Module):
                 nn.init.normal_(token, std=c.token_std)
 
     def embed_registers(self, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
-        """codes (B, K, F), keep_k (B,) int, null (B,) bool -> (B, K, D)."""
-        registers = self.code_proj(codes.to(self.code_proj.weight.dtype)) + self.register_positions
-        registers = self.nested_dropout(registers, keep_k)
+        """codes (B, m, F), keep_k (B,) int, null (B,) bool -> (B, m, D), and one more register if m < K.
+
+        That one stands for all K - m registers that no image of the batch keeps: they are the same vector.
+        """
+        m, K = codes.shape[1], len(self.register_positions)
+        registers = self.code_proj(codes.to(self.code_proj.weight.dtype)) + self.register_positions[:m]
+        registers = self.nested_dropout(F.pad(registers, (0, 0, 0, int(m < K))), keep_k)
         null_token = torch.zeros_like(registers[0, 0]) if self.null_token is None else self.null_token
         return torch.where(null[:, None, None], null_token.to(registers.dtype), registers)
 
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
         """The velocity (B, C, H, W) at x_t (B, C, H, W), t (B,) or (1,) with 1 = noise.
 
-        codes (B, K, F) FSQ values, of which image b shows its first keep_k[b]; null (B,) bool hides all of them.
+        codes (B, m, F) FSQ values, of which image b shows its first keep_k[b] <= m; null (B,) bool hides all of them.
+
+        Registers that are dropped (or hidden) are equal at the start and nothing later tells them apart, so they stay
+        equal through all layers. K - m of them are carried as ONE, whose attention logit as a key gets log(K - m):
+        exp(l + log n) = n exp(l). The result is that of all K, for the cost of P + m + 1 positions.
         """
         h, w = x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size
         dtype = self.patch_proj.weight.dtype  # float32, or bfloat16 where the whole model is
         positions = self.positions[:h, :w].flatten(0, 1)  # (P, D)
         patches = self.patch_proj(patchify(x_t.to(dtype), self.patch_size)) + positions  # (B, P, D)
-        seq = torch.cat([patches, self.embed_registers(codes, keep_k, null)], dim=1)  # (B, P + K, D)
+        registers = self.embed_registers(codes, keep_k, null)
+        seq = torch.cat([patches, registers], dim=1)  # (B, P + m + 1, D), or P + K
+        bias, copies = None, len(self.register_positions) - codes.shape[1]
+        if copies > 1:
+            bias = F.pad(torch.full((1,), math.log(copies), device=seq.device), (seq.shape[1] - 1, 0))  # (N,)
         temb = self.time_mlp(time_features(t, self.max_timestep).to(dtype))  # (B or 1, D)
-        for block in self.blocks:
-            seq = block(seq, temb, h * w)
+        for block in self.blocks[:-1]:
+            seq = block(seq, temb, h * w, bias=bias)
+        seq = self.blocks[-1](seq, temb, h * w, end=h * w, bias=bias)  # (B, P, D): the head reads patches alone
         shift, scale = self.head_adaln(F.silu(temb))[:, None].chunk(2, dim=-1)
-        out = self.head(layer_norm(seq[:, : h * w]) * (1 + scale) + shift)  # (B, P, p*p*C)
+        out = self.head(layer_norm(seq) * (1 + scale) + shift)  # (B, P, p*p*C)
         return unpatchify(out, self.patch_size, h, w)

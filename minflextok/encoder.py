@@ -8,11 +8,13 @@ from .patches import patchify, sincos_positions
 from .transformer import Block, init_linears, layer_norm, zero_init
 
 
-def prefix_mask(num_patches: int, num_registers: int, device=None) -> Tensor:
+def prefix_mask(num_patches: int, num_registers: int) -> Tensor:
     """Who sees whom, (N, N) bool with N = P + K, row = query: all see the patches, a register also itself and
     the registers before it. So patches never see a register, and register i does not depend on how many follow.
+
+    This is the definition. The model computes the two patterns apart and never builds the mask.
     """
-    i = torch.arange(num_patches + num_registers, device=device)
+    i = torch.arange(num_patches + num_registers)
     return (i[None, :] < num_patches) | (i[None, :] <= i[:, None])
 
 
@@ -38,8 +40,8 @@ class Encoder(nn.Module):
         h, w = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
         patches = self.patch_proj(patchify(x, self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
         registers = self.registers[:num_registers].expand(len(x), -1, -1)  # (B, k, D), no position but their own value
-        mask = prefix_mask(h * w, registers.shape[1], x.device)
         seq = torch.cat([patches, registers], dim=1)  # (B, P + k, D)
-        for block in self.blocks:
-            seq = block(seq, mask)
-        return self.head(layer_norm(seq[:, h * w :]))
+        for block in self.blocks[:-1]:
+            seq = block(seq, prefix=h * w)
+        seq = self.blocks[-1](seq, prefix=h * w, start=h * w)  # (B, k, D): the head reads registers alone
+        return self.head(layer_norm(seq))

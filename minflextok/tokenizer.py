@@ -132,14 +132,19 @@ class FlexTok(nn.Module):
                 raise ValueError(f"guidance={s!r} at t={t:g}: give a finite number, or a function of t that returns one")
         guide = (APG(apg.momentum, apg.threshold, apg.eta) if isinstance(apg, APG) else APG()) if apg else cfg
         null = torch.zeros(B, dtype=torch.bool, device=device)
+        # A GPU likes one batch better, unless the conditional half is much the longer.
+        together = device.type == "cuda" and codes.shape[1] <= noise.shape[-1] * noise.shape[-2] // c.patch_size**2 // 2
 
         def velocity(x: Tensor, t: float) -> Tensor:
             s, time = scales[t], torch.tensor([t], device=device)
             if s == 1:
                 return self.decoder(x, time, codes, keep_k, null).float()
-            both = (torch.cat([a, b]) for a, b in ((x, x), (codes, codes), (keep_k, keep_k), (null, ~null)))
-            x2, codes2, keep2, null2 = both
-            return guide(*self.decoder(x2, time, codes2, keep2, null2).float().chunk(2), s)
+            if together:
+                twice = (x.repeat(2, 1, 1, 1), time, codes.repeat(2, 1, 1), keep_k.repeat(2), torch.cat([null, ~null]))
+                v = self.decoder(*twice)
+                return guide(*v.float().chunk(2), s)
+            uncond = self.decoder(x, time, codes[:, :0], 0 * keep_k, ~null).float()  # P + 1 positions
+            return guide(self.decoder(x, time, codes, keep_k, null).float(), uncond, s)
 
         images = euler(velocity, noise, steps, wrap=lambda i: tqdm(i, "decode", disable=not progress, leave=False))
         return images.clamp(-1, 1) if c.in_channels == 3 else images
@@ -252,7 +257,7 @@ class FlexTok(nn.Module):
         return x
 
     def _check_ids(self, ids: Ids) -> tuple[Tensor, Tensor]:
-        """ids, (B, k) or a ragged list -> codes (B, K, F) padded to K, keep_k (B,), both on the model's device."""
+        """ids, (B, k) or a ragged list -> codes (B, max k, F), keep_k (B,), both on the model's device."""
         c = self.config
         rows = list(ids) if isinstance(ids, (Tensor, list, tuple)) else None
         if not rows or not all(isinstance(row, Tensor) and row.ndim == 1 for row in rows):
@@ -265,7 +270,7 @@ class FlexTok(nn.Module):
         device = self.encoder.registers.device
         keep_k = torch.tensor([len(row) for row in rows], device=device)
         padded = ids if isinstance(ids, Tensor) else nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        padded = F.pad(padded.to(device, torch.long), (0, c.num_registers - padded.shape[1]))  # masked, so 0 will do
+        padded = padded.to(device, torch.long)  # with zeros, which keep_k masks
         low, high = (v.item() for v in padded.aminmax())
         if low < 0 or high >= c.vocab_size:
             raise ValueError(f"ids range from {low} to {high}: this model's are 0 to {c.vocab_size - 1}")
