@@ -14,6 +14,7 @@ from minflextok.flow import APG, cfg, interpolate, mode_timesteps
 from minflextok.fsq import FSQ
 from minflextok.official import RENAME, load_official
 from minflextok.patches import patchify
+from minflextok.vae import VAE, VAE_PRESETS, VAEConfig, kl_divergence
 
 pytestmark = needs_parity
 PARITY = SHARED / "parity"
@@ -176,3 +177,45 @@ def test_vae_and_repa_tensors_are_reported_and_left_out(tmp_path):
     again = type(tok).from_pretrained(tmp_path / "ours")
     assert again.config == tok.config
     assert all(torch.equal(a, b) for a, b in zip(tok.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+# ---- the VAE ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def vae_pair():
+    file = PARITY / "vae_public.safetensors"
+    d = load_file(file)
+    with safe_open(file, "pt") as f:
+        c = json.loads(f.metadata()["effective_config"])
+    vae = VAE(VAEConfig(c["latent_channels"], tuple(c["block_out_channels"]), c["layers_per_block"], c["norm_num_groups"],
+                        c["scaling_factor"])).requires_grad_(False)
+    vae.load_state_dict({k.removeprefix("state."): v for k, v in d.items() if k.startswith("state.")})
+    return vae, d
+
+
+def test_vae_posterior_and_kl(vae_pair):
+    vae, d = vae_pair
+    mean, logvar = vae.posterior(d["in.image"])
+    close(mean, d["out.mean"], 2e-5)
+    close(logvar, d["out.logvar"], 2e-5)
+    close(torch.exp(logvar / 2), d["out.std"], 2e-5)
+    close(mean + torch.exp(logvar / 2) * d["in.eps"], d["out.sample"], 2e-5)
+    torch.testing.assert_close(kl_divergence(mean, logvar), d["out.kl"], rtol=1e-5, atol=1e-4)
+    close(vae.encode(d["in.image"]), d["out.scaled_latents_mode"], 2e-5)
+
+
+def test_vae_stages_and_reconstruction(vae_pair):
+    vae, d = vae_pair
+    x = vae.encoder.conv_in(d["in.image"])
+    for i, level in enumerate(vae.encoder.down_blocks):
+        x = level(x)
+        close(x, d[f"stage.enc_down{i}"], 2e-5)
+    close(vae.encoder.mid_block(x), d["stage.enc_mid"], 2e-5)
+    close(vae.encoder(d["in.image"]), d["stage.enc_out_before_quant_conv"], 2e-5)
+    close(vae.decode(d["out.scaled_latents_mode"]), d["out.reconstruction_from_scaled"], 1e-4)
+    close(vae.decode(d["out.mean"] * vae.config.scaling_factor), d["out.reconstruction"], 1e-4)
+
+
+def test_published_vae_size():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in VAE(VAE_PRESETS["f8"]).parameters()) == 83_821_011
