@@ -19,6 +19,7 @@ from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, ope
 from .figures import budget_grid, save
 from .metrics import code_usage, psnr
 from .tokenizer import FlexTok
+from .vae import VAE
 
 # ---- images and ids on disk ------------------------------------------------------------------------------------------
 
@@ -76,8 +77,9 @@ def load(a: argparse.Namespace) -> FlexTok:
     if getattr(a, "apg", False) and a.guidance == 1:
         raise ValueError("--apg does nothing at guidance 1: give --guidance 3, say")
     tok = FlexTok.from_pretrained(a.weights).to(a.device)
-    if tok.config.in_channels != 3:
-        raise ValueError(f"{a.weights} works on {tok.config.in_channels}-channel latents, not on images")
+    if tok.config.in_channels != 3 and tok.vae is None:
+        raise ValueError(f"{a.weights} works on {tok.config.in_channels}-channel latents and has no VAE to make them "
+                         "from images: put one that `minflextok train vae` made into its folder vae/")
     return tok
 
 
@@ -85,7 +87,7 @@ def encode(a: argparse.Namespace) -> None:
     if Path(a.out).suffix not in (".npz", ".json"):
         raise ValueError(f"--out {a.out}: ids are saved as .npz or .json")
     tok = load(a)
-    images, names = read_images(a.images, tok.config.image_size)
+    images, names = read_images(a.images, tok.image_size)
     ids = torch.cat([tok.encode(x, a.tokens).cpu() for x in images.split(64)])
     write_ids(Path(a.out), ids, names, a.weights)
     print(f"{len(ids)} images -> {a.out}: {ids.shape[1]} ids each, {tok.config.num_bytes(ids.shape[1])} bytes packed")
@@ -116,8 +118,9 @@ def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.N
     start = time.perf_counter()
     ids = torch.cat([tok.encode(x) for x in images.split(64)])
     encoding = time.perf_counter() - start
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(a.seed))
-    print(f"{len(images)} images, {tok.config.image_size}x{tok.config.image_size}, encoded in {encoding:.2f} s; decoding: "
+    side = tok.config.image_size
+    noise = torch.randn(len(images), tok.config.in_channels, side, side, generator=torch.Generator().manual_seed(a.seed))
+    print(f"{len(images)} images, {tok.image_size}x{tok.image_size}, encoded in {encoding:.2f} s; decoding: "
           f"{a.steps} Euler steps, guidance {a.guidance:g}{' (APG)' if a.apg else ''}, seed {a.seed}, on {a.device}\n"
           f"{'tokens':>7}{'bytes':>7}{'PSNR dB':>9}{'seconds':>9}")
     grids = {}
@@ -136,14 +139,14 @@ def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.N
 
 def reconstruct(a: argparse.Namespace) -> None:
     tok = load(a)
-    show_budgets(tok, read_images(a.images, tok.config.image_size)[0], a.tokens or tok.config.budgets, a)
+    show_budgets(tok, read_images(a.images, tok.image_size)[0], a.tokens or tok.config.budgets, a)
 
 
 def demo(a: argparse.Namespace) -> None:
     tok = load(a)
     if a.num_images < 1:
         raise ValueError(f"--num-images {a.num_images}: give at least 1")
-    data = load_dataset(a.data, "test", tok.config.image_size)
+    data = load_dataset(a.data, "test", tok.image_size)
     if not isinstance(data, Images):
         raise ValueError(f"{a.data} is too large for memory: give a smaller set")
     images = to_float(data.images[: a.num_images])
@@ -153,7 +156,7 @@ def demo(a: argparse.Namespace) -> None:
 
 
 def train(a: argparse.Namespace) -> None:
-    from .train import train_tokenizer
+    from .stages import train_tokenizer
 
     given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name) is not None}
     recipe = dataclasses.replace(RECIPES[a.preset], **given)
@@ -174,9 +177,10 @@ def train(a: argparse.Namespace) -> None:
     default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10"}.get(a.preset)
     if not (a.data or default):
         raise ValueError(f"preset {a.preset} has no default data: give --data")
-    size = config.image_size
+    vae = VAE.from_pretrained(a.vae) if a.vae else None
+    size = config.image_size * (vae.config.downscale if vae else 1)
     data = load_dataset(a.data or default, "train", size, recipe.workers)
-    train_tokenizer(config, recipe, data, a.out, a.device, quiet=a.quiet)
+    train_tokenizer(config, recipe, data, a.out, a.device, a.quiet, vae)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -232,6 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", choices=list(PRESETS), default="shapes", help="model and recipe (default shapes)")
     p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
                    "(default: the preset's own)")
+    p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
     p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
     p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
     p.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -1,4 +1,4 @@
-"""Configurations: one dataclass for the tokenizer, one for its training, and named presets of both.
+"""Configurations: a dataclass for each model and one for training, and named presets of them.
 
 The CIFAR toy and the ImageNet model differ in these values alone.
 Alphabet used for shapes in the whole package:
@@ -108,6 +108,32 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class VAEConfig:
+    """Defaults are the published VAEs' (8-fold smaller latents, 16 channels: 83.8M parameters)."""
+
+    latent_channels: int = opt(16, "channels of the latents")
+    widths: tuple[int, ...] = opt((128, 256, 512, 512), "channels per level; each level but the last halves the size")
+    layers: int = opt(2, "residual blocks per level of the encoder; the decoder has one more")
+    groups: int = opt(32, "groups of each group norm")
+    scaling_factor: float = opt(1.0, "latents are multiplied by it, so that their variance is about 1")
+
+    def __post_init__(self):
+        if isinstance(self.widths, list):
+            object.__setattr__(self, "widths", tuple(self.widths))
+        _check_types(self)
+        for name in ("latent_channels", "layers", "groups"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        _require(len(self.widths) >= 1 and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
+                 f"widths={self.widths}: give multiples of groups={self.groups}")
+        _require(self.scaling_factor > 0, f"scaling_factor={self.scaling_factor}: give a positive number")
+
+    @property
+    def downscale(self) -> int:
+        """How many times smaller the latents are than the image, per side."""
+        return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The recipe. Defaults suit the small presets on a CPU."""
 
@@ -166,6 +192,14 @@ PRESETS: dict[str, TokenizerConfig] = {
     "d18-d28": _published(18, 28),
 }
 
+VAE_PRESETS = {
+    "f8": VAEConfig(),
+    "f8-c4": VAEConfig(latent_channels=4),
+    "f8-c8": VAEConfig(latent_channels=8),
+    "f2-small": VAEConfig(latent_channels=4, widths=(32, 64), layers=1, groups=8),  # 32x32 images
+    "f4-small": VAEConfig(latent_channels=8, widths=(32, 64, 96), layers=1, groups=8),  # 64x64 images
+}
+
 # How each preset is trained. The three published models: batch and learning rate are ours, the paper's are not public
 # in full; two hundred thousand steps of 2,048 images are what a lab would start from.
 _LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
@@ -184,6 +218,7 @@ def to_json(config) -> str:
 
 def from_dict(cls, values: dict):
     """Build a config from plain values; an unknown key is an error that lists the known ones."""
+    _require(isinstance(values, dict), f"a {cls.__name__} is an object of settings, not a {type(values).__name__}")
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     _require(not unknown, f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
+def round_up_pow2(k: Tensor) -> Tensor:
+    """The least power of two that is not below k >= 1, int64."""
+    return 2 ** torch.ceil(torch.log2(k.double())).long()
+
+
 def sample_keep_k(batch: int, num_registers: int, mode: str, generator: torch.Generator | None = None,
                   device: torch.device | str | None = None) -> Tensor:
     """How many registers each image keeps: (B,) int64 in 1..K, one draw per image.
@@ -23,7 +28,7 @@ def sample_keep_k(batch: int, num_registers: int, mode: str, generator: torch.Ge
     if mode == "uniform":
         return k
     if mode == "uniform_pow2":
-        return (2 ** torch.ceil(torch.log2(k.double())).long()).clamp(max=K)
+        return round_up_pow2(k).clamp(max=K)
     raise ValueError(f"keep_k mode {mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'")
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .config import TokenizerConfig, TrainConfig, to_json
+from .config import TrainConfig, to_json
 
 
 def first_line(e: Exception) -> str:
@@ -77,7 +77,7 @@ class Processes:
         return total.item() / self.world
 
 
-def claim_directory(out: Path, model: TokenizerConfig, recipe: TrainConfig, data: str, resume: bool) -> None:
+def claim_directory(out: Path, model, recipe: TrainConfig, data: str, resume: bool) -> None:
     """Note in run.json what runs here; a checkpoint of another run is an error that names the differences."""
     harmless = ("workers", "log_every", "compile")
     mine = {"data": data, "model": json.loads(to_json(model)), "train": json.loads(to_json(recipe))}
@@ -130,11 +130,9 @@ class Log:
         self.bar.set_description_str(f"step {step}  loss {loss:.4f}  {speed:.0f} images/s  {left / 60:.1f} min left")
         self.write(step=step, loss=loss, images=images, seconds=round(seconds, 2), images_per_s=round(speed, 1), **rest)
 
-    def evaluation(self, step: int, found: dict) -> None:
+    def evaluation(self, step: int, found: dict, words: str) -> None:
         self.write(step=step, **found)
-        curve = "  ".join(f"{k}: {v:.1f}" for k, v in found["psnr"].items())
-        used = sum(found["ids_used"]) / len(found["ids_used"])
-        self.say(f"step {step}  one-step PSNR by tokens  {curve} dB  ids used per register {used:.0f}  {found['says']}")
+        self.say(f"step {step}  {words}")
 
     def write(self, **values) -> None:
         self.file.write(json.dumps({k: v if not isinstance(v, float) else float(f"{v:.9g}") for k, v in values.items()})

@@ -1,41 +1,56 @@
 """FlexTok: the encoder, the quantiser and the decoder as one model, with what a user calls."""
 
-import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import WEIGHTS_DIR, TokenizerConfig, from_dict, to_json
+from . import weights
+from .config import TokenizerConfig
 from .decoder import Decoder
 from .encoder import Encoder
 from .flow import APG, cfg, euler, interpolate, mode_timesteps
 from .fsq import FSQ
-from .nested_dropout import sample_keep_k
+from .nested_dropout import round_up_pow2, sample_keep_k
+from .vae import VAE
 
 Ids = Tensor | list[Tensor]  # (B, k), or B 1-D tensors of different lengths
 
 
 class FlexTok(nn.Module):
-    """Images (B, C, H, W) <-> 1 to K ordered ids in [0, config.vocab_size), int64.
+    """Images (B, 3, H, W) in [-1, 1] <-> 1 to K ordered ids in [0, config.vocab_size), int64.
 
-    Pixel models (in_channels = 3) take float images in [-1, 1] of config.image_size; others take latents of any
-    range, and of any size up to image_size that is a multiple of patch_size.
+    Pixel models (in_channels = 3) work on images of config.image_size. Others work on latents (B, in_channels, h, w)
+    of any size up to image_size that is a multiple of patch_size; with a VAE (stage 0, frozen here) they take and
+    return images, without it latents.
     """
 
-    def __init__(self, config: TokenizerConfig):
+    def __init__(self, config: TokenizerConfig, vae: VAE | None = None):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config)
+        self.vae = None
+        if vae is not None:
+            self.attach(vae)
+
+    def attach(self, vae: VAE) -> "FlexTok":
+        """Take and return images from now on, by way of this VAE; it is frozen. Returns self."""
+        if vae.config.latent_channels != self.config.in_channels or self.config.in_channels == 3:
+            raise ValueError(f"a VAE with latent_channels={vae.config.latent_channels} for a tokenizer with "
+                             f"in_channels={self.config.in_channels}: they must agree, and 3 stands for pixels")
+        self.vae = vae.requires_grad_(False).eval()
+        return self
+
+    @property
+    def image_size(self) -> int:
+        """Side of the (largest) images in pixels."""
+        return self.config.image_size * (self.vae.config.downscale if self.vae is not None else 1)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -43,43 +58,76 @@ class FlexTok(nn.Module):
              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All randomness of one training step for images like x: noise (B,C,H,W), t (B,), keep_k (B,), null (B,).
 
-        With probability 1 - nested_prob an image keeps all K registers.
+        With probability 1 - nested_prob an image keeps all K registers. `generator` is one of the CPU, where keep_k
+        and null stay: `forward` lays out its work by them, and must not wait for a GPU to tell.
         """
-        c, B = self.config, len(x)
-        g = {"generator": generator, "device": x.device}
-        noise = torch.randn(x.shape, **g)
-        t = mode_timesteps(torch.rand(B, **g), c.mode_scale)
-        keep_k = sample_keep_k(B, c.num_registers, c.keep_k_mode, **g)
-        keep_k = torch.where(torch.rand(B, **g) < nested_prob, keep_k, c.num_registers)
-        return noise, t, keep_k, torch.rand(B, **g) < c.null_prob
+        c, B, g = self.config, len(x), generator
+        on_device = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, (), generator=g)))
+        noise = torch.randn(x.shape, device=x.device, generator=on_device)
+        t = mode_timesteps(torch.rand(B, generator=g), c.mode_scale).to(x.device, non_blocking=True)
+        keep_k = sample_keep_k(B, c.num_registers, c.keep_k_mode, generator=g)
+        keep_k = torch.where(torch.rand(B, generator=g) < nested_prob, keep_k, c.num_registers)
+        return noise, t, keep_k, torch.rand(B, generator=g) < c.null_prob
 
     def forward(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
-        """The objective for given draws: mean squared error of the velocity (paper, eq. 1), a scalar."""
-        z = self.encoder(x)  # (B, K, F)
+        """The objective for given draws: mean squared error of the velocity (paper, eq. 1), a scalar.
+
+        x: what encoder and flow see, images or latents (B, C, H, W). An image that keeps k registers is encoded into
+        those k alone, which see none of the others, and decoded from them and one more that stands for all dropped
+        ones: loss and gradients of the full computation, for P + k positions instead of P + K. So images of like k
+        go together: k is rounded up to a power of two, and to P/8, below which another batch costs more than it saves.
+        """
+        P = x.shape[-1] * x.shape[-2] // self.config.patch_size**2
+        seen = torch.where(null, 1, keep_k)  # the null condition hides all registers; one is the least to carry
+        sizes = round_up_pow2(seen).clamp(min=P // 8, max=self.config.num_registers)
+        total = 0.0
+        for m in sizes.unique().tolist():
+            i = (sizes == m).nonzero()[:, 0].to(x.device, non_blocking=True)
+            k, hidden = (d.to(x.device, non_blocking=True)[i] for d in (keep_k.clamp(max=m), null))
+            total = total + self._squared_error(x[i], noise[i], t[i], k, hidden, m) * len(i)
+        return total / len(x)
+
+    def _squared_error(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor, m: int) -> Tensor:
+        """The objective on images that keep at most m registers each."""
+        c = self.config
+        z = self.encoder(x, m)  # (B, m, F)
         codes, _ = self.fsq(z)
         v = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null)
         loss = F.mse_loss(v.float(), noise - x)
-        if self.config.latent_penalty:
-            loss = loss + self.config.latent_penalty * (z.float().abs() - 1).clamp(min=0).square().mean()
+        if c.latent_penalty:  # on what the decoder sees
+            over = (z.float().abs() - 1).clamp(min=0).square().mean(-1)  # (B, m)
+            kept = torch.arange(m, device=x.device) < torch.where(null, 0, keep_k)[:, None]
+            loss = loss + c.latent_penalty * (over * kept).sum() / (len(x) * c.num_registers)
         return loss
 
     def loss(self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """The training objective on images (B, C, H, W) with fresh draws: a scalar."""
-        images = self._check_images(images)
-        return self(images, *self.draw(images, nested_prob, generator))
+        x = self.to_latents(images)
+        return self(x, *self.draw(x, nested_prob, generator))
 
     # ---- images to ids -------------------------------------------------------------------------------------------
 
-    def encode_continuous(self, x: Tensor) -> Tensor:
+    def to_latents(self, images: Tensor) -> Tensor:
+        """What encoder and flow see: the images, checked; with a VAE their latents (the mode of the posterior).
+
+        With a VAE, an input of in_channels channels is taken for latents already.
+        """
+        if self.vae is None or (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] != 3):
+            return self._check_images(images, self.config.in_channels)
+        with torch.no_grad():
+            latents = self.vae.encode(self._check_images(images, 3, self.vae.config.downscale))
+        return latents.to(self.encoder.registers.dtype)
+
+    def encode_continuous(self, images: Tensor) -> Tensor:
         """Register latents before FSQ: (B, C, H, W) -> (B, K, F)."""
-        return self.encoder(self._check_images(x))
+        return self.encoder(self.to_latents(images))
 
     @torch.no_grad()
     def encode(self, images: Tensor, num_tokens: int | None = None) -> Tensor:
         """The first k = num_tokens (default: all K) ids of each image: (B, C, H, W) -> (B, k) int64."""
         k = self.config.num_registers if num_tokens is None else num_tokens
         self._check_k(k, "num_tokens")
-        return self.fsq(self.encoder(self._check_images(images), k))[1]
+        return self.fsq(self.encoder(self.to_latents(images), k))[1]
 
     # ---- ids to images -------------------------------------------------------------------------------------------
 
@@ -88,7 +136,7 @@ class FlexTok(nn.Module):
 
         null (a bool, or (B,) bool) hides the ids of those images; ids may be None where it hides all.
         """
-        x_t = self._check_shape(x_t, "x_t")
+        x_t = self._check_shape(x_t, "x_t", self.config.in_channels)
         null = torch.as_tensor(null, device=x_t.device)
         if null.dtype != torch.bool or null.shape not in ((), (len(x_t),)):
             raise ValueError(f"null is {null.dtype} {tuple(null.shape)}: give a bool, or a (B,) bool tensor")
@@ -107,12 +155,13 @@ class FlexTok(nn.Module):
 
     @torch.no_grad()
     def decode(self, ids: Ids, steps: int = 25, guidance: float | Callable[[float], float] = 1.0, apg: bool | APG = False,
-               noise: Tensor | None = None, generator: torch.Generator | None = None, progress: bool = False) -> Tensor:
+               noise: Tensor | None = None, generator: torch.Generator | None = None, progress: bool = False,
+               to_images: bool = True) -> Tensor:
         """Sample an image for each row of ids (any 1 <= k <= K; or a list of 1-D ids) -> (B, C, H, W).
 
         guidance: scale of classifier-free guidance, 1 for none, or a function of t. apg: adaptive projected guidance
         instead, with the paper's settings (True) or your own `APG` object. noise: where to start, (B, C, H, W);
-        else drawn by `generator`. Pixel models return values in [-1, 1].
+        else drawn by `generator`. Images are in [-1, 1]; to_images = False leaves them latents where there is a VAE.
         """
         c, device = self.config, self.encoder.registers.device
         codes, keep_k = self._check_ids(ids)
@@ -122,7 +171,9 @@ class FlexTok(nn.Module):
         if noise is None:
             noise = torch.randn((B, c.in_channels, c.image_size, c.image_size), generator=generator,
                                 device=generator.device if generator else device)
-        noise = self._check_shape(noise, "noise", finite=True).float()
+        noise = self._check_shape(noise, "noise", c.in_channels).float()
+        if not bool(noise.isfinite().all()):
+            raise ValueError("noise holds NaN or infinite values: draw it with torch.randn")
         if len(noise) != B:
             raise ValueError(f"noise for {len(noise)} images, ids for {B}: give one noise an image")
         scale = guidance if callable(guidance) else lambda t: guidance
@@ -146,77 +197,42 @@ class FlexTok(nn.Module):
             uncond = self.decoder(x, time, codes[:, :0], 0 * keep_k, ~null).float()  # P + 1 positions
             return guide(self.decoder(x, time, codes, keep_k, null).float(), uncond, s)
 
-        images = euler(velocity, noise, steps, wrap=lambda i: tqdm(i, "decode", disable=not progress, leave=False))
-        return images.clamp(-1, 1) if c.in_channels == 3 else images
+        x = euler(velocity, noise, steps, wrap=lambda i: tqdm(i, "decode", disable=not progress, leave=False))
+        if self.vae is not None and to_images:
+            x = self.vae.decode(x)
+        return x.clamp(-1, 1) if x.shape[1] == 3 else x
 
     def reconstruct(self, images: Tensor, num_tokens: int | None = None, **decode_options) -> Tensor:
         """encode, then decode; options as for `decode`. (B, C, H, W) -> (B, C, H, W)."""
-        ids = self.encode(images, num_tokens)
+        x = self.to_latents(images)
+        ids = self.encode(x, num_tokens)
         if decode_options.get("noise") is None:  # latents may be smaller than image_size
             g = decode_options.get("generator")
-            decode_options["noise"] = torch.randn(images.shape, generator=g, device=g.device if g else images.device)
+            decode_options["noise"] = torch.randn(x.shape, generator=g, device=g.device if g else x.device)
         return self.decode(ids, **decode_options)
 
     # ---- weights on disk -----------------------------------------------------------------------------------------
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {k: v.detach().to(dtype or v.dtype).contiguous() for k, v in self.state_dict().items()}
-        part = directory / f".model.{os.getpid()}.part"
-        try:
-            save_file(state, part, metadata={"format": "minflextok"})
-            os.replace(part, directory / "model.safetensors")
-            part.write_text(to_json(self.config))
-            os.replace(part, directory / "config.json")
-        except (OSError, SafetensorError) as e:
-            raise OSError(f"could not write weights to {directory} ({e}): is the disk full or read-only?") from None
-        finally:
-            part.unlink(missing_ok=True)
+        """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/ if there is one."""
+        weights.save(self, directory, dtype, skip="vae.")
+        if self.vae is not None:
+            self.vae.save_pretrained(Path(directory) / "vae", dtype)
 
     @classmethod
-    def from_pretrained(cls, name_or_directory: str | Path) -> "FlexTok":
-        """Load shipped weights by name ("cifar10-tiny"), or a directory that `save_pretrained` or a training run wrote.
+    def from_pretrained(cls, name: str | Path, dtype: torch.dtype = torch.float32) -> "FlexTok":
+        """Load weights: shipped ones by name ("cifar10-tiny"), a directory that `save_pretrained` or a training run
+        wrote, or a published model by its name on the Hugging Face hub ("EPFL-VILAB/flextok_d18_d28_in1k").
 
-        The model comes in float32 and eval mode, on the CPU.
+        The model comes in eval mode, on the CPU, as `dtype` (float32 or bfloat16); its VAE stays float32.
         """
-        directory = Path(name_or_directory)
-        if not directory.exists():
-            directory = WEIGHTS_DIR / name_or_directory
-        if not directory.is_dir():
-            shipped = ", ".join(sorted(d.name for d in WEIGHTS_DIR.glob("*/"))) or "none"
-            raise FileNotFoundError(f"no weights {str(name_or_directory)!r}: shipped are {shipped}; "
-                                    "else give a directory with model.safetensors and config.json")
-        for name in ("config.json", "model.safetensors"):
-            if not (directory / name).exists():
-                raise FileNotFoundError(f"{directory} has no {name}: was it written by save_pretrained?")
-        try:
-            values = json.loads((directory / "config.json").read_text())
-            config = from_dict(TokenizerConfig, values)
-        except (ValueError, TypeError, AttributeError) as e:
-            raise ValueError(f"{directory / 'config.json'}: {e}. (Published FlexToks: minflextok.official.load_official)"
-                             ) from None
-        return cls.from_tensors(config, read_safetensors(directory / "model.safetensors"),
-                                directory / "model.safetensors").float()
+        from .official import is_published, load_official  # it builds on this file
 
-    @classmethod
-    def from_tensors(cls, config: TokenizerConfig, tensors: dict[str, Tensor], source: str | Path) -> "FlexTok":
-        """A model around given weights, in eval mode; what does not fit is an error that names `source`."""
-        with torch.device("meta"):  # shapes without memory: the weights take the parameters' places, uncopied
-            model = cls(config)
-        own = model.state_dict()
-        missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-        if missing or extra:
-            tell = [f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
-                    for what, names in (("lacks", missing), ("has unknown", extra)) if names]
-            raise ValueError(f"{source} does not fit its config: it {' and '.join(tell)}")
-        for name, tensor in tensors.items():
-            if tensor.shape != own[name].shape:
-                raise ValueError(f"{source} does not fit its config: {name} is {tuple(tensor.shape)}, "
-                                 f"the config makes it {tuple(own[name].shape)}")
-        model.load_state_dict(tensors, assign=True)
-        return model.eval()
+        directory = weights.find(name)
+        if is_published(directory):
+            return load_official(directory, dtype)
+        tok = weights.load(cls, TokenizerConfig, directory, dtype)
+        return tok.attach(VAE.from_pretrained(directory / "vae")) if (directory / "vae").is_dir() else tok
 
     # ---- checks of what users give -------------------------------------------------------------------------------
 
@@ -225,36 +241,37 @@ class FlexTok(nn.Module):
         if not whole or not 1 <= k <= self.config.num_registers:
             raise ValueError(f"{what}={k!r}: give a whole number from 1 to {self.config.num_registers}")
 
-    def _check_shape(self, x: Tensor, what: str, finite: bool = False) -> Tensor:
-        c, size, p = self.config, self.config.image_size, self.config.patch_size
+    def _check_shape(self, x: Tensor, what: str, channels: int, scale: int = 1) -> Tensor:
+        """Any multiple of the patch up to image_size, for latents and (`scale` times larger) images of a VAE."""
+        size, unit = self.config.image_size * scale, self.config.patch_size * scale
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"{what} is {kind}: give a float tensor (uint8 images: x.float() / 127.5 - 1)")
-        fits = x.ndim == 4 and len(x) > 0 and x.shape[1] == c.in_channels
-        if c.in_channels == 3:
-            want, fits = f"{size}, {size}", fits and x.shape[2:] == (size, size)
-        else:
-            want = f"H, W) with H and W multiples of {p} up to {size}"
-            fits = fits and all(0 < n <= size and n % p == 0 for n in x.shape[2:])
-        if not fits:
-            hint = " (resize or crop first)" if c.in_channels == 3 else ""
-            raise ValueError(f"{what} has shape {tuple(x.shape)}: give (B >= 1, {c.in_channels}, {want}"
-                             f"{')' if c.in_channels == 3 else ''}{hint}")
-        if finite and not bool(x.isfinite().all()):
-            raise ValueError(f"{what} hold{'s' * (what != 'images')} NaN or infinite values: clean them first")
-        return x.to(self.encoder.registers.device, self.encoder.registers.dtype)
-
-    def _check_images(self, x: Tensor) -> Tensor:
-        x = self._check_shape(x, "images", finite=True)
+        fits = x.ndim == 4 and len(x) > 0 and x.shape[1] == channels
         if self.config.in_channels == 3:
-            low, high = (v.item() for v in x.detach().aminmax())
-            if max(-low, high) > 1.01:
-                raise ValueError(f"images range from {low:.4g} to {high:.4g}: scale them to [-1, 1] "
-                                 "(from 0..255: x / 127.5 - 1; from 0..1: x * 2 - 1)")
-            if low >= 0 and high > 0.5 and len(x) >= 8:
-                warnings.warn("no value in these images is negative: are they in [0, 1]? FlexTok wants [-1, 1] (x * 2 - 1)",
-                              stacklevel=3)
-        return x
+            want, fits = f"{size}, {size})", fits and x.shape[2:] == (size, size)
+        else:
+            want = f"H, W) with H and W multiples of {unit} up to {size}"
+            fits = fits and all(0 < n <= size and n % unit == 0 for n in x.shape[2:])
+        if not fits:
+            hint = " (resize or crop first)" if channels == 3 else ""
+            raise ValueError(f"{what} has shape {tuple(x.shape)}: give (B >= 1, {channels}, {want}{hint}")
+        return x.to(self.encoder.registers.device)
+
+    def _check_images(self, x: Tensor, channels: int, scale: int = 1) -> Tensor:
+        x = self._check_shape(x, "images", channels, scale)
+        if not bool(x.isfinite().all()):
+            raise ValueError("images hold NaN or infinite values: clean them first")
+        if channels != 3:
+            return x.to(self.encoder.registers.dtype)
+        low, high = (v.item() for v in x.detach().aminmax())
+        if max(-low, high) > 1.01:
+            raise ValueError(f"images range from {low:.4g} to {high:.4g}: scale them to [-1, 1] "
+                             "(from 0..255: x / 127.5 - 1; from 0..1: x * 2 - 1)")
+        if low >= 0 and high > 0.5 and len(x) >= 8:
+            warnings.warn("no value in these images is negative: are they in [0, 1]? FlexTok wants [-1, 1] (x * 2 - 1)",
+                          stacklevel=4)
+        return x.float() if scale > 1 else x.to(self.encoder.registers.dtype)
 
     def _check_ids(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """ids, (B, k) or a ragged list -> codes (B, max k, F), keep_k (B,), both on the model's device."""
@@ -275,12 +292,3 @@ class FlexTok(nn.Module):
         if low < 0 or high >= c.vocab_size:
             raise ValueError(f"ids range from {low} to {high}: this model's are 0 to {c.vocab_size - 1}")
         return self.fsq.ids_to_codes(padded), keep_k
-
-
-def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, memory-mapped; a damaged or foreign file is a one-line error."""
-    try:
-        with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}): download or save it again") from None

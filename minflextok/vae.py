@@ -4,44 +4,15 @@ Its layout and names are those of diffusers' AutoencoderKL, so published weights
 Welling (arXiv 1312.6114) for the idea, Rombach et al. (arXiv 2112.10752) for the network.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import opt
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """Defaults are the published VAEs' (8-fold smaller latents, 16 channels: 83.8M parameters)."""
-
-    latent_channels: int = opt(16, "channels of the latents")
-    widths: tuple[int, ...] = opt((128, 256, 512, 512), "channels per level; each level but the last halves the size")
-    layers: int = opt(2, "residual blocks per level of the encoder; the decoder has one more")
-    groups: int = opt(32, "groups of each group norm")
-    scaling_factor: float = opt(1.0, "latents are multiplied by it, so that their variance is about 1")
-
-    def __post_init__(self):
-        object.__setattr__(self, "widths", tuple(self.widths))
-        if any(w % self.groups for w in self.widths):
-            raise ValueError(f"widths={self.widths}: give multiples of groups={self.groups}")
-
-    @property
-    def downscale(self) -> int:
-        """How many times smaller the latents are than the image, per side."""
-        return 2 ** (len(self.widths) - 1)
-
-
-VAE_PRESETS = {
-    "f8": VAEConfig(),
-    "f8-c4": VAEConfig(latent_channels=4),
-    "f8-c8": VAEConfig(latent_channels=8),
-    "f2-small": VAEConfig(latent_channels=4, widths=(32, 64), layers=1, groups=8),  # 32x32 images
-    "f4-small": VAEConfig(latent_channels=8, widths=(32, 64, 96), layers=1, groups=8),  # 64x64 images
-}
+from . import weights
+from .config import VAEConfig
 
 
 class ResBlock(nn.Module):
@@ -172,6 +143,19 @@ class VAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to images, not clamped."""
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all."""
+        weights.save(self, directory, dtype)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "VAE":
+        """Load weights, float32 and in eval mode: shipped ones by name, a directory that `save_pretrained` or a
+        training run wrote, or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
+        from .official import is_published, load_official_vae  # it builds on this file
+
+        directory = weights.find(name)
+        return load_official_vae(directory) if is_published(directory) else weights.load(cls, VAEConfig, directory)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

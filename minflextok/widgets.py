@@ -28,7 +28,7 @@ def budget_slider(tok: FlexTok, images: Tensor, steps: int = 25, zoom: int = 3, 
     """
     K = tok.config.num_registers
     ids = tok.encode(images)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(tok.to_latents(images).shape, generator=torch.Generator().manual_seed(seed))
     seen: dict[int, bytes] = {}
 
     def frame(k: int) -> bytes:

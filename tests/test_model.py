@@ -292,6 +292,43 @@ def test_loss_is_the_mean_squared_velocity_error(tok, images):
     assert tok.loss(images, generator=torch.Generator().manual_seed(3)).item() == pytest.approx(total / 3, abs=1e-5)
 
 
+def full_objective(tok, x, noise, t, keep_k, null):
+    """The objective as it is defined: all K registers encoded and decoded for every image."""
+    z = tok.encoder(x)
+    v = tok.decoder(interpolate(x, noise, t), t, tok.fsq(z)[0], keep_k, null)
+    over = (z.abs() - 1).clamp(min=0).square()
+    kept = torch.stack([torch.arange(z.shape[1]) < k for k in keep_k.masked_fill(null, 0)])
+    return (v - (noise - x)).square().mean() + tok.config.latent_penalty * (over * kept[..., None]).mean()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=7), st.sampled_from([0.0, 0.3]))
+def test_the_packed_objective_is_the_full_one(rows, penalty):
+    tok = randomised(changed(num_registers=12, latent_penalty=penalty))
+    tok.encoder.head.weight.data *= 3  # so that the penalty bites
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(len(rows), 3, 8, 8, generator=g) * 2 - 1
+    noise, t = torch.randn(x.shape, generator=g), torch.rand(len(rows), generator=g)
+    draws = (noise, t, torch.tensor([k for k, _ in rows]), torch.tensor([n for _, n in rows]))
+    grads = []
+    for objective in (tok, lambda *a: full_objective(tok, *a)):
+        tok.zero_grad()
+        loss = objective(x, *draws)
+        loss.backward()
+        grads.append([loss.detach()] + [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in tok.parameters()])
+    for packed, full in zip(*grads, strict=True):
+        torch.testing.assert_close(packed, full, atol=1e-5 * full.abs().max().item() + 1e-7, rtol=1e-4)
+
+
+def test_packing_computes_no_register_that_nobody_keeps(tok, images):
+    rows = []
+    tok.encoder.head.register_forward_hook(lambda _, __, out: rows.append(out.shape[:2]))
+    x = images.repeat(3, 1, 1, 1)
+    keep_k, null = torch.tensor([1, 1, 2, 2, 3, 4, 5, 6, 6]), torch.tensor([False] * 8 + [True])
+    tok(x, *tok.draw(x)[:2], keep_k, null)
+    assert sorted(rows) == [(2, 4), (2, 6), (5, 2)]  # P/8 = 2 registers for 1, 1, 2, 2 and the null condition
+
+
 def test_bfloat16_autocast_stays_close(tok, images):
     ids = tok.encode(images)
     plain = tok.velocity(images, 0.5, ids)

@@ -1,5 +1,6 @@
 """Our numbers against those of the published implementation, at the tolerances that its fixtures support."""
 
+import ast
 import json
 
 import pytest
@@ -8,13 +9,14 @@ from conftest import SHARED, needs_parity
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from minflextok.config import VAE_PRESETS
 from minflextok.decoder import time_features
 from minflextok.encoder import prefix_mask
 from minflextok.flow import APG, cfg, interpolate, mode_timesteps
 from minflextok.fsq import FSQ
 from minflextok.official import RENAME, load_official
 from minflextok.patches import patchify
-from minflextok.vae import VAE, VAE_PRESETS, VAEConfig, kl_divergence
+from minflextok.vae import VAE, VAEConfig, kl_divergence
 
 pytestmark = needs_parity
 PARITY = SHARED / "parity"
@@ -117,6 +119,12 @@ def test_loss_and_gradients(pair):
         close(mine, full, 1e-4 * full.abs().max().item())
 
 
+def published() -> tuple[dict, dict]:
+    """Tensors and metadata of a published single file."""
+    with safe_open(PARITY / "published_format.safetensors", "pt") as f:
+        return {k: f.get_tensor(k) for k in f.keys()}, f.metadata()  # noqa: SIM118 (no dict)
+
+
 def test_noising_and_units():
     d = load_file(PARITY / "parity_public.safetensors")
     close(mode_timesteps(d["noise.table_u"]), d["noise.table_sigma"], 1e-6)
@@ -165,18 +173,81 @@ def test_published_file_that_is_not_understood_is_refused_by_name(tmp_path):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_vae_and_repa_tensors_are_reported_and_left_out(tmp_path):
-    with safe_open(PARITY / "published_format.safetensors", "pt") as f:
-        metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
-    extra = {"vae.vae.encoder.conv_in.weight": torch.zeros(2), "decoder.module_dict.dec_repa_head.weight": torch.zeros(2)}
-    save_file(tensors | extra, tmp_path / "m.safetensors", metadata=metadata)
-    with pytest.warns(UserWarning, match="ignoring 1"):
-        tok = load_official(tmp_path / "m.safetensors")
-    assert tok.config.in_channels == 16
+SMALL_VAE = VAEConfig(latent_channels=16, widths=(16, 32), layers=1, groups=8, scaling_factor=0.5)
+
+
+def with_vae(tensors: dict, metadata: dict) -> tuple[VAE, dict, dict]:
+    """A published file's contents with a small VAE added, as the real ones have it."""
+    torch.manual_seed(0)
+    vae = VAE(SMALL_VAE).eval()
+    section = {"_target_": "flextok.vae_wrapper.StableDiffusionVAE", "latent_channels": 16, "scaling_factor": 0.5,
+               "norm_num_groups": 8, "sample_posterior": True}
+    return vae, tensors | {f"vae.vae.{k}": v for k, v in vae.state_dict().items()}, metadata | {"vae": str(section)}
+
+
+def test_a_file_with_its_vae_maps_images_to_images(tmp_path):
+    vae, tensors, metadata = with_vae(*published())
+    tensors["decoder.module_dict.dec_repa_head.weight"] = torch.zeros(2)
+    save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
+    with pytest.warns(UserWarning, match="ignoring 1 REPA"):
+        tok = load_official(tmp_path)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(1))
+    latents = vae.encode(images)
+    ids = tok.encode(images, 5)
+    assert tok.config.in_channels == 16 and torch.equal(ids, tok.encode(latents, 5))
+    back = tok.decode(ids, steps=2, noise=noise)
+    sample = tok.decode(ids, steps=2, noise=noise, to_images=False)
+    assert back.shape == images.shape and sample.shape == noise.shape
+    close(back, vae.decode(sample).clamp(-1, 1), 1e-5)
+    assert tok.reconstruct(images, 3, steps=1).shape == images.shape
+    assert not any(p.requires_grad for p in tok.vae.parameters())
     tok.save_pretrained(tmp_path / "ours")
     again = type(tok).from_pretrained(tmp_path / "ours")
-    assert again.config == tok.config
+    assert again.config == tok.config and again.vae.config == tok.vae.config
     assert all(torch.equal(a, b) for a, b in zip(tok.state_dict().values(), again.state_dict().values(), strict=True))
+    half = type(tok).from_pretrained(tmp_path, torch.bfloat16)
+    assert half.encoder.registers.dtype == torch.bfloat16 and half.vae.quant_conv.weight.dtype == torch.float32
+    assert (half.encode(images, 5) == ids).float().mean() > 0.3
+    assert half.decode(ids, steps=1, noise=noise).isfinite().all()
+    with pytest.raises(ValueError, match="multiples of 4 up to 64"):
+        tok.encode(torch.zeros(1, 3, 66, 64))
+
+
+def test_what_is_wrong_with_a_vae_is_named(tmp_path):
+    vae, tensors, metadata = with_vae(*published())
+
+    def attempt(tensors, match, **section):
+        literal = ast.literal_eval(metadata["vae"]) | section
+        save_file(tensors, tmp_path / "model.safetensors", metadata=metadata | {"vae": str(literal)})
+        with pytest.raises(ValueError, match=match):
+            load_official(tmp_path)
+
+    attempt(tensors | {"vae.vae.encoder.new.weight": torch.zeros(2)}, "unknown encoder.new.weight")
+    attempt({k: v for k, v in tensors.items() if "post_quant_conv.weight" not in k}, "lacks post_quant_conv.weight")
+    attempt(tensors, "act_fn='relu'", act_fn="relu")
+    attempt(tensors, "scaling_factor", scaling_factor=None)
+    attempt(tensors, "multiples of groups=32", norm_num_groups=32)
+    attempt(tensors, "SomeOtherVAE", _target_="flextok.SomeOtherVAE")
+
+
+def test_diffusers_directories_and_old_attention_names(tmp_path, vae_pair):
+    vae, d = vae_pair
+    settings = {"_class_name": "AutoencoderKL", "norm_num_groups": 8, "scaling_factor": 0.5, "act_fn": "silu",
+                "down_block_types": ["DownEncoderBlock2D"] * 2}
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, tensor in vae.state_dict().items():
+        for new, before in old.items() if ".attentions." in name else ():
+            name, tensor = name.replace(f".{new}.", f".{before}."), tensor
+        is_linear = ".attentions." in name and tensor.ndim == 2
+        tensors[name] = tensor[:, :, None, None].contiguous() if is_linear else tensor
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    close(VAE.from_pretrained(tmp_path).encode(d["in.image"]), d["out.scaled_latents_mode"], 2e-5)
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"down_block_types": ["AttnDownEncoderBlock2D"] * 2}))
+    with pytest.raises(ValueError, match="AttnDownEncoderBlock2D"):
+        VAE.from_pretrained(tmp_path)
 
 
 # ---- the VAE ---------------------------------------------------------------------------------------------------------

@@ -16,15 +16,9 @@ from torch import nn
 from minflextok import FlexTok, TrainConfig
 from minflextok.data import Images
 from minflextok.metrics import code_usage, health, psnr
-from minflextok.train import (
-    load_checkpoint,
-    lr_factor,
-    make_optimizer,
-    nested_prob,
-    save_checkpoint,
-    train_tokenizer,
-    update_ema,
-)
+from minflextok.run import load_checkpoint, save_checkpoint
+from minflextok.stages import nested_prob, train_tokenizer
+from minflextok.train import lr_factor, make_optimizer, update_ema
 
 RECIPE = TrainConfig(steps=12, batch_size=8, warmup=3, eval_every=4, log_every=2, val_images=4, bf16=False)
 

@@ -1,0 +1,127 @@
+"""What is trained, on what, and how it is judged meanwhile; the loop itself stands in train.py.
+
+Every draw of step s comes from a generator seeded by (seed, s), and every process takes its share of the same draws.
+So a resumed run repeats the uninterrupted one exactly, and two processes repeat one.
+"""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import TokenizerConfig, TrainConfig
+from .data import Dataset, Images, Stream, to_float
+from .figures import budget_grid, save
+from .metrics import code_usage, health, one_step_psnr
+from .run import Processes
+from .tokenizer import FlexTok
+from .train import Run, fit
+from .vae import VAE
+
+
+def nested_prob(progress: float, c: TrainConfig) -> float:
+    """Share of the images that get nested dropout: 0 until c.nested_from of the run, 1 from c.nested_full on."""
+    if progress >= c.nested_full:
+        return 1.0
+    return max(0.0, (progress - c.nested_from) / (c.nested_full - c.nested_from))
+
+
+def hold_out(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
+    """Training images, and the (n, 3, H, W) uint8 that the log is measured on; never the test split."""
+    if isinstance(data, Stream):
+        warnings.warn("a stream cannot hold images out: PSNR is logged on the first images of its shards", stacklevel=2)
+        return data, data.head(c.val_images)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(c.seed))
+    n = min(c.val_images, len(data) // 10)
+    if n == 0:
+        raise ValueError(f"{data.name} has {len(data)} images: training wants at least 10")
+    return data.select(order[n:]), data.at(order[:n])
+
+
+def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """From run.step on: this process's share of a batch, (B / world, 3, H, W) in [-1, 1] on run.device, half of the
+    images mirrored where c.flip says so, and the generator of all further draws of that step."""
+    c = run.c
+    if isinstance(data, Images):
+        data.images = data.images.to(run.device)  # small sets are batched on the device
+    for batch in data.batches(c.batch_size, c.seed, run.step, run.procs.rank, run.procs.world):
+        x, g = to_float(batch.to(run.device, non_blocking=True)), run.generator()
+        if c.flip:
+            mirrored = (torch.rand(c.batch_size, generator=g) < 0.5)[run.share].to(run.device, non_blocking=True)
+            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+        yield x, g
+
+
+# ---- stage 1: the tokenizer ------------------------------------------------------------------------------------------
+
+@torch.no_grad()
+def evaluate_tokenizer(tok: FlexTok, images: Tensor) -> tuple[dict, str]:
+    """One-step PSNR against k, and how many ids each register uses, on held-out images or latents."""
+    ids = torch.cat([tok.encode(x) for x in images.split(256)])
+    psnrs = one_step_psnr(tok, images, ids)
+    used, perplexity = code_usage(ids, tok.config.vocab_size)
+    found = {"psnr": {str(k): round(v, 3) for k, v in psnrs.items()}, "ids_used": used.tolist(),
+             "perplexity": [round(p, 2) for p in perplexity.tolist()],
+             "says": health(psnrs, perplexity, tok.config.vocab_size)}
+    curve = "  ".join(f"{k}: {v:.1f}" for k, v in psnrs.items())
+    return found, (f"one-step PSNR by tokens  {curve} dB  "
+                   f"ids used per register {used.double().mean():.0f}  {found['says']}")
+
+
+def tokenizer_picture(tok: FlexTok, images: Tensor, vae: VAE | None, path: Path, title: str) -> None:
+    """Reconstructions of images or latents at rising budgets, all from the same noise."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    ids = tok.encode(images)
+    grid = {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets}
+    if vae is not None:
+        images, grid = vae.decode(images), {k: vae.decode(x) for k, x in grid.items()}
+    save(budget_grid(images, grid, title), path)
+
+
+def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset, out: str | Path, device: str | None = None,
+                    quiet: bool = False, vae: VAE | None = None) -> FlexTok:
+    """Train a FlexTok on uint8 images (by way of a frozen VAE, where in_channels != 3); returns it with averaged weights.
+
+    `out` gets what `fit` writes, samples/*.png, and at the end weights for `FlexTok.from_pretrained(out)`.
+    """
+    procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
+    data, val = hold_out(data, c)
+    size = config.image_size * (vae.config.downscale if vae else 1)
+    if config.in_channels != 3 and vae is None:
+        raise ValueError(f"this model takes latents of {config.in_channels} channels: give --vae, weights of a VAE with "
+                         f"latent_channels={config.in_channels} (minflextok train vae), or pick a pixel preset")
+    if val.shape[-1] != size:
+        raise ValueError(f"{data.name} gives {tuple(val.shape[1:])} images, this model takes (3, {size}, {size}): "
+                         "load them with this image_size")
+    torch.manual_seed(c.seed)
+    tok = FlexTok(config)
+    if vae is not None:
+        tok.attach(vae.to(procs.device)).vae = None  # checks that the two fit; the loop holds the tokenizer alone
+    if c.compile:
+        tok.encoder.compile(dynamic=True)
+        tok.decoder.compile(dynamic=True)
+
+    def latents(x: Tensor) -> Tensor:
+        if vae is None:
+            return x
+        with torch.no_grad(), torch.autocast(procs.device.type, torch.bfloat16, enabled=c.bf16):
+            return vae.encode(x).float()
+
+    val = torch.cat([latents(to_float(x).to(procs.device)) for x in val.split(64)])
+
+    def inputs(run: Run) -> Iterator[tuple[Tensor, ...]]:
+        for x, g in image_batches(data, run):
+            x = latents(x)
+            draws = run.model.draw(x[:1].expand(c.batch_size, -1, -1, -1), nested_prob(run.progress, c), g)
+            yield x, *(d[run.share] for d in draws)
+
+    def evaluate(tok: FlexTok, step: int) -> tuple[dict, str]:
+        tokenizer_picture(tok, val[:8], vae, out / "samples" / f"step_{step:06d}.png", f"step {step}")
+        return evaluate_tokenizer(tok, val)
+
+    tok = fit(tok, inputs, evaluate, c, out, data.name, procs, quiet)
+    if vae is not None and procs.rank == 0:
+        tok.attach(vae).save_pretrained(out)
+    return tok

@@ -1,0 +1,102 @@
+"""Weights on disk and on the Hugging Face hub: model.safetensors, config.json beside it. Nothing is ever unpickled."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import WEIGHTS_DIR, from_dict, to_json
+
+
+def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = None, skip: str | None = None) -> None:
+    """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all.
+
+    Tensors whose name starts with `skip` are left out.
+    """
+    directory = Path(directory)
+    state = {k: v.detach().to(dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
+             for k, v in model.state_dict().items() if not (skip and k.startswith(skip))}
+    part = directory / f".model.{os.getpid()}.part"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(state, part, metadata={"format": "minflextok"})
+        os.replace(part, directory / "model.safetensors")
+        part.write_text(to_json(model.config))
+        os.replace(part, directory / "config.json")
+    except (OSError, SafetensorError) as e:
+        raise OSError(f"could not write weights to {directory} ({e}): is the disk full or read-only?") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def find(name: str | Path) -> Path:
+    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub."""
+    for directory in (Path(name), WEIGHTS_DIR / name):
+        if directory.is_dir():
+            return directory
+    shipped = ", ".join(sorted(d.name for d in WEIGHTS_DIR.glob("*/"))) or "none"
+    problem = (f"no weights {str(name)!r}: shipped are {shipped}; "
+               "else give a directory with model.safetensors and config.json")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise FileNotFoundError(problem)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "config.json"]))
+    except Exception as e:  # no connection, no such repository, no access, ...
+        why = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise FileNotFoundError(f"{problem}, or a repository of the Hugging Face hub (it answered: {why})") from None
+
+
+def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dtype: torch.dtype = torch.float32):
+    """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that names it."""
+    for name in ("config.json", "model.safetensors"):
+        if not (directory / name).exists():
+            raise FileNotFoundError(f"{directory} has no {name}: was it written by save_pretrained?")
+    try:
+        config = from_dict(config_class, json.loads((directory / "config.json").read_text()))
+    except (ValueError, TypeError, OSError) as e:
+        raise ValueError(f"{directory / 'config.json'}: {e}") from None
+    file = directory / "model.safetensors"
+    return build(cls, config, read_tensors(file, dtype), file).to(dtype)
+
+
+def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], source: str | Path):
+    """A model around given tensors, uncopied, in eval mode; what does not fit is an error that names `source`."""
+    with torch.device("meta"):  # shapes without memory: the weights take the parameters' places
+        model = cls(config)
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or extra:
+        tell = [f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
+                for what, names in (("lacks", missing), ("has unknown", extra)) if names]
+        raise ValueError(f"{source} does not fit its config: it {' and '.join(tell)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            raise ValueError(f"{source} does not fit its config: {name} is {tuple(tensor.shape)}, "
+                             f"the config makes it {tuple(own[name].shape)}")
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def read_tensors(path: Path, dtype: torch.dtype | None = None, only: Callable[[str], bool] = bool) -> dict[str, Tensor]:
+    """The tensors of a file whose names are `only` those; floats as `dtype`, where given.
+
+    Those stored as `dtype` stay memory-mapped: they are read when first used, and many processes share them. Others
+    are converted one at a time, each from a mapping of its own, so that no more than one stands in memory twice.
+    """
+    try:
+        with safe_open(path, "pt") as f:
+            mapped = {name: f.get_tensor(name) for name in f.keys() if only(name)}  # noqa: SIM118 (no dict)
+        for name, tensor in mapped.items():
+            if dtype and tensor.is_floating_point() and tensor.dtype != dtype:
+                with safe_open(path, "pt") as f:
+                    mapped[name] = f.get_tensor(name).to(dtype)
+        return mapped
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is not a whole safetensors file ({e}): download or save it again") from None
