@@ -75,11 +75,12 @@ class FlexTok(nn.Module):
         x: what encoder and flow see, images or latents (B, C, H, W). An image that keeps k registers is encoded into
         those k alone, which see none of the others, and decoded from them and one more that stands for all dropped
         ones: loss and gradients of the full computation, for P + k positions instead of P + K. So images of like k
-        go together: k is rounded up to a power of two, and to P/8, below which another batch costs more than it saves.
+        go together: k is rounded up to a power of two, and to P/8, below which another group costs more than it saves
+        (as it always does where K is at most P/4).
         """
-        P = x.shape[-1] * x.shape[-2] // self.config.patch_size**2
+        P, K = x.shape[-1] * x.shape[-2] // self.config.patch_size**2, self.config.num_registers
         seen = torch.where(null, 1, keep_k)  # the null condition hides all registers; one is the least to carry
-        sizes = round_up_pow2(seen).clamp(min=P // 8, max=self.config.num_registers)
+        sizes = round_up_pow2(seen).clamp(min=P // 8 if K > P // 4 else K, max=K)
         total = 0.0
         for m in sizes.unique().tolist():
             i = (sizes == m).nonzero()[:, 0].to(x.device, non_blocking=True)
