@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test notebooks lab sweep clean
+.PHONY: setup demo test notebooks lab sweep bench clean
 
 setup: .venv/.ready
 
@@ -38,6 +38,9 @@ sweep: setup
 	$(SWEEP)/lr-1e-3 --lr 1e-3
 	$(SWEEP)/lr-2e-3 --lr 2e-3
 	$(SWEEP)/lr-8e-3 --lr 8e-3
+
+bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
+	$(BIN)/python benchmarks/bench.py
 
 clean:
 	rm -rf .venv outputs
