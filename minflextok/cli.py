@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import PRESETS, RECIPES, TokenizerConfig, TrainConfig, from_dict
+from .config import PRESETS, RECIPES, VAE_PRESETS, TrainConfig, from_dict
 from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
 from .figures import budget_grid, save
 from .metrics import code_usage, psnr
@@ -155,16 +155,20 @@ def demo(a: argparse.Namespace) -> None:
     show_budgets(tok, images, tok.config.budgets, a)
 
 
-def train(a: argparse.Namespace) -> None:
-    from .stages import train_tokenizer
-
-    given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name) is not None}
-    recipe = dataclasses.replace(RECIPES[a.preset], **given)
+def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
+    """The recipe with the changes that flags ask for; of steps and minutes, the one that is given alone ends the run."""
+    given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name, None) is not None}
+    recipe = dataclasses.replace(recipe, **given)
     if a.minutes and a.steps is None:
-        recipe = dataclasses.replace(recipe, steps=10**9)  # the clock alone ends the run
-    elif a.steps and a.minutes is None:
-        recipe = dataclasses.replace(recipe, minutes=0.0)
-    config = dataclasses.asdict(PRESETS[a.preset])
+        return dataclasses.replace(recipe, steps=10**9)
+    if a.steps and a.minutes is None:
+        return dataclasses.replace(recipe, minutes=0.0)
+    return recipe
+
+
+def config_of(a: argparse.Namespace, preset):
+    """The preset with the changes of --model KEY=VALUE."""
+    config = dataclasses.asdict(preset)
     for change in a.model:
         key, eq, value = change.partition("=")
         try:
@@ -173,21 +177,39 @@ def train(a: argparse.Namespace) -> None:
             config[key] = value
         if not eq:
             raise ValueError(f"--model {change}: give KEY=VALUE")
-    config = from_dict(TokenizerConfig, config)
-    default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10"}.get(a.preset)
+    return from_dict(type(preset), config)
+
+
+def data_of(a: argparse.Namespace, size: int, recipe: TrainConfig):
+    default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10", "f2-small": "cifar10"}.get(a.preset)
     if not (a.data or default):
         raise ValueError(f"preset {a.preset} has no default data: give --data")
+    return load_dataset(a.data or default, "train", size, recipe.workers)
+
+
+def train(a: argparse.Namespace) -> None:
+    from .stages import train_tokenizer
+
+    recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
     vae = VAE.from_pretrained(a.vae) if a.vae else None
     size = config.image_size * (vae.config.downscale if vae else 1)
-    data = load_dataset(a.data or default, "train", size, recipe.workers)
-    train_tokenizer(config, recipe, data, a.out, a.device, a.quiet, vae)
+    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae)
+
+
+def train_a_vae(a: argparse.Namespace) -> None:
+    from .stages import train_vae
+
+    recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, VAE_PRESETS[a.preset])
+    train_vae(config, recipe, data_of(a, config.image_size, recipe), a.out, a.device, a.quiet)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
-def add_fields(group, cls) -> None:
-    """A flag for each field of a config dataclass, described as there."""
+def add_fields(group, cls, skip: tuple[str, ...] = ()) -> None:
+    """A flag for each field of a config dataclass, described as there, but those to skip."""
     for f in dataclasses.fields(cls):
+        if f.name in skip:
+            continue
         flag, kind = "--" + f.name.replace("_", "-"), typing.get_type_hints(cls)[f.name]
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=f.metadata["help"])
@@ -229,20 +251,28 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", default="cifar10-sample", help="a data set; its test split is used (default cifar10-sample)")
     p.add_argument("--num-images", type=int, default=64, help="images that the table averages over (default 64)")
 
-    p = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
-    p = p.add_parser("tokenizer", help="a FlexTok", description="Train a FlexTok. A run that was stopped goes on when the "
-                     "same command is given again. Under torchrun, the same command uses all its processes.")
-    p.set_defaults(run=train)
-    p.add_argument("--preset", choices=list(PRESETS), default="shapes", help="model and recipe (default shapes)")
-    p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
-                   "(default: the preset's own)")
+    stages = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def stage(name: str, run, presets: dict, preset: str, data: str | None, data_help: str, help: str, skip=()):
+        p = stages.add_parser(name, help=help, description=f"Train {help}. A run that was stopped goes on when the "
+                              "same command is given again. Under torchrun, the same command uses all its processes.")
+        p.set_defaults(run=run)
+        p.add_argument("--preset", choices=list(presets), default=preset, help=f"model and recipe (default {preset})")
+        p.add_argument("--data", default=data, help=f"shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
+                       f"(default: {data_help})")
+        p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
+        p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
+        p.add_argument("--quiet", action="store_true", help="no progress bar")
+        fields = ", ".join(f.name for f in dataclasses.fields(presets[preset]))
+        p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
+                       help=f"change a field of the preset's model config, repeatable: {fields}")
+        add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig, skip)
+        return p
+
+    stage("vae", train_a_vae, VAE_PRESETS, "f2-small", None, "the preset's own", "a VAE, stage 0 of models on latents",
+          skip=("nested_from", "nested_full"))
+    p = stage("tokenizer", train, PRESETS, "shapes", None, "the preset's own", "a FlexTok")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
-    p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
-    p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
-                   help="change a field of the preset's TokenizerConfig, such as --model num_registers=8; repeatable")
-    add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig)
 
     p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")

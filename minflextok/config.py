@@ -115,17 +115,35 @@ class VAEConfig:
     widths: tuple[int, ...] = opt((128, 256, 512, 512), "channels per level; each level but the last halves the size")
     layers: int = opt(2, "residual blocks per level of the encoder; the decoder has one more")
     groups: int = opt(32, "groups of each group norm")
-    scaling_factor: float = opt(1.0, "latents are multiplied by it, so that their variance is about 1")
+    scaling_factor: float = opt(1.0, "latents are multiplied by it, so that their variance is 1; training measures it")
+    image_size: int = opt(256, "training: side of the images in pixels; the model takes any multiple of downscale")
+    perceptual: str = opt("vgg16", "training: distance beside L1: 'vgg16' features (downloaded), 'gradients' or 'none'")
+    perceptual_weight: float = opt(1.0, "training: weight of that distance")
+    kl_weight: float = opt(1e-6, "training: weight of the KL divergence, summed over an image's latents")
+    adversarial_weight: float = opt(0.0, "training: weight of what a discriminator says of the reconstructions; 0: none")
+    adversarial_from: float = opt(0.5, "training: share of the run after which the discriminator comes in")
 
     def __post_init__(self):
         if isinstance(self.widths, list):
             object.__setattr__(self, "widths", tuple(self.widths))
         _check_types(self)
-        for name in ("latent_channels", "layers", "groups"):
+        for name in ("latent_channels", "layers", "groups", "image_size"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
         _require(len(self.widths) >= 1 and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
                  f"widths={self.widths}: give multiples of groups={self.groups}")
         _require(self.scaling_factor > 0, f"scaling_factor={self.scaling_factor}: give a positive number")
+        _require(self.image_size % self.downscale == 0,
+                 f"image_size={self.image_size} is not a multiple of {self.downscale}, by which {len(self.widths)} widths "
+                 "make latents smaller")
+        for name in ("perceptual_weight", "kl_weight", "adversarial_weight"):
+            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
+        _require(0 <= self.adversarial_from <= 1, f"adversarial_from={self.adversarial_from}: give a share from 0 to 1")
+        _require(self.perceptual in ("vgg16", "gradients", "none"),
+                 f"perceptual={self.perceptual!r}: give 'vgg16', 'gradients' or 'none'")
+        for name, on, least in (("perceptual", self.perceptual == "vgg16", 16), ("perceptual", self.perceptual != "none", 8),
+                                ("adversarial_weight", self.adversarial_weight > 0, 24)):
+            _require(not on or self.image_size >= least, f"{name}={getattr(self, name)!r} needs images of at least {least} "
+                     f"pixels, not image_size={self.image_size}")
 
     @property
     def downscale(self) -> int:
@@ -187,28 +205,36 @@ PRESETS: dict[str, TokenizerConfig] = {
     "shapes": _pixels(16, 4, 128, 3, 3, 8, (8, 8, 8, 5)),
     "cifar10-tiny": _pixels(32, 4, 128, 4, 4, 16, (8, 8, 8, 5)),
     "cifar10": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
+    "tiny-imagenet": dataclasses.replace(_pixels(16, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)), in_channels=8),  # with f4-small
     "d12-d12": _published(12, 12),
     "d18-d18": _published(18, 18),
     "d18-d28": _published(18, 28),
 }
 
-VAE_PRESETS = {
-    "f8": VAEConfig(),
-    "f8-c4": VAEConfig(latent_channels=4),
-    "f8-c8": VAEConfig(latent_channels=8),
-    "f2-small": VAEConfig(latent_channels=4, widths=(32, 64), layers=1, groups=8),  # 32x32 images
-    "f4-small": VAEConfig(latent_channels=8, widths=(32, 64, 96), layers=1, groups=8),  # 64x64 images
+VAE_PRESETS: dict[str, VAEConfig] = {
+    "f8": VAEConfig(adversarial_weight=0.1),
+    "f8-c4": VAEConfig(latent_channels=4, adversarial_weight=0.1),
+    "f8-c8": VAEConfig(latent_channels=8, adversarial_weight=0.1),
+    "f2-small": VAEConfig(latent_channels=4, widths=(32, 64), layers=1, groups=8, image_size=32, perceptual="none"),
+    "f4-small": VAEConfig(latent_channels=8, widths=(32, 64, 96), layers=1, groups=8, image_size=64, perceptual="none"),
 }
 
 # How each preset is trained. The three published models: batch and learning rate are ours, the paper's are not public
-# in full; two hundred thousand steps of 2,048 images are what a lab would start from.
+# in full; two hundred thousand steps of 2,048 images are what a lab would start from. The same holds for the f8 VAEs,
+# and for their adversarial_weight. Not yet run: tiny-imagenet (on the latents of f4-small).
 _LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
                      nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12)
+_SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=32, lr=2e-3, warmup=50, weight_decay=0.0, eval_every=200)
+_LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, weight_decay=0.0, beta2=0.99, ema=0.9999,
+                         val_images=1024, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {
     "shapes": TrainConfig(steps=10**9, minutes=3, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
     "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
+    "tiny-imagenet": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
+    "f2-small": _SMALL_VAE, "f4-small": dataclasses.replace(_SMALL_VAE, minutes=30),
+    "f8": _LARGE_VAE, "f8-c4": _LARGE_VAE, "f8-c8": _LARGE_VAE,
 }
 
 

@@ -14,8 +14,13 @@ def budget_grid(originals: Tensor, reconstructions: dict[int, Tensor], title: st
 
     originals and each of reconstructions: (B, 3, H, W) in [-1, 1].
     """
-    rows = {"original": originals} | {f"{k} token{'s' * (k > 1)}": x for k, x in reconstructions.items()}
-    B = len(originals)
+    rows = {f"{k} token{'s' * (k > 1)}": x for k, x in reconstructions.items()}
+    return image_grid({"original": originals} | rows, title)
+
+
+def image_grid(rows: dict[str, Tensor], title: str = "") -> Figure:
+    """Rows of images, each (B, 3, H, W) in [-1, 1], with their names."""
+    B = len(next(iter(rows.values())))
     fig, axes = plt.subplots(len(rows), B, figsize=(0.9 * B + 0.9, 0.9 * len(rows) + 0.4 * bool(title)), squeeze=False)
     for (label, images), line in zip(rows.items(), axes, strict=True):
         for ax, image in zip(line, to_uint8(images).cpu(), strict=True):

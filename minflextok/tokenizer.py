@@ -1,6 +1,5 @@
 """FlexTok: the encoder, the quantiser and the decoder as one model, with what a user calls."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import weights
+from .checks import check_finite, check_range, check_shape
 from .config import TokenizerConfig
 from .decoder import Decoder
 from .encoder import Encoder
@@ -114,9 +114,11 @@ class FlexTok(nn.Module):
         With a VAE, an input of in_channels channels is taken for latents already.
         """
         if self.vae is None or (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] != 3):
-            return self._check_images(images, self.config.in_channels)
+            x = self._check_shape(images, "images", self.config.in_channels)
+            x = check_range(x) if self.config.in_channels == 3 else check_finite(x, "images")
+            return x.to(self.encoder.registers.dtype)
         with torch.no_grad():
-            latents = self.vae.encode(self._check_images(images, 3, self.vae.config.downscale))
+            latents = self.vae.encode(self._check_shape(images, "images", 3, self.vae.config.downscale))
         return latents.to(self.encoder.registers.dtype)
 
     def encode_continuous(self, images: Tensor) -> Tensor:
@@ -244,35 +246,9 @@ class FlexTok(nn.Module):
 
     def _check_shape(self, x: Tensor, what: str, channels: int, scale: int = 1) -> Tensor:
         """Any multiple of the patch up to image_size, for latents and (`scale` times larger) images of a VAE."""
-        size, unit = self.config.image_size * scale, self.config.patch_size * scale
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"{what} is {kind}: give a float tensor (uint8 images: x.float() / 127.5 - 1)")
-        fits = x.ndim == 4 and len(x) > 0 and x.shape[1] == channels
-        if self.config.in_channels == 3:
-            want, fits = f"{size}, {size})", fits and x.shape[2:] == (size, size)
-        else:
-            want = f"H, W) with H and W multiples of {unit} up to {size}"
-            fits = fits and all(0 < n <= size and n % unit == 0 for n in x.shape[2:])
-        if not fits:
-            hint = " (resize or crop first)" if channels == 3 else ""
-            raise ValueError(f"{what} has shape {tuple(x.shape)}: give (B >= 1, {channels}, {want}{hint}")
+        c = self.config
+        x = check_shape(x, what, channels, c.patch_size * scale, c.image_size * scale, fixed=c.in_channels == 3)
         return x.to(self.encoder.registers.device)
-
-    def _check_images(self, x: Tensor, channels: int, scale: int = 1) -> Tensor:
-        x = self._check_shape(x, "images", channels, scale)
-        if not bool(x.isfinite().all()):
-            raise ValueError("images hold NaN or infinite values: clean them first")
-        if channels != 3:
-            return x.to(self.encoder.registers.dtype)
-        low, high = (v.item() for v in x.detach().aminmax())
-        if max(-low, high) > 1.01:
-            raise ValueError(f"images range from {low:.4g} to {high:.4g}: scale them to [-1, 1] "
-                             "(from 0..255: x / 127.5 - 1; from 0..1: x * 2 - 1)")
-        if low >= 0 and high > 0.5 and len(x) >= 8:
-            warnings.warn("no value in these images is negative: are they in [0, 1]? FlexTok wants [-1, 1] (x * 2 - 1)",
-                          stacklevel=4)
-        return x.float() if scale > 1 else x.to(self.encoder.registers.dtype)
 
     def _check_ids(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """ids, (B, k) or a ragged list -> codes (B, max k, F), keep_k (B,), both on the model's device."""

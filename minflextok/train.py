@@ -151,7 +151,7 @@ def fit(model: nn.Module, inputs: Callable[[Run], Iterator[tuple[Tensor, ...]]],
                 raise SystemExit(143)
     if main:
         run.ema.save_pretrained(out)
-        log.say(f"trained: {type(model).__name__}.from_pretrained({str(out)!r})")
+        log.say(f"trained: weights in {out}")
     log.close()
     procs.close()
     return run.ema

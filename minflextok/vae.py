@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from . import weights
+from .checks import check_range, check_shape
 from .config import VAEConfig
 
 
@@ -128,13 +129,15 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents."""
+        """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images is not checked."""
+        check_shape(images, "images", 3, self.config.downscale)
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Scaled latents: the mode of the posterior, or a sample of it."""
-        mean, logvar = self.posterior(images)
+        images = check_shape(images, "images", 3, self.config.downscale).to(self.quant_conv.weight)
+        mean, logvar = self.posterior(check_range(images))
         if sample:
             eps = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
             mean = mean + torch.exp(logvar / 2) * eps.to(mean)
@@ -142,6 +145,7 @@ class VAE(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to images, not clamped."""
+        latents = check_shape(latents, "latents", self.config.latent_channels, 1).to(self.post_quant_conv.weight)
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:

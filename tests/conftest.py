@@ -1,10 +1,13 @@
 import dataclasses
+import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from minflextok import FlexTok, TokenizerConfig
+from minflextok import FlexTok, TokenizerConfig, train
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"  # numerical fixtures of the published implementation, where they are at hand
@@ -36,3 +39,33 @@ def images() -> torch.Tensor:
 
 def changed(**fields) -> TokenizerConfig:
     return dataclasses.replace(TINY, **fields)
+
+
+# ---- training runs ---------------------------------------------------------------------------------------------------
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def lines(out, key):
+    return [(r["step"], r[key]) for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if key in r]
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_after(steps: int):
+    """The training run inside must end without a word after so many steps, as by SIGKILL."""
+    calls, real = [], train.training_step
+
+    def step(*a, **k):
+        calls.append(1)
+        if len(calls) > steps:
+            raise Killed
+        return real(*a, **k)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "training_step", step)
+        yield

@@ -75,6 +75,9 @@ def test_demo(tmp_path, capsys):
     (["train", "tokenizer", "--out", "{tmp}", "--model", "nonsense=5"], "unknown TokenizerConfig key 'nonsense'"),
     (["train", "tokenizer", "--out", "{tmp}", "--preset", "d12-d12"], "no default data"),
     (["train", "tokenizer", "--out", "{tmp}", "--lr", "-1"], "lr=-1"),
+    (["train", "tokenizer", "--out", "{tmp}", "--preset", "tiny-imagenet", "--data", "cifar10-sample"], "latents of 8 channels: give --vae"),
+    (["train", "vae", "--out", "{tmp}", "--preset", "f8"], "preset f8 has no default data"),
+    (["train", "vae", "--out", "{tmp}", "--model", "in_channels=5"], "unknown VAEConfig key 'in_channels'"),
 ])
 def test_errors_are_one_line(tmp_path, photos, args, match, capsys):
     (tmp_path / "text.json").write_text("{}")
@@ -108,7 +111,7 @@ def test_ids_of_a_longer_vocabulary_are_refused(tmp_path, weights):
         main(["decode", str(tmp_path / "i.npz"), "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["encode"], ["decode"], ["reconstruct"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "vae"], ["train", "tokenizer"], ["encode"], ["decode"], ["reconstruct"]])
 def test_help_describes_every_flag(command, capsys):
     with pytest.raises(SystemExit) as e:
         main([*command, "--help"])

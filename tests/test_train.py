@@ -1,7 +1,6 @@
 """Training that can be killed, resumed, spread over processes, and that says what went wrong."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -10,8 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, changed
-from torch import nn
+from conftest import TINY, changed, killed_after, lines, same
 
 from minflextok import FlexTok, TrainConfig
 from minflextok.data import Images
@@ -31,14 +29,6 @@ def run(out, recipe=RECIPE, config=TINY, **options):
     return train_tokenizer(config, recipe, options.pop("data", None) or data(), out, "cpu", quiet=True, **options)
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-def lines(out, key):
-    return [(r["step"], r[key]) for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if key in r]
-
-
 def test_a_run_leaves_weights_metrics_and_pictures(tmp_path):
     tok = run(tmp_path)
     assert same(tok, FlexTok.from_pretrained(tmp_path))
@@ -50,27 +40,11 @@ def test_a_run_leaves_weights_metrics_and_pictures(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("at", [3, 4, 9])
-def test_killed_at_any_step_it_resumes_bit_for_bit(tmp_path, at, monkeypatch):
+def test_killed_at_any_step_it_resumes_bit_for_bit(tmp_path, at):
     straight = run(tmp_path / "straight")
-    from minflextok import train
-
-    calls, real = [], train.training_step
-
-    def step(*a, **k):
-        calls.append(1)
-        if len(calls) > at:
-            raise Killed
-        return real(*a, **k)
-
-    monkeypatch.setattr(train, "training_step", step)
-    with pytest.raises(Killed):
+    with killed_after(at):
         run(tmp_path / "resumed")
-    monkeypatch.setattr(train, "training_step", real)
     resumed = run(tmp_path / "resumed")
     assert same(straight, resumed)
     for key in ("loss", "grad_norm", "psnr", "lr"):
