@@ -1,4 +1,4 @@
-"""The command line: minflextok demo | train | encode | decode | reconstruct."""
+"""The command line: minflextok demo | train | encode | decode | reconstruct | evaluate."""
 
 import argparse
 import dataclasses
@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import PRESETS, RECIPES, TokenizerConfig, TrainConfig, from_dict
+from .config import PRESETS, RECIPES, TrainConfig, from_dict
 from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
+from .evaluate import Evaluation, table, write
 from .figures import budget_grid, save
+from .judge import JUDGE_RECIPE, JUDGES, train_judge
 from .metrics import code_usage, psnr
 from .tokenizer import FlexTok
 from .vae import VAE
@@ -155,16 +157,33 @@ def demo(a: argparse.Namespace) -> None:
     show_budgets(tok, images, tok.config.budgets, a)
 
 
-def train(a: argparse.Namespace) -> None:
-    from .stages import train_tokenizer
+def evaluate(a: argparse.Namespace) -> None:
+    if Path(a.out).suffix != ".json":
+        raise ValueError(f"--out {a.out}: results are saved as .json")
+    tok = load(a)
+    data = load_dataset(a.data, a.split, tok.image_size)
+    work = Evaluation(tok, a.weights, data, a.split, a.num_images, a.tokens, a.steps, a.guidance, a.apg, a.seed, a.features,
+                      a.judge, a.batch_size)
+    print(work.line, flush=True)
+    found = work.run(progress=sys.stderr.isatty())
+    write(found, Path(a.out))
+    print(f"{table(found)}\nresults -> {a.out}")
 
-    given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name) is not None}
-    recipe = dataclasses.replace(RECIPES[a.preset], **given)
+
+def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
+    """The recipe with the changes that flags ask for; of steps and minutes, the one that is given alone ends the run."""
+    given = {f.name: getattr(a, f.name, None) for f in dataclasses.fields(TrainConfig)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if a.minutes and a.steps is None:
-        recipe = dataclasses.replace(recipe, steps=10**9)  # the clock alone ends the run
-    elif a.steps and a.minutes is None:
-        recipe = dataclasses.replace(recipe, minutes=0.0)
-    config = dataclasses.asdict(PRESETS[a.preset])
+        return dataclasses.replace(recipe, steps=10**9)
+    if a.steps and a.minutes is None:
+        return dataclasses.replace(recipe, minutes=0.0)
+    return recipe
+
+
+def config_of(a: argparse.Namespace, preset):
+    """The preset with the changes of --model KEY=VALUE."""
+    config = dataclasses.asdict(preset)
     for change in a.model:
         key, eq, value = change.partition("=")
         try:
@@ -173,7 +192,13 @@ def train(a: argparse.Namespace) -> None:
             config[key] = value
         if not eq:
             raise ValueError(f"--model {change}: give KEY=VALUE")
-    config = from_dict(TokenizerConfig, config)
+    return from_dict(type(preset), config)
+
+
+def train(a: argparse.Namespace) -> None:
+    from .stages import train_tokenizer
+
+    recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
     default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10"}.get(a.preset)
     if not (a.data or default):
         raise ValueError(f"preset {a.preset} has no default data: give --data")
@@ -183,11 +208,17 @@ def train(a: argparse.Namespace) -> None:
     train_tokenizer(config, recipe, data, a.out, a.device, a.quiet, vae)
 
 
+def train_a_judge(a: argparse.Namespace) -> None:
+    recipe, config = recipe_of(a, JUDGE_RECIPE), config_of(a, JUDGES[a.preset])
+    data = load_dataset(a.data, "train", config.image_size, recipe.workers)
+    train_judge(config, recipe, data, a.out, a.device, a.quiet)
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
-def add_fields(group, cls) -> None:
-    """A flag for each field of a config dataclass, described as there."""
-    for f in dataclasses.fields(cls):
+def add_fields(group, cls, skip: tuple[str, ...] = ()) -> None:
+    """A flag for each field of a config dataclass, described as there, but for those in `skip`."""
+    for f in (f for f in dataclasses.fields(cls) if f.name not in skip):
         flag, kind = "--" + f.name.replace("_", "-"), typing.get_type_hints(cls)[f.name]
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=f.metadata["help"])
@@ -229,20 +260,28 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", default="cifar10-sample", help="a data set; its test split is used (default cifar10-sample)")
     p.add_argument("--num-images", type=int, default=64, help="images that the table averages over (default 64)")
 
-    p = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
-    p = p.add_parser("tokenizer", help="a FlexTok", description="Train a FlexTok. A run that was stopped goes on when the "
-                     "same command is given again. Under torchrun, the same command uses all its processes.")
-    p.set_defaults(run=train)
-    p.add_argument("--preset", choices=list(PRESETS), default="shapes", help="model and recipe (default shapes)")
-    p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
-                   "(default: the preset's own)")
+    stages = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def stage(name: str, run, presets: dict, data: str | None, help: str, unused: tuple[str, ...] = ()):
+        preset = next(iter(presets))
+        p = stages.add_parser(name, help=help, description=f"Train {help}. A run that was stopped goes on when the "
+                              "same command is given again. Under torchrun, the same command uses all its processes.")
+        p.set_defaults(run=run)
+        p.add_argument("--preset", choices=list(presets), default=preset, help=f"model and recipe (default {preset})")
+        p.add_argument("--data", default=data, help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
+                       f"(default: {data or 'as the preset says'})")
+        p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
+        p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
+        p.add_argument("--quiet", action="store_true", help="no progress bar")
+        p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
+                       help="change a field of the preset's model config, such as --model num_registers=8 (repeatable)")
+        add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig, unused)
+        return p
+
+    p = stage("tokenizer", train, PRESETS, None, "a FlexTok")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
-    p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
-    p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
-                   help="change a field of the preset's TokenizerConfig, such as --model num_registers=8; repeatable")
-    add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig)
+    stage("judge", train_a_judge, JUDGES, "cifar10", "a classifier that judges images",
+          unused=("nested_from", "nested_full", "compile"))
 
     p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
@@ -260,6 +299,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
     decoding(p)
     p.add_argument("--tokens", type=int, nargs="+", help="budgets to show (default 1 2 4 ... K)")
+
+    p = command("evaluate", evaluate, "Measure a tokenizer at each token count: rFID, PSNR, SSIM, MAE, label agreement.")
+    decoding(p, out="outputs/results.json")
+    p.add_argument("--data", default="cifar10-sample", help="data set by name or path (default cifar10-sample)")
+    p.add_argument("--split", default="test", choices=["train", "test"], help="of the data (default test)")
+    p.add_argument("--num-images", type=int, help="the first so many (default: all, at most 10,000)")
+    p.add_argument("--tokens", type=int, nargs="+", help="budgets to measure (default 1 2 4 ... K)")
+    p.add_argument("--features", default="judge", choices=["judge", "inception"],
+                   help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)")
+    p.add_argument("--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)")
+    p.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no result (default 64)")
     return parser
 
 
