@@ -11,7 +11,6 @@ Weights are random (those that start at zero too): time does not depend on their
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import plain
 import torch
 from flops import decode_flops, encoder_flops
 from matplotlib.figure import Figure
+from memory import peak_bytes
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -162,15 +162,12 @@ def cpu_memory(preset: str, *case: str | int) -> dict[str, float]:
 
 
 def print_peak(preset: str, what: str, B: str, k: str, side: str) -> None:
-    def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-
     tok = random_tok(PRESETS[preset])
     work = {"encode": lambda: encoding(tok, int(B), int(k)), "decode": lambda: decoding(tok, int(B), int(k), 1),
             "train": lambda: training(tok, int(B))}[what]()[side]
-    before = peak()
+    before = peak_bytes()
     work()
-    print(peak() - before)
+    print((peak_bytes() - before) / 1e6)
 
 
 @torch.no_grad()

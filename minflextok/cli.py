@@ -1,4 +1,4 @@
-"""The command line: minflextok demo | train | encode | decode | reconstruct."""
+"""The command line: minflextok demo | train | encode | decode | reconstruct | evaluate."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from .config import PRESETS, RECIPES, VAE_PRESETS, TrainConfig, from_dict
 from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
+from .evaluate import Evaluation, table, write
 from .figures import budget_grid, save
+from .judge import JUDGE_RECIPE, JUDGES, train_judge
 from .metrics import code_usage, psnr
 from .tokenizer import FlexTok
 from .vae import VAE
@@ -155,6 +157,19 @@ def demo(a: argparse.Namespace) -> None:
     show_budgets(tok, images, tok.config.budgets, a)
 
 
+def evaluate(a: argparse.Namespace) -> None:
+    if Path(a.out).suffix != ".json":
+        raise ValueError(f"--out {a.out}: results are saved as .json")
+    tok = load(a)
+    data = load_dataset(a.data, a.split, tok.image_size)
+    work = Evaluation(tok, a.weights, data, a.split, a.num_images, a.tokens, a.steps, a.guidance, a.apg, a.seed, a.features,
+                      a.judge, a.batch_size)
+    print(work.line, flush=True)
+    found = work.run(progress=sys.stderr.isatty())
+    write(found, Path(a.out))
+    print(f"{table(found)}\nresults -> {a.out}")
+
+
 def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
     """The recipe with the changes that flags ask for; of steps and minutes, the one that is given alone ends the run."""
     given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name, None) is not None}
@@ -181,10 +196,10 @@ def config_of(a: argparse.Namespace, preset):
 
 
 def data_of(a: argparse.Namespace, size: int, recipe: TrainConfig):
-    default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10", "f2-small": "cifar10"}.get(a.preset)
-    if not (a.data or default):
+    default = {"shapes": "shapes", **dict.fromkeys(("cifar10-tiny", "cifar10", "f2-small", *JUDGES), "cifar10")}
+    if not (a.data or a.preset in default):
         raise ValueError(f"preset {a.preset} has no default data: give --data")
-    return load_dataset(a.data or default, "train", size, recipe.workers)
+    return load_dataset(a.data or default[a.preset], "train", size, recipe.workers)
 
 
 def train(a: argparse.Namespace) -> None:
@@ -201,6 +216,11 @@ def train_a_vae(a: argparse.Namespace) -> None:
 
     recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, VAE_PRESETS[a.preset])
     train_vae(config, recipe, data_of(a, config.image_size, recipe), a.out, a.device, a.quiet)
+
+
+def train_a_judge(a: argparse.Namespace) -> None:
+    recipe, config = recipe_of(a, JUDGE_RECIPE), config_of(a, JUDGES[a.preset])
+    train_judge(config, recipe, data_of(a, config.image_size, recipe), a.out, a.device, a.quiet)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -253,13 +273,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     stages = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
 
-    def stage(name: str, run, presets: dict, preset: str, data: str | None, data_help: str, help: str, skip=()):
+    def stage(name: str, run, presets: dict, preset: str, help: str, skip: tuple[str, ...] = ()) -> argparse.ArgumentParser:
         p = stages.add_parser(name, help=help, description=f"Train {help}. A run that was stopped goes on when the "
                               "same command is given again. Under torchrun, the same command uses all its processes.")
         p.set_defaults(run=run)
         p.add_argument("--preset", choices=list(presets), default=preset, help=f"model and recipe (default {preset})")
-        p.add_argument("--data", default=data, help=f"shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
-                       f"(default: {data_help})")
+        p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
+                       "(default: the preset's own)")
         p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
         p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
         p.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -269,9 +289,10 @@ def build_parser() -> argparse.ArgumentParser:
         add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig, skip)
         return p
 
-    stage("vae", train_a_vae, VAE_PRESETS, "f2-small", None, "the preset's own", "a VAE, stage 0 of models on latents",
-          skip=("nested_from", "nested_full"))
-    p = stage("tokenizer", train, PRESETS, "shapes", None, "the preset's own", "a FlexTok")
+    always = ("nested_from", "nested_full")  # what the tokenizer alone has
+    stage("vae", train_a_vae, VAE_PRESETS, "f2-small", "a VAE, stage 0 of models on latents", skip=always)
+    stage("judge", train_a_judge, JUDGES, "judge", "a classifier that judges images", skip=(*always, "compile"))
+    p = stage("tokenizer", train, PRESETS, "shapes", "a FlexTok")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
 
     p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
@@ -290,6 +311,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
     decoding(p)
     p.add_argument("--tokens", type=int, nargs="+", help="budgets to show (default 1 2 4 ... K)")
+
+    p = command("evaluate", evaluate, "Measure a tokenizer at each token count: rFID, PSNR, SSIM, MAE, label agreement.")
+    decoding(p, out="outputs/results.json")
+    p.add_argument("--data", default="cifar10-sample", help="data set by name or path (default cifar10-sample)")
+    p.add_argument("--split", default="test", choices=["train", "test"], help="of the data (default test)")
+    p.add_argument("--num-images", type=int, help="the first so many (default: all, at most 10,000)")
+    p.add_argument("--tokens", type=int, nargs="+", help="budgets to measure (default 1 2 4 ... K)")
+    p.add_argument("--features", default="judge", choices=["judge", "inception"],
+                   help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)")
+    p.add_argument("--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)")
+    p.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no result (default 64)")
     return parser
 
 

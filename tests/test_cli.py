@@ -71,6 +71,8 @@ def test_demo(tmp_path, capsys):
     (["reconstruct", "{photos}", "--steps", "0"], "steps=0"),
     (["reconstruct", "{photos}", "--tokens", "4", "99"], "--tokens 99: cifar10-tiny gives 1 to 16"),
     (["reconstruct", "{photos}", "--apg"], "--apg does nothing at guidance 1"),
+    (["evaluate", "--out", "results.txt"], "saved as .json"),
+    (["evaluate", "--num-images", "2000"], "--num-images 2000: give 2 to 1000 of cifar10-sample"),
     (["train", "tokenizer", "--out", "{tmp}", "--model", "patch_size=5"], "not a multiple of patch_size=5"),
     (["train", "tokenizer", "--out", "{tmp}", "--model", "nonsense=5"], "unknown TokenizerConfig key 'nonsense'"),
     (["train", "tokenizer", "--out", "{tmp}", "--preset", "d12-d12"], "no default data"),
@@ -111,7 +113,8 @@ def test_ids_of_a_longer_vocabulary_are_refused(tmp_path, weights):
         main(["decode", str(tmp_path / "i.npz"), "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "vae"], ["train", "tokenizer"], ["encode"], ["decode"], ["reconstruct"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["train", "vae"], ["train", "judge"], ["encode"], ["decode"],
+                                     ["reconstruct"], ["evaluate"]])
 def test_help_describes_every_flag(command, capsys):
     with pytest.raises(SystemExit) as e:
         main([*command, "--help"])

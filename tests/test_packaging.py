@@ -43,3 +43,4 @@ def test_sizes_of_what_is_embedded():
 
     assert megabytes((ROOT / "data").glob("cifar10-sample*")) < 3
     assert megabytes((ROOT / "data/weights/cifar10-tiny").iterdir()) < 12
+    assert megabytes((ROOT / "data/weights/judge-cifar10").iterdir()) < 3

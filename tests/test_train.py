@@ -13,7 +13,6 @@ from conftest import TINY, changed, killed_after, lines, same
 
 from minflextok import FlexTok, TrainConfig
 from minflextok.data import Images
-from minflextok.metrics import code_usage, health, psnr
 from minflextok.run import load_checkpoint, save_checkpoint
 from minflextok.stages import nested_prob, train_tokenizer
 from minflextok.train import lr_factor, make_optimizer, update_ema
@@ -204,16 +203,6 @@ def test_ema_follows_and_decay_spares_tokens(tok):
     assert decayed["weight_decay"] > 0 == free["weight_decay"]
     assert any(p is tok.encoder.registers for p in free["params"]) and all(p.ndim == 2 for p in decayed["params"])
     assert len(decayed["params"]) + len(free["params"]) == len(list(tok.parameters()))
-
-
-def test_metrics_by_hand():
-    a = torch.zeros(2, 3, 4, 4)
-    assert psnr(a, a + 0.2).tolist() == pytest.approx([20.0, 20.0], abs=1e-4)  # 10 log10(4 / 0.04)
-    used, perplexity = code_usage(torch.tensor([[0, 1], [1, 1], [2, 1], [3, 1]]), 5)
-    assert used.tolist() == [4, 1] and perplexity.tolist() == pytest.approx([4, 1])
-    assert "collapsed" in health({1: 10.0, 2: 12.0}, torch.tensor([1.0, 1.2]), 100)
-    assert "nothing yet" in health({1: 10.0, 2: 10.1}, torch.tensor([50.0]), 100)
-    assert health({1: 10.0, 2: 12.0}, torch.tensor([50.0]), 100) == ""
 
 
 def test_atomic_save_replaces(tmp_path):
