@@ -20,6 +20,7 @@ from .evaluate import Evaluation, table, write
 from .figures import budget_grid, save
 from .judge import JUDGE_RECIPE, JUDGES, train_judge
 from .metrics import code_usage, psnr
+from .repa import load_teacher
 from .tokenizer import FlexTok
 from .vae import VAE
 
@@ -208,7 +209,9 @@ def train(a: argparse.Namespace) -> None:
     recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
     vae = VAE.from_pretrained(a.vae) if a.vae else None
     size = config.image_size * (vae.config.downscale if vae else 1)
-    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae)
+    device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = load_teacher(a.repa, device) if a.repa else None
+    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, device, a.quiet, vae, teacher)
 
 
 def train_a_vae(a: argparse.Namespace) -> None:
@@ -293,6 +296,8 @@ def build_parser() -> argparse.ArgumentParser:
     stage("vae", train_a_vae, VAE_PRESETS, "f2-small", "a VAE, stage 0 of models on latents", skip=always)
     stage("judge", train_a_judge, JUDGES, "judge", "a classifier that judges images", skip=(*always, "compile"))
     p = stage("tokenizer", train, PRESETS, "shapes", "a FlexTok")
+    p.add_argument("--repa", metavar="TEACHER", help="align the decoder with a teacher's features: dinov2, or weights that "
+                   "`minflextok train judge --preset teacher` made (default: no teacher)")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
 
     p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")

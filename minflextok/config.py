@@ -58,6 +58,8 @@ class TokenizerConfig:
     token_std: float = opt(0.02, "initial std of registers, their positions, mask and null token")
     latent_std: float = opt(0.0, "initial std of the latents before FSQ; 0 as published, where all images start on one code")
     latent_penalty: float = opt(0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation")
+    repa_weight: float = opt(1.0, "training with a teacher: weight of representation alignment (REPA)")
+    repa_block: int = opt(1, "training with a teacher: the decoder block whose patches are aligned, counted from 0")
 
     def __post_init__(self):
         if isinstance(self.fsq_levels, list):
@@ -65,7 +67,8 @@ class TokenizerConfig:
         _check_types(self)
         for name in ("image_size", "in_channels", "patch_size", "enc_depth", "dec_depth", "head_dim", "num_registers"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
-        for name in ("token_std", "latent_std", "latent_penalty"):
+        _require(self.repa_block >= 0, f"repa_block={self.repa_block}: give a block from 0 to dec_depth - 1")
+        for name in ("token_std", "latent_std", "latent_penalty", "repa_weight"):
             _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
         _require(-1 <= self.mode_scale <= 2 / (math.pi - 2),
                  f"mode_scale={self.mode_scale}: give a number from -1 to 1.75, where timesteps stay in [0, 1]")

@@ -54,10 +54,12 @@ class Decoder(nn.Module):
         null_token = torch.zeros_like(registers[0, 0]) if self.null_token is None else self.null_token
         return torch.where(null[:, None, None], null_token.to(registers.dtype), registers)
 
-    def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor, tap: int | None = None
+                ) -> Tensor | tuple[Tensor, Tensor]:
         """The velocity (B, C, H, W) at x_t (B, C, H, W), t (B,) or (1,) with 1 = noise.
 
         codes (B, m, F) FSQ values, of which image b shows its first keep_k[b] <= m; null (B,) bool hides all of them.
+        tap = i: also the hidden patches (B, P, D) after block i.
 
         Registers that are dropped (or hidden) are equal at the start and nothing later tells them apart, so they stay
         equal through all layers. K - m of them are carried as ONE, whose attention logit as a key gets log(K - m):
@@ -73,9 +75,12 @@ class Decoder(nn.Module):
         if copies > 1:
             bias = F.pad(torch.full((1,), math.log(copies), device=seq.device), (seq.shape[1] - 1, 0))  # (N,)
         temb = self.time_mlp(time_features(t, self.max_timestep).to(dtype))  # (B or 1, D)
-        for block in self.blocks[:-1]:
-            seq = block(seq, temb, h * w, bias=bias)
-        seq = self.blocks[-1](seq, temb, h * w, end=h * w, bias=bias)  # (B, P, D): the head reads patches alone
+        for i, block in enumerate(self.blocks):
+            last = i == len(self.blocks) - 1
+            seq = block(seq, temb, h * w, end=h * w if last else None, bias=bias)  # the head reads patches alone
+            if i == tap:
+                hidden = seq[:, : h * w]
         shift, scale = self.head_adaln(F.silu(temb))[:, None].chunk(2, dim=-1)
         out = self.head(layer_norm(seq) * (1 + scale) + shift)  # (B, P, p*p*C)
-        return unpatchify(out, self.patch_size, h, w)
+        v = unpatchify(out, self.patch_size, h, w)
+        return v if tap is None else (v, hidden)

@@ -7,6 +7,7 @@ So a resumed run repeats the uninterrupted one exactly, and two processes repeat
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from .config import TokenizerConfig, TrainConfig, VAEConfig
 from .data import Dataset, Images, Stream, to_float
 from .figures import budget_grid, image_grid, save
 from .metrics import code_usage, health, one_step_psnr, psnr
+from .repa import Repa, Teacher
 from .run import Processes, first_line
 from .tokenizer import FlexTok
 from .train import Run, fit
@@ -25,9 +27,9 @@ from .vae_loss import Distance, VAEObjective, gradient_distance, vgg16_distance
 
 def nested_prob(progress: float, c: TrainConfig) -> float:
     """Share of the images that get nested dropout: 0 until c.nested_from of the run, 1 from c.nested_full on."""
-    if progress >= c.nested_full:
-        return 1.0
-    return max(0.0, (progress - c.nested_from) / (c.nested_full - c.nested_from))
+    if c.nested_from < progress < c.nested_full:
+        return (progress - c.nested_from) / (c.nested_full - c.nested_from)
+    return float(progress >= c.nested_full)
 
 
 def hold_out(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
@@ -158,9 +160,11 @@ def tokenizer_picture(tok: FlexTok, images: Tensor, vae: VAE | None, path: Path,
 
 
 def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset, out: str | Path, device: str | None = None,
-                    quiet: bool = False, vae: VAE | None = None) -> FlexTok:
+                    quiet: bool = False, vae: VAE | None = None, teacher: Teacher | None = None,
+                    cls: type[FlexTok] = FlexTok) -> FlexTok:
     """Train a FlexTok on uint8 images (by way of a frozen VAE, where in_channels != 3); returns it with averaged weights.
 
+    teacher: aligns the decoder with its features of the images (REPA). cls: the model, FlexTok or a baseline.
     `out` gets what `fit` writes, samples/*.png, and at the end weights for `FlexTok.from_pretrained(out)`.
     """
     procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
@@ -173,32 +177,41 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
         raise ValueError(f"{data.name} gives {tuple(val.shape[1:])} images, this model takes (3, {size}, {size}): "
                          "load them with this image_size")
     torch.manual_seed(c.seed)
-    tok = FlexTok(config)
+    tok = cls(config)
+    if teacher is not None:
+        if config.repa_block >= config.dec_depth:
+            raise ValueError(f"repa_block={config.repa_block}: this decoder's blocks are 0 to {config.dec_depth - 1}")
+        tok.repa = Repa(config.dec_dim, teacher(to_float(val[:1]).to(procs.device)).shape[1])
     if vae is not None:
         tok.attach(vae.to(procs.device)).vae = None  # checks that the two fit; the loop holds the tokenizer alone
     if c.compile:
         tok.encoder.compile(dynamic=True)
         tok.decoder.compile(dynamic=True)
 
+    autocast = partial(torch.autocast, procs.device.type, torch.bfloat16, enabled=c.bf16)
+
     def latents(x: Tensor) -> Tensor:
         if vae is None:
             return x
-        with torch.no_grad(), torch.autocast(procs.device.type, torch.bfloat16, enabled=c.bf16):
+        with torch.no_grad(), autocast():
             return (vae.posterior(x)[0] * vae.config.scaling_factor).float()  # vae.encode, whose checks make a GPU wait
 
     val = torch.cat([latents(to_float(x).to(procs.device)) for x in val.split(64)])
 
     def inputs(run: Run) -> Iterator[tuple[Tensor, ...]]:
         for x, g in image_batches(data, run):
+            with torch.no_grad(), autocast():
+                features = () if teacher is None else (teacher(x).float(),)
             x = latents(x)
             draws = run.model.draw(x[:1].expand(c.batch_size, -1, -1, -1), nested_prob(run.progress, c), g)
-            yield x, *(d[run.share] for d in draws)
+            yield x, *(d[run.share] for d in draws), *features
 
     def evaluate(tok: FlexTok, step: int) -> tuple[dict, str]:
         tokenizer_picture(tok, val[:8], vae, out / "samples" / f"step_{step:06d}.png", f"step {step}")
         return evaluate_tokenizer(tok, val)
 
-    tok = fit(tok, inputs, evaluate, c, out, data.name, procs, quiet)
+    tok = fit(tok, inputs, evaluate, c, out, data.name + " with REPA" * (teacher is not None), procs, quiet)
+    tok.repa = None
     if vae is not None and procs.rank == 0:
         tok.attach(vae).save_pretrained(out)
     return tok

@@ -16,6 +16,7 @@ from .encoder import Encoder
 from .flow import APG, cfg, euler, interpolate, mode_timesteps
 from .fsq import FSQ
 from .nested_dropout import round_up_pow2, sample_keep_k
+from .repa import Repa
 from .vae import VAE
 
 Ids = Tensor | list[Tensor]  # (B, k), or B 1-D tensors of different lengths
@@ -35,6 +36,7 @@ class FlexTok(nn.Module):
         self.encoder = Encoder(config)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config)
+        self.repa: Repa | None = None  # set in training alone
         self.vae = None
         if vae is not None:
             self.attach(vae)
@@ -69,8 +71,10 @@ class FlexTok(nn.Module):
         keep_k = torch.where(torch.rand(B, generator=g) < nested_prob, keep_k, c.num_registers)
         return noise, t, keep_k, torch.rand(B, generator=g) < c.null_prob
 
-    def forward(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
-        """The objective for given draws: mean squared error of the velocity (paper, eq. 1), a scalar.
+    def forward(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor, features: Tensor | None = None
+                ) -> Tensor:
+        """The objective for given draws: mean squared error of the velocity (paper, eq. 1), a scalar. With a teacher's
+        features (B, D, h, w) of the images, also the alignment of the decoder with them (REPA).
 
         x: what encoder and flow see, images or latents (B, C, H, W). An image that keeps k registers is encoded into
         those k alone, which see none of the others, and decoded from them and one more that stands for all dropped
@@ -85,16 +89,22 @@ class FlexTok(nn.Module):
         for m in sizes.unique().tolist():
             i = (sizes == m).nonzero()[:, 0].to(x.device, non_blocking=True)
             k, hidden = (d.to(x.device, non_blocking=True)[i] for d in (keep_k.clamp(max=m), null))
-            total = total + self._squared_error(x[i], noise[i], t[i], k, hidden, m) * len(i)
+            target = None if features is None else features[i]
+            total = total + self._group_loss(x[i], noise[i], t[i], k, hidden, target, m) * len(i)
         return total / len(x)
 
-    def _squared_error(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor, m: int) -> Tensor:
+    def _group_loss(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor, features: Tensor | None,
+                    m: int) -> Tensor:
         """The objective on images that keep at most m registers each."""
         c = self.config
         z = self.encoder(x, m)  # (B, m, F)
         codes, _ = self.fsq(z)
-        v = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null)
-        loss = F.mse_loss(v.float(), noise - x)
+        if features is None:
+            v, alignment = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null), 0.0
+        else:
+            v, hidden = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null, tap=c.repa_block)
+            alignment = c.repa_weight * self.repa(hidden, features)
+        loss = F.mse_loss(v.float(), noise - x) + alignment
         if c.latent_penalty:  # on what the decoder sees
             over = (z.float().abs() - 1).clamp(min=0).square().mean(-1)  # (B, m)
             kept = torch.arange(m, device=x.device) < torch.where(null, 0, keep_k)[:, None]
@@ -218,7 +228,7 @@ class FlexTok(nn.Module):
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/ if there is one."""
-        weights.save(self, directory, dtype, skip="vae.")
+        weights.save(self, directory, dtype, skip=("vae.", "repa."))
         if self.vae is not None:
             self.vae.save_pretrained(Path(directory) / "vae", dtype)
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from .config import WEIGHTS_DIR, from_dict, to_json
 
 
-def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = None, skip: str | None = None) -> None:
+def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = None, skip: tuple[str, ...] = ()) -> None:
     """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all.
 
-    Tensors whose name starts with `skip` are left out.
+    Tensors whose name starts with one of `skip` are left out.
     """
     directory = Path(directory)
     state = {k: v.detach().to(dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
-             for k, v in model.state_dict().items() if not (skip and k.startswith(skip))}
+             for k, v in model.state_dict().items() if not k.startswith(skip)}
     part = directory / f".model.{os.getpid()}.part"
     try:
         directory.mkdir(parents=True, exist_ok=True)

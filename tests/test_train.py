@@ -192,6 +192,7 @@ def test_schedules():
     assert lr_factor(50, 0.5, c) == pytest.approx(0.55) and lr_factor(99, 1.0, c) == pytest.approx(0.1)
     assert [nested_prob(p, c) for p in (0, 0.2, 0.6, 1)] == [0, 0, 1, 1] and nested_prob(0.4, c) == pytest.approx(0.5)
     assert nested_prob(0.0, TrainConfig(nested_from=0, nested_full=0)) == 1
+    assert nested_prob(0.9, TrainConfig(nested_from=1, nested_full=1)) == 0
 
 
 def test_ema_follows_and_decay_spares_tokens(tok):
