@@ -227,7 +227,7 @@ VAE_PRESETS: dict[str, VAEConfig] = {
 # and for their adversarial_weight. Not yet run: tiny-imagenet (on the latents of f4-small).
 _LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
                      nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12)
-_SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=32, lr=2e-3, warmup=50, weight_decay=0.0, eval_every=200)
+_SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=60, weight_decay=0.0, log_every=100)
 _LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, weight_decay=0.0, beta2=0.99, ema=0.9999,
                          val_images=1024, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {

@@ -122,7 +122,7 @@ def train_vae(config: VAEConfig, recipe: TrainConfig, data: Dataset, out: str | 
     def evaluate(objective: VAEObjective, step: int) -> tuple[dict, str]:
         vae, x = objective.vae, to_float(val[:8]).to(procs.device)
         with torch.no_grad():
-            rows = {"original": x, "reconstruction": vae.decode(vae.encode(x))}
+            rows = {"original": x, "decoded": vae.decode(vae.encode(x))}
         save(image_grid(rows, f"step {step}"), out / "samples" / f"step_{step:06d}.png")
         return evaluate_vae(vae, val)
 

@@ -209,14 +209,15 @@ def test_killed_with_the_adversary_on_it_resumes_bit_for_bit(tmp_path):
 
 
 def test_micro_batches_and_processes_equal_one_whole(tmp_path):
-    whole = run(tmp_path / "whole")
-    parts = run(tmp_path / "parts", recipe=dataclasses.replace(RECIPE, micro_batch=3))
+    recipe = dataclasses.replace(RECIPE, eval_every=6)
+    whole = run(tmp_path / "whole", recipe=recipe)
+    parts = run(tmp_path / "parts", recipe=dataclasses.replace(recipe, micro_batch=3))
     script = f"""
 import sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_vae import run
-from pathlib import Path
-run(Path({str(tmp_path / "two")!r}))
+from test_vae import GAN, run
+from minflextok import TrainConfig
+run({str(tmp_path / "two")!r}, GAN, {recipe!r})
 """
     (tmp_path / "two.py").write_text(script)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "two.py")],
