@@ -16,7 +16,6 @@ from .encoder import Encoder
 from .flow import APG, cfg, euler, interpolate, mode_timesteps
 from .fsq import FSQ
 from .nested_dropout import round_up_pow2, sample_keep_k
-from .repa import Repa
 from .vae import VAE
 
 Ids = Tensor | list[Tensor]  # (B, k), or B 1-D tensors of different lengths
@@ -36,7 +35,7 @@ class FlexTok(nn.Module):
         self.encoder = Encoder(config)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config)
-        self.repa: Repa | None = None  # set in training alone
+        self.repa: nn.Module | None = None  # a repa.Repa, in training alone
         self.vae = None
         if vae is not None:
             self.attach(vae)
