@@ -102,10 +102,11 @@ def training(tok: FlexTok, B: int) -> Work:
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 def seconds(f: Callable[[], Tensor], device: str) -> tuple[float, Tensor]:
+    """Wall-clock time; for one thread the time on a core, which others who use the machine do not stretch."""
     def now() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.process_time() if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
 
     start = now()
     out = f()
@@ -241,14 +242,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--train-batch", type=int, default=4, help="images of a training step; 0: leave training out")
     parser.add_argument("--quick", action="store_true", help="one turn, two steps, batch 1, one peak of memory")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(),
+                        help="CPU threads; 1: times are those on the core, which suits a machine that others use")
     parser.add_argument("--sdpa", nargs="+", default=["flash", "cudnn", "efficient"], choices=BACKENDS,
                         help="attention kernels that a GPU may use (a key bias or a mask rules out flash)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.json"),
                         help="JSON file; cost.png goes beside it")
     parser.add_argument("--peak", nargs=4, metavar=("WHAT", "B", "K", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.repeats < 1 or args.steps < 4 or args.train_batch < 0:
-        parser.error("give --repeats of at least 1, --steps of at least 4 and --train-batch of at least 0")
+    if args.repeats < 1 or args.steps < 4 or args.train_batch < 0 or args.threads < 1:
+        parser.error("give --repeats and --threads of at least 1, --steps of at least 4 and --train-batch of at least 0")
+    torch.set_num_threads(args.threads)
     if args.peak:
         return print_peak(args.preset, *args.peak)
     if args.device == "cpu":
