@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test notebooks lab sweep bench clean
+.PHONY: setup demo test notebooks lab sweep bench compare clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,9 @@ sweep: setup
 
 bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
 	$(BIN)/python benchmarks/bench.py
+
+compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20
+	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))
 
 clean:
 	rm -rf .venv outputs

@@ -171,6 +171,16 @@ def evaluate(a: argparse.Namespace) -> None:
     print(f"{table(found)}\nresults -> {a.out}")
 
 
+def compare(a: argparse.Namespace) -> None:
+    from .compare import SYSTEMS, compare
+
+    unknown = [name for name in a.systems if name not in SYSTEMS]
+    if unknown:
+        raise ValueError(f"--systems {unknown[0]}: there are {', '.join(SYSTEMS)}")
+    print(compare(a.systems or list(SYSTEMS), a.preset, a.minutes, a.data, a.test_data or a.data, Path(a.out), a.num_images,
+                  a.repa, a.device))
+
+
 def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
     """The recipe with the changes that flags ask for; of steps and minutes, the one that is given alone ends the run."""
     given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name, None) is not None}
@@ -299,6 +309,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--repa", metavar="TEACHER", help="align the decoder with a teacher's features: dinov2, or weights that "
                    "`minflextok train judge --preset teacher` made (default: no teacher)")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
+
+    p = command("compare", compare, "Train FlexTok and its relatives alike, and score them alike (resumable).")
+    p.add_argument("--systems", nargs="+", default=[], help="which of them (default: all)")
+    p.add_argument("--preset", choices=list(PRESETS), default="cifar10-tiny", help="of FlexTok (default cifar10-tiny)")
+    p.add_argument("--minutes", type=float, default=20, help="training time of each (default 20)")
+    p.add_argument("--data", default="cifar10", help="a data set; its train split trains (default cifar10)")
+    p.add_argument("--test-data", help="what they are scored on, its test split (default: as --data)")
+    p.add_argument("--num-images", type=int, default=2000, help="test images (default 2000)")
+    p.add_argument("--repa", metavar="TEACHER", help="teacher of the systems with REPA (default: none)")
+    p.add_argument("--out", default="data/compare", help="a JSON file for each, and pictures (default data/compare)")
+    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
 
     p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")

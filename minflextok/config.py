@@ -50,6 +50,7 @@ class TokenizerConfig:
     num_registers: int = opt(256, "K, the most tokens an image gets")
     fsq_levels: tuple[int, ...] = opt((8, 8, 8, 5, 5, 5), "FSQ levels per channel; their product is the vocabulary")
     separate_adaln: bool = opt(True, "modulate patches and registers apart (paper App. A.2) or alike")
+    causal_registers: bool = opt(True, "a register of the encoder sees the earlier ones; or all, for comparison")
     learned_null: bool = opt(True, "null condition: a learned token, or zeros")
     max_timestep: float = opt(1.0, "the largest timestep; the time features see 1000 * t / max_timestep")
     null_prob: float = opt(0.1, "training: probability that an image is decoded from the null condition")

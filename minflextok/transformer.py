@@ -32,11 +32,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose queries and keys are layer-normed per head (QK norm). No biases."""
+    """Multi-head attention whose queries and keys are layer-normed per head (QK norm). No biases.
 
-    def __init__(self, dim: int, head_dim: int):
+    causal: whether, in prefix attention, a position beyond the prefix sees only earlier ones.
+    """
+
+    def __init__(self, dim: int, head_dim: int, causal: bool = True):
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.causal = head_dim, causal
         self.wq = nn.Linear(dim, dim, bias=False)
         self.wk = nn.Linear(dim, dim, bias=False)
         self.wv = nn.Linear(dim, dim, bias=False)
@@ -58,7 +61,7 @@ class Attention(nn.Module):
             out = see(q, k, v, bias=bias)
         else:
             inside = max(0, prefix - start)  # queries that belong to the prefix
-            out = see(q[:, :, inside:], k, v, causal=True)
+            out = see(q[:, :, inside:], k, v, causal=self.causal)
             if inside:
                 out = torch.cat([see(q[:, :, :inside], k[:, :, :prefix], v[:, :, :prefix]), out], dim=2)
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
@@ -81,9 +84,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm Transformer block with prefix attention."""
 
-    def __init__(self, dim: int, head_dim: int):
+    def __init__(self, dim: int, head_dim: int, causal: bool = True):
         super().__init__()
-        self.attn = Attention(dim, head_dim)
+        self.attn = Attention(dim, head_dim, causal)
         self.mlp = MLP(dim)
 
     def forward(self, x: Tensor, prefix: int, start: int = 0) -> Tensor:

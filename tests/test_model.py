@@ -64,6 +64,15 @@ def test_encoding_a_prefix_equals_the_prefix_of_the_encoding(tok, images):
         assert torch.equal(tok.encode(images, k), ids[:, :k])
 
 
+def test_registers_that_all_see_each_other(images):
+    tok = randomised(changed(causal_registers=False))
+    before = tok.encode_continuous(images)
+    tok.encoder.registers.data[4] = torch.randn(64)
+    moved = (tok.encode_continuous(images) - before).abs().amax((0, 2)) > 1e-6
+    assert moved.all()  # register 4 reaches the first one too
+    torch.testing.assert_close(tok.encoder(images, 2), tok.encode_continuous(images)[:, :2])
+
+
 def test_images_of_a_batch_do_not_see_each_other(tok, images):
     torch.testing.assert_close(tok.encode_continuous(images)[1:2], tok.encode_continuous(images[1:2]), atol=1e-5, rtol=0)
 
