@@ -23,13 +23,13 @@ import plain
 import torch
 from flops import decode_flops, encoder_flops
 from matplotlib.figure import Figure
-from memory import peak_bytes
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minflextok import PRESETS, FlexTok
 from minflextok.config import TokenizerConfig
+from minflextok.run import peak_memory
 
 GUIDANCE = 3.0
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -166,9 +166,9 @@ def print_peak(preset: str, what: str, B: str, k: str, side: str) -> None:
     tok = random_tok(PRESETS[preset])
     work = {"encode": lambda: encoding(tok, int(B), int(k)), "decode": lambda: decoding(tok, int(B), int(k), 1),
             "train": lambda: training(tok, int(B))}[what]()[side]
-    before = peak_bytes()
+    before = peak_memory()
     work()
-    print((peak_bytes() - before) / 1e6)
+    print(1e3 * (peak_memory() - before))
 
 
 @torch.no_grad()

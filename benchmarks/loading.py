@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import torch
-from memory import peak_bytes
 
 from minflextok import PRESETS, FlexTok, TokenizerConfig
 from minflextok.config import VAE_PRESETS
 from minflextok.official import RENAME, TABLES
 from minflextok.patches import sincos_positions
+from minflextok.run import peak_memory
 from minflextok.vae import VAE
 
 
@@ -60,14 +60,14 @@ def measure(file: Path, dtype: str) -> dict:
     """To be run in a fresh process: load, then read every weight once, as a first forward pass does."""
     from minflextok.official import load_official
 
-    before, start = peak_bytes(), time.perf_counter()
+    before, start = peak_memory(), time.perf_counter()
     tok = load_official(file, getattr(torch, dtype))
-    seconds, loaded = time.perf_counter() - start, peak_bytes() - before
-    held = sum(p.numel() * p.element_size() for p in tok.parameters())
+    seconds, loaded = time.perf_counter() - start, peak_memory() - before
+    held = sum(p.numel() * p.element_size() for p in tok.parameters()) / 1e9
     for p in tok.parameters():
         p.sum()
-    used = peak_bytes() - before
-    return {"weights": held / 1e9, "loaded": loaded / 1e9, "used": used / 1e9, "ratio": used / held, "seconds": seconds}
+    used = peak_memory() - before
+    return {"weights": held, "loaded": loaded, "used": used, "ratio": used / held, "seconds": seconds}
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import curves
 from .config import PRESETS, RECIPES, VAE_PRESETS, TrainConfig, from_dict
 from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
 from .evaluate import Evaluation, table, write
@@ -171,6 +172,12 @@ def evaluate(a: argparse.Namespace) -> None:
     print(f"{table(found)}\nresults -> {a.out}")
 
 
+def show_curves(a: argparse.Namespace) -> None:
+    run, reference = curves.read(a.directory), curves.read(a.reference) if a.reference else None
+    save(curves.plot(run, reference), a.out)
+    print((curves.verdict(run, reference) + "\n" if reference else "") + f"picture -> {a.out}")
+
+
 def compare(a: argparse.Namespace) -> None:
     from .compare import SYSTEMS, compare
 
@@ -309,6 +316,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--repa", metavar="TEACHER", help="align the decoder with a teacher's features: dinov2, or weights that "
                    "`minflextok train judge --preset teacher` made (default: no teacher)")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
+
+    p = command("curves", show_curves, "Plot a training run, against a reference: is it healthy?")
+    p.add_argument("directory", help="the --out of a tokenizer's training run")
+    p.add_argument("--reference", help="another run, or shipped weights by name (default: none)")
+    p.add_argument("--out", default="outputs/curves.png", help="picture (default outputs/curves.png)")
 
     p = command("compare", compare, "Train FlexTok and its relatives alike, and score them alike (resumable).")
     p.add_argument("--systems", nargs="+", default=[], help="which of them (default: all)")

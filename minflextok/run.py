@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import resource
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +18,15 @@ from .config import TrainConfig, to_json
 
 def first_line(e: Exception) -> str:
     return (str(e) or type(e).__name__).splitlines()[0]
+
+
+def peak_memory(device: torch.device | str = "cpu") -> float:
+    """The most GB that this process has held so far: on a GPU its tensors there, else all its memory."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    if sys.platform == "linux":  # where getrusage also counts what the parent held at the fork
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def save_checkpoint(state: dict, path: Path) -> None:

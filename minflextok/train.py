@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .config import TrainConfig
-from .run import Log, Processes, claim_directory, load_checkpoint, save_checkpoint, stop_on_signal
+from .run import Log, Processes, claim_directory, load_checkpoint, peak_memory, save_checkpoint, stop_on_signal
 
 
 def lr_factor(step: int, progress: float, c: TrainConfig) -> float:
@@ -138,7 +138,7 @@ def fit(model: nn.Module, inputs: Callable[[Run], Iterator[tuple[Tensor, ...]]],
                 loss, norm = map(procs.mean, run.averages(path))
                 run.window = []
                 log.line(run.step, at=run.progress, loss=loss, grad_norm=norm, lr=run.optimizer.param_groups[0]["lr"],
-                         images=run.step * c.batch_size, seconds=run.seconds)
+                         images=run.step * c.batch_size, seconds=run.seconds, peak_gb=peak_memory(run.device))
             if evaluating and main:
                 with autocast():
                     log.evaluation(run.step, *evaluate(run.ema, run.step))
