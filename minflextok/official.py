@@ -96,7 +96,7 @@ def load_official(path: str | Path, dtype: torch.dtype = torch.float32) -> FlexT
     vae = weights.read_tensors(file, torch.float32, lambda name: name.startswith("vae."))
     if not vae:
         return tok
-    return tok.attach(_build_vae({k.removeprefix("vae.vae."): v for k, v in vae.items()}, settings.get("vae", {}), file))
+    return tok.attach(_build_vae({k.removeprefix("vae.vae."): v for k, v in vae.items()}, settings["vae"], file))
 
 
 def load_official_vae(path: str | Path) -> VAE:
@@ -152,10 +152,10 @@ def _settings(file: Path) -> dict:
     else:
         raise ValueError(f"{file} has no config in its metadata and no config.json beside it: download both")
     for name, known in CLASSES.items():
-        section = settings.get(name, {})
-        if not isinstance(section, dict):
+        settings[name] = settings.get(name) or {}
+        if not isinstance(settings[name], dict):
             raise ValueError(f"{file}: its section {name} is not a dictionary")
-        _check_section(name, section, known, file)
+        _check_section(name, settings[name], known, file)
     return settings
 
 
@@ -215,7 +215,7 @@ def _tokenizer_config(tensors: dict[str, Tensor], settings: dict, file: Path) ->
     def shape(name: str) -> torch.Size:
         return _shape(tensors, name, "FlexTok", file)
 
-    model = {k: settings.get(k, {}) for k in ("encoder", "decoder", "regularizer")}
+    model = {k: settings[k] for k in ("encoder", "decoder", "regularizer")}
     levels = _setting(model, "levels", None, file)
     if levels is None:
         raise ValueError(f"{file}: its config does not say the FSQ levels (regularizer.levels)")
@@ -239,7 +239,7 @@ def _tokenizer_config(tensors: dict[str, Tensor], settings: dict, file: Path) ->
         max_timestep=float(_setting(model, "max_timestep", 1000.0, file)),
         null_prob=float(_setting(model, "dropout_prob", 0.1, file)),
         keep_k_mode=nested if nested in ("uniform", "pow2", "uniform_pow2") else "pow2",
-        mode_scale=float(settings.get("flow_matching_noise_module", {}).get("mode_scale", 0.25)),
+        mode_scale=float(settings["flow_matching_noise_module"].get("mode_scale", 0.25)),
     )
 
 
