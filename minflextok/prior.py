@@ -270,7 +270,9 @@ class Prior(nn.Module):
         x = self.place(torch.cat([first, self.ids(prefix.repeat(both, 1))], 1))  # (both * B, j + 1, D): all that is new
         caches = [None] * c.depth
         if use_cache:
-            caches = x.new_empty(c.depth, 2, both * B, c.dim // c.head_dim, n, c.head_dim)
+            kind = x.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+            caches = x.new_empty(c.depth, 2, both * B, c.dim // c.head_dim, n, c.head_dim, dtype=dtype)
         ids, at = torch.cat([prefix, prefix.new_empty(B, n - j)], 1), 0
         for i in range(j, n):
             h = x
