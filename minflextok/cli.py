@@ -1,4 +1,4 @@
-"""The command line: minflextok demo | train | encode | decode | reconstruct."""
+"""The command line: minflextok demo | train | encode | decode | reconstruct | generate."""
 
 import argparse
 import dataclasses
@@ -14,12 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import PRESETS, RECIPES, TokenizerConfig, TrainConfig, from_dict
+from .config import PRESETS, PRIOR_PRESETS, PRIOR_RECIPES, RECIPES, TrainConfig, from_dict
 from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
-from .figures import budget_grid, save
+from .figures import budget_grid, image_grid, save
 from .metrics import code_usage, psnr
+from .prior import Prior
 from .tokenizer import FlexTok
 from .vae import VAE
+
+DEFAULT_DATA = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10"}  # of presets
 
 # ---- images and ids on disk ------------------------------------------------------------------------------------------
 
@@ -155,16 +158,20 @@ def demo(a: argparse.Namespace) -> None:
     show_budgets(tok, images, tok.config.budgets, a)
 
 
-def train(a: argparse.Namespace) -> None:
-    from .stages import train_tokenizer
-
-    given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name) is not None}
-    recipe = dataclasses.replace(RECIPES[a.preset], **given)
+def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
+    """The recipe with the changes that flags ask for; of steps and minutes, the one that is given alone ends the run."""
+    given = {f.name: getattr(a, f.name, None) for f in dataclasses.fields(TrainConfig)}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
     if a.minutes and a.steps is None:
-        recipe = dataclasses.replace(recipe, steps=10**9)  # the clock alone ends the run
-    elif a.steps and a.minutes is None:
-        recipe = dataclasses.replace(recipe, minutes=0.0)
-    config = dataclasses.asdict(PRESETS[a.preset])
+        return dataclasses.replace(recipe, steps=10**9)
+    if a.steps and a.minutes is None:
+        return dataclasses.replace(recipe, minutes=0.0)
+    return recipe
+
+
+def config_of(a: argparse.Namespace, preset):
+    """The preset with the changes of --model KEY=VALUE."""
+    config = dataclasses.asdict(preset)
     for change in a.model:
         key, eq, value = change.partition("=")
         try:
@@ -173,8 +180,14 @@ def train(a: argparse.Namespace) -> None:
             config[key] = value
         if not eq:
             raise ValueError(f"--model {change}: give KEY=VALUE")
-    config = from_dict(TokenizerConfig, config)
-    default = {"shapes": "shapes", "cifar10-tiny": "cifar10", "cifar10": "cifar10"}.get(a.preset)
+    return from_dict(type(preset), config)
+
+
+def train(a: argparse.Namespace) -> None:
+    from .stages import train_tokenizer
+
+    recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
+    default = DEFAULT_DATA.get(a.preset)
     if not (a.data or default):
         raise ValueError(f"preset {a.preset} has no default data: give --data")
     vae = VAE.from_pretrained(a.vae) if a.vae else None
@@ -183,11 +196,47 @@ def train(a: argparse.Namespace) -> None:
     train_tokenizer(config, recipe, data, a.out, a.device, a.quiet, vae)
 
 
+def train_a_prior(a: argparse.Namespace) -> None:
+    from .stages import train_prior
+
+    recipe, config = recipe_of(a, PRIOR_RECIPES[a.preset]), config_of(a, PRIOR_PRESETS[a.preset])
+    if not (a.tokenizer or a.preset in PRESETS):
+        raise ValueError(f"preset {a.preset} names no tokenizer: give --tokenizer")
+    if not (a.data or a.preset in DEFAULT_DATA):
+        raise ValueError(f"preset {a.preset} has no default data: give --data")
+    tok = FlexTok.from_pretrained(a.tokenizer or a.preset)
+    data = load_dataset(a.data or DEFAULT_DATA[a.preset], "train", tok.image_size, recipe.workers)
+    train_prior(config, recipe, tok, data, a.out, a.device, a.quiet, a.crops, a.cache)
+
+
+def generate(a: argparse.Namespace) -> None:
+    if a.tokenizer is None and Path(a.prior).is_dir():
+        raise ValueError(f"--prior {a.prior} does not tell its tokenizer: give --tokenizer")
+    if a.samples < 1:
+        raise ValueError(f"--samples {a.samples}: give at least 1")
+    prior, tok = Prior.from_pretrained(a.prior).to(a.device), FlexTok.from_pretrained(a.tokenizer or a.prior).to(a.device)
+    prior.check_tokenizer(tok)
+    if prior.config.text and not a.text:
+        raise ValueError('this prior takes text: give --text "a red circle", say')
+    names = a.text or [prior.class_names[i] for i in prior.classes(a.classes or prior.class_names[:10])]
+    names = list(dict.fromkeys(names))
+    each = [n for n in names for _ in range(a.samples)]
+    g, start = torch.Generator().manual_seed(a.seed), time.perf_counter()
+    ids = prior.generate(each if a.text else prior.classes(each), a.tokens, a.guidance, a.temperature, a.top_k, a.top_p,
+                         generator=g)
+    took = time.perf_counter() - start
+    parts = [tok.decode(i, steps=a.steps, generator=g, progress=sys.stderr.isatty()) for i in ids.split(64)]
+    images = torch.cat(parts).cpu()
+    save(image_grid(dict(zip(names, images.split(a.samples), strict=True))), a.out)
+    print(f"{len(ids)} images of {ids.shape[1]} tokens: ids in {took:.2f} s, decoded in "
+          f"{time.perf_counter() - start - took:.1f} s -> {a.out}")
+
+
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
-def add_fields(group, cls) -> None:
-    """A flag for each field of a config dataclass, described as there."""
-    for f in dataclasses.fields(cls):
+def add_fields(group, cls, skip: tuple[str, ...] = ()) -> None:
+    """A flag for each field of a config dataclass, described as there, but for those in `skip`."""
+    for f in (f for f in dataclasses.fields(cls) if f.name not in skip):
         flag, kind = "--" + f.name.replace("_", "-"), typing.get_type_hints(cls)[f.name]
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=f.metadata["help"])
@@ -229,20 +278,32 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--data", default="cifar10-sample", help="a data set; its test split is used (default cifar10-sample)")
     p.add_argument("--num-images", type=int, default=64, help="images that the table averages over (default 64)")
 
-    p = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
-    p = p.add_parser("tokenizer", help="a FlexTok", description="Train a FlexTok. A run that was stopped goes on when the "
-                     "same command is given again. Under torchrun, the same command uses all its processes.")
-    p.set_defaults(run=train)
-    p.add_argument("--preset", choices=list(PRESETS), default="shapes", help="model and recipe (default shapes)")
-    p.add_argument("--data", help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
-                   "(default: the preset's own)")
+    stages = command("train", None, "Train a model.").add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    def stage(name: str, run, presets: dict, data: str | None, help: str, unused: tuple[str, ...] = ()):
+        preset = next(iter(presets))
+        p = stages.add_parser(name, help=help, description=f"Train {help}. A run that was stopped goes on when the "
+                              "same command is given again. Under torchrun, the same command uses all its processes.")
+        p.set_defaults(run=run)
+        p.add_argument("--preset", choices=list(presets), default=preset, help=f"model and recipe (default {preset})")
+        p.add_argument("--data", default=data, help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
+                       f"(default: {data or 'as the preset says'})")
+        p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
+        p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
+        p.add_argument("--quiet", action="store_true", help="no progress bar")
+        p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
+                       help="change a field of the preset's model config, such as --model num_registers=8 (repeatable)")
+        add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig, unused)
+        return p
+
+    p = stage("tokenizer", train, PRESETS, None, "a FlexTok")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
-    p.add_argument("--out", required=True, help="directory for checkpoint, metrics, pictures and weights")
-    p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.add_argument("--model", action="append", default=[], metavar="KEY=VALUE",
-                   help="change a field of the preset's TokenizerConfig, such as --model num_registers=8; repeatable")
-    add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig)
+
+    p = stage("prior", train_a_prior, PRIOR_PRESETS, None, "a GPT over a tokenizer's ids",
+              unused=("nested_from", "nested_full"))
+    p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the preset's name)")
+    p.add_argument("--crops", type=int, default=1, help="1, or 5: each image also moved towards its corners (default 1)")
+    p.add_argument("--cache", help="directory that keeps the ids (default ~/.cache/minflextok/ids)")
 
     p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
@@ -260,6 +321,23 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
     decoding(p)
     p.add_argument("--tokens", type=int, nargs="+", help="budgets to show (default 1 2 4 ... K)")
+
+    p = command("generate", generate, "Images from classes or captions, by a prior and its tokenizer.")
+    asked = p.add_mutually_exclusive_group()
+    asked.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: the first ten)")
+    asked.add_argument("--text", nargs="+", metavar="CAPTION", help="captions, for a prior that takes text")
+    p.add_argument("--prior", default="cifar10", help="shipped weights by name, or a directory (default cifar10)")
+    p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the prior's name)")
+    p.add_argument("--samples", type=int, default=8, help="images of each class or caption (default 8)")
+    p.add_argument("--tokens", type=int, help="ids an image, 1 to K (default: all K)")
+    p.add_argument("--guidance", type=float, default=1.0, help="scale of the prior's guidance; 1 is none (default 1)")
+    p.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest id each time (default 1)")
+    p.add_argument("--top-k", type=int, help="sample from the k likeliest ids (default: all)")
+    p.add_argument("--top-p", type=float, help="sample from the likeliest ids that hold this share (default: all)")
+    p.add_argument("--steps", type=int, default=25, help="Euler steps of the tokenizer's decoder (default 25)")
+    p.add_argument("--seed", type=int, default=0, help="seed of ids and noise (default 0)")
+    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
+    p.add_argument("--out", default="outputs/generated.png", help="one row a class (default outputs/generated.png)")
     return parser
 
 

@@ -13,6 +13,7 @@ Transformer of 49M to 1.33B parameters. What it leaves open is chosen here:
 - A class is one more token, put first; a text is seen by cross-attention in every block (as in the paper, from T5).
 """
 
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,81 +23,12 @@ from torch import Tensor, nn
 
 from . import weights
 from .config import PriorConfig
+from .gpt import Context, PriorBlock
 from .text import text_encoder
 from .tokenizer import FlexTok
-from .transformer import MLP, attend, init_linears, layer_norm
+from .transformer import init_linears, layer_norm
 
 Conditions = Tensor | list[str]  # classes (B,) int64, or captions
-Context = tuple[Tensor, Tensor, Tensor]  # a text as one block sees it: keys and values (B, H, L, d), bias (B, 1, 1, L)
-
-
-class CausalAttention(nn.Module):
-    """Multi-head attention to oneself and what came before, with QK norm; keys and values can be kept in a cache."""
-
-    def __init__(self, dim: int, head_dim: int):
-        super().__init__()
-        self.heads, self.scale = dim // head_dim, head_dim**-0.5
-        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
-
-    def forward(self, x: Tensor, cache: Tensor | None = None, at: int = 0) -> Tensor:
-        """x (B, M, D), positions `at` to at + M -> (B, M, D).
-
-        cache (2, B, H, N, d): keys and values of the positions before `at`; those of x are written into it.
-        """
-        B, M, D = x.shape
-        qkv = self.wqkv(x).view(B, M, 3, self.heads, -1)
-        q, k = layer_norm(qkv[:, :, :2]).permute(2, 0, 3, 1, 4).unbind()  # (B, H, M, d) each
-        v = qkv[:, :, 2].transpose(1, 2)
-        if cache is not None:
-            past_k, past_v = cache[0, :, :, : at + M], cache[1, :, :, : at + M]
-            past_k[:, :, at:], past_v[:, :, at:] = k, v
-            k, v = past_k, past_v
-        return self.proj(attend(q, k, v, self.scale, causal=True).transpose(1, 2).reshape(B, M, D))
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention to the embeddings of a text, with QK norm."""
-
-    def __init__(self, dim: int, text_dim: int, head_dim: int):
-        super().__init__()
-        self.head_dim = head_dim
-        self.wq = nn.Linear(dim, dim, bias=False)
-        self.wkv = nn.Linear(text_dim, 2 * dim, bias=False)
-        self.proj = nn.Linear(dim, dim, bias=False)
-
-    def context(self, text: Tensor, mask: Tensor) -> Context:
-        """text (B, L, Dt) and mask (B, L), True at words -> what `forward` attends to; the same for all positions."""
-        k, v = self.wkv(text).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()  # (B, H, L, d)
-        bias = torch.zeros(mask.shape, dtype=k.dtype, device=k.device).masked_fill(~mask, float("-inf"))
-        return layer_norm(k), v, bias[:, None, None]
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """x (B, M, D) -> (B, M, D)."""
-        k, v, bias = context
-        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)  # (B, H, M, d)
-        return self.proj(attend(q, k, v, self.head_dim**-0.5, bias).transpose(1, 2).flatten(2))
-
-
-class PriorBlock(nn.Module):
-    """A GPT block: causal attention, attention to the text if there is one, SwiGLU."""
-
-    def __init__(self, c: PriorConfig):
-        super().__init__()
-        self.attn = CausalAttention(c.dim, c.head_dim)
-        self.cross = CrossAttention(c.dim, c.text_dim, c.head_dim) if c.text else None
-        self.mlp = MLP(c.dim)
-
-    def forward(self, x: Tensor, context: Context | None = None, keep: Tensor | None = None, cache: Tensor | None = None,
-                at: int = 0) -> Tensor:
-        """x (B, M, D) -> (B, M, D); cache and `at` as in CausalAttention. keep (B, branches, 1, D): factors (dropout)."""
-        def dropped(y: Tensor, branch: int) -> Tensor:
-            return y if keep is None else y * keep[:, branch]
-
-        x = x + dropped(self.attn(layer_norm(x), cache, at), 0)
-        if self.cross is not None:
-            x = x + dropped(self.cross(layer_norm(x), context), 1)
-        return x + dropped(self.mlp(layer_norm(x)), -1)
 
 
 def sample(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
@@ -267,7 +199,8 @@ class Prior(nn.Module):
         both = 2 if any(s != 1 for s in scales.values()) else 1  # conditional rows, then the same without condition
         null = torch.arange(both, device=prefix.device).repeat_interleave(B) == 1
         first, contexts = self.condition(conditions.repeat(both, *[1] * (conditions.ndim - 1)), null)
-        x = self.place(torch.cat([first, self.ids(prefix.repeat(both, 1))], 1))  # (both * B, j + 1, D): all that is new
+        seen = prefix[:, : n - 1].repeat(both, 1)  # with n ids given, there is nothing to do
+        x = self.place(torch.cat([first, self.ids(seen)], 1))  # (both * B, j + 1, D): all that is new
         caches = [None] * c.depth
         if use_cache:
             kind = x.device.type
@@ -311,6 +244,24 @@ class Prior(nn.Module):
         return weights.load(cls, PriorConfig, weights.find(name, "prior-"), dtype)
 
     # ---- checks of what users give -----------------------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of all classes; their numbers, where none are known."""
+        return list(self.config.class_names) or [str(i) for i in range(self.config.num_classes)]
+
+    def classes(self, names: list[str]) -> Tensor:
+        """Names or numbers of classes -> (B,) int64."""
+        if self.text_encoder is not None:
+            raise ValueError("this prior takes text, not classes: give captions")
+        known = {name: i for i, name in enumerate(self.class_names)}
+        known |= {str(i): i for i in known.values() if str(i) not in known}
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, self.class_names, n=3, cutoff=0)
+                raise ValueError(f"no class {name!r}: give a number from 0 to {self.config.num_classes - 1}, or a name such "
+                                 f"as {', '.join(near)}")
+        return torch.tensor([known[name] for name in names])
 
     def prepare(self, labels: Conditions) -> Tensor:
         """Classes (B,), or captions as numbers (B, L): checked, int64, on the model's device."""
@@ -361,4 +312,6 @@ class Prior(nn.Module):
 
 
 def _describe(x: object) -> str:
+    if isinstance(x, str) or (isinstance(x, list | tuple) and x and all(isinstance(text, str) for text in x)):
+        return "one text" if isinstance(x, str) else "text"
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
