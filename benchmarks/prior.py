@@ -2,7 +2,7 @@
 
 All sample the same number of ids from the same prompt length (one position: class, or start token), in float32, in
 turns, because a machine's clock and its other users change over minutes; medians, and the lowest and highest ratio of a
-turn. The Llama has the same width, depth, heads, hidden width, vocabulary and tied head; it differs in having rotary
+turn. On one thread the processor's time is given too, which other users of the machine change less. The Llama has the same width, depth, heads, hidden width, vocabulary and tied head; it differs in having rotary
 positions, gains in its norms and no QK norm. Weights are random: time does not depend on their values.
 
     PYTHONPATH=. python benchmarks/prior.py        # transformers is compared where it can be imported
@@ -48,19 +48,21 @@ def llama(c: PriorConfig, B: int) -> Callable[[], Tensor]:
 
 def compare(sides: dict[str, Callable[[], Tensor]], tokens: int, turns: int) -> dict:
     """Seconds of each side, median of `turns` turns after one to warm up, and how many times slower than "cached"."""
-    times = {side: [] for side in sides}
+    times, cpu = {side: [] for side in sides}, {side: [] for side in sides}
     for turn in range(turns + 1):
         for side, f in sides.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             ids = f()
             times[side] += [time.perf_counter() - start] * (turn > 0)
+            cpu[side] += [time.process_time() - cpu_start] * (turn > 0)
             if ids.shape[1] != tokens:
                 raise ValueError(f"{side} made {ids.shape[1]} ids, not {tokens}")
     found = {}
     for side, seconds in times.items():
         ratios = [s / c for s, c in zip(seconds, times["cached"], strict=True)]
         found[side] = {"seconds": median(seconds), "ratio": median(seconds) / median(times["cached"]),
-                       "ratio_low": min(ratios), "ratio_high": max(ratios)}
+                       "ratio_low": min(ratios), "ratio_high": max(ratios), "cpu_seconds": median(cpu[side]),
+                       "cpu_ratio": median(cpu[side]) / median(cpu["cached"])}
     return found
 
 
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     where = {"cpu": platform.processor() or platform.machine(), "threads": a.threads, "torch": torch.__version__,
              "transformers": transformers and transformers.__version__, "precision": "float32"}
     print(f"{a.tokens} ids, {', '.join(f'{k} {v}' for k, v in where.items())}\n"
-          f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  times ours [of a turn]")
+          f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  {'times ours [of a turn]':24}{'CPU s':>7}  times ours")
     rows = []
     for name in a.presets:
         c = dataclasses.replace(PRIOR_PRESETS[name], num_tokens=a.tokens)
@@ -93,8 +95,9 @@ def main(argv: list[str] | None = None) -> None:
             found = compare(sides, a.tokens, a.turns)
             rows.append({"preset": name, "B": B, "params": params, **found})
             for side, r in found.items():
-                print(f"{name:14}{B:3}{params / 1e6:7.1f}M  {side:13}{r['seconds']:8.2f}  {r['ratio']:.2f}x "
-                      f"[{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]", flush=True)
+                ratio = f"{r['ratio']:.2f}x [{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]"
+                print(f"{name:14}{B:3}{params / 1e6:7.1f}M  {side:13}{r['seconds']:8.2f}  {ratio:24}{r['cpu_seconds']:7.2f}  "
+                      f"{r['cpu_ratio']:.2f}x", flush=True)
     a.out.parent.mkdir(parents=True, exist_ok=True)
     a.out.write_text(json.dumps({"tokens": a.tokens, "turns": a.turns, "machine": where, "rows": rows}, indent=1) + "\n")
     print(f"-> {a.out}")

@@ -49,7 +49,8 @@ def sample(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | Non
         p = falling.softmax(-1)
         kept = (p.cumsum(-1) - p < top_p).sum(-1, keepdim=True)  # those before it hold less than top_p
         logits = logits.masked_fill(logits < falling.gather(-1, kept - 1), float("-inf"))
-    return (u.log() / logits.softmax(-1)).argmax(-1)  # minus the times
+    waits = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(-1)  # infinite where p = 0 alone
+    return waits.argmin(-1)
 
 
 class Prior(nn.Module):

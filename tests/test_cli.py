@@ -108,7 +108,7 @@ def test_ids_of_a_longer_vocabulary_are_refused(tmp_path, weights):
         main(["decode", str(tmp_path / "i.npz"), "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["encode"], ["decode"], ["reconstruct"]])
+@pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["train", "prior"], ["generate"], ["encode"], ["decode"], ["reconstruct"]])
 def test_help_describes_every_flag(command, capsys):
     with pytest.raises(SystemExit) as e:
         main([*command, "--help"])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig, TrainConfig
+from minflextok.cli import main
 from minflextok.config import PRIOR_RECIPES, WEIGHTS_DIR
 from minflextok.data import Folder, Images, Stream, to_float
 from minflextok.ids import extract_ids, in_order, views
@@ -190,7 +191,7 @@ def test_top_k_and_top_p_keep_what_a_slow_reference_keeps(size, top_k, top_p, te
 def test_sample_never_takes_an_impossible_id():
     logits = torch.tensor([[0.0, float("-inf"), -1e4, 1.0]]).expand(2000, -1)
     assert set(sample(logits, torch.rand(2000, 4, generator=g())).tolist()) == {0, 3}
-    assert sample(logits, torch.zeros(2000, 4)).max() < 4  # u = 0 has log -inf
+    assert sample(torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3), top_k=1).item() == 2  # log 0 is not p = 0
     assert sample(torch.tensor([[1.0, 2.0]]), torch.rand(1, 2), 1e-6).item() == 1
 
 
@@ -369,6 +370,14 @@ def test_the_log_has_bits_by_position_of_held_out_training_images(tmp_path):
     assert (tmp_path / "run/samples/step_000008.png").stat().st_size > 3000
 
 
+def test_held_out_images_are_never_trained_on(tmp_path, monkeypatch):
+    seen, real = set(), Prior.forward
+    monkeypatch.setattr(Prior, "forward", lambda self, ids, c, *draws: seen.update(c.tolist()) or real(self, ids, c, *draws))
+    every = Images("noise", data().images, torch.arange(40))
+    run(tmp_path / "run", dataclasses.replace(SMALL, class_names=()), dataclasses.replace(RECIPE, steps=20), data=every)
+    assert seen == set(range(40)) - set(torch.randperm(40, generator=g())[:4].tolist())
+
+
 class Killed(BaseException):
     pass
 
@@ -504,3 +513,32 @@ def test_shipped_priors_fit_their_tokenizers():
         prior = Prior.from_pretrained(folder.name.removeprefix("prior-"))
         prior.check_tokenizer(FlexTok.from_pretrained(folder.name.removeprefix("prior-")))
         assert sum(f.stat().st_size for f in folder.iterdir()) < 24e6
+        card = (folder / "README.md").read_text()
+        for said in ("Data", "Command", "Time", "Hardware", "test split"):
+            assert said in card, said
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+def test_train_and_generate_on_the_command_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("minflextok.cli.load_dataset", lambda *a: data(captions=["a red circle above a blue square"] * 40))
+    randomised().save_pretrained(tmp_path / "tok")
+    flags = ["--tokenizer", str(tmp_path / "tok")]
+    for preset, words in (("cifar10-tiny", ["--classes", "b", "4"]), ("shapes", ["--text", "a red circle"])):
+        out = str(tmp_path / preset)
+        main(["train", "prior", "--preset", preset, *flags, "--out", out, "--cache", str(tmp_path / "cache"), "--steps", "2", "--batch-size", "4", "--val-images", "4",
+              "--model", "dim=32", "--model", "depth=1", "--device", "cpu", "--quiet", "--no-flip"])
+        main(["generate", "--prior", out, *flags, *words, "--samples", "2", "--tokens", "3", "--guidance", "2", "--top-k", "9",
+              "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "g.png")])
+        assert f"{2 * (len(words) - 1)} images of 3 tokens" in capsys.readouterr().out
+        assert (tmp_path / "g.png").stat().st_size > 2000
+    for wrong, match in ((["--prior", out], "does not tell its tokenizer"), (["--prior", out, *flags], "takes text: give --text"),
+                         (["--prior", out, *flags, "--text", "a red cat"], "unknown word 'cat'"),
+                         (["--prior", out, "--tokenizer", "cifar10-tiny", "--text", "a"], "give the tokenizer that it was"),
+                         (["--prior", str(tmp_path / "cifar10-tiny"), *flags, "--classes", "x"], "no class 'x': give a number"),
+                         (["--prior", out, *flags, "--text", "a", "--samples", "0"], "--samples 0"),
+                         (["--prior", "nothing"], "no weights 'nothing': shipped are")):
+        with pytest.raises(SystemExit, match=match):
+            main(["generate", *wrong, "--device", "cpu"])
+    with pytest.raises(SystemExit, match="preset ar-49m names no tokenizer"):
+        main(["train", "prior", "--preset", "ar-49m", "--out", str(tmp_path / "x")])

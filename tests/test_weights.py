@@ -54,7 +54,7 @@ def test_codes_are_used(decoded):
 
 
 def test_card_and_config_travel_with_the_weights():
-    for folder in WEIGHTS_DIR.iterdir():
+    for folder in (d for d in WEIGHTS_DIR.iterdir() if not d.name.startswith("prior-")):
         tok = FlexTok.from_pretrained(folder.name)
         if folder.name in PRESETS:
             assert tok.config == PRESETS[folder.name]
