@@ -1,249 +1,17 @@
-"""The command line: minflextok demo | train | encode | decode | reconstruct | evaluate."""
+"""The command line: minflextok demo | train | encode | decode | reconstruct | generate | evaluate | compare | curves."""
 
 import argparse
 import dataclasses
-import json
 import sys
-import time
 import typing
 import warnings
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from . import curves
-from .config import PRESETS, RECIPES, VAE_PRESETS, TrainConfig, from_dict
-from .data import IMG_EXTENSIONS, UNREADABLE, Images, Skipped, load_dataset, open_image, to_float, to_uint8
-from .evaluate import Evaluation, table, write
-from .figures import budget_grid, save
-from .judge import JUDGE_RECIPE, JUDGES, train_judge
-from .metrics import code_usage, psnr
-from .repa import load_teacher
-from .tokenizer import FlexTok
-from .vae import VAE
+from . import commands
+from .config import PRESETS, PRIOR_PRESETS, VAE_PRESETS, TrainConfig
+from .judge import JUDGES
 
-# ---- images and ids on disk ------------------------------------------------------------------------------------------
-
-def read_images(paths: list[str], size: int) -> tuple[Tensor, list[str]]:
-    """Image files and folders of them -> (N, 3, size, size) in [-1, 1], and their names."""
-    files = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"no file or folder {path}")
-        files += sorted(f for f in path.rglob("*") if f.suffix.lower() in IMG_EXTENSIONS) if path.is_dir() else [path]
-    skipped, images, names = Skipped(), [], []
-    for file in files:
-        try:
-            images.append(open_image(file, size))
-            names.append(file.name)
-        except UNREADABLE as e:
-            skipped(str(file), e)
-    if not images:
-        raise ValueError(f"no readable image in {', '.join(paths)} ({skipped.count} unreadable)")
-    return to_float(torch.from_numpy(np.stack(images))), names
-
-
-def write_ids(path: Path, ids: Tensor, names: list[str], weights: str) -> None:
-    """.npz (arrays ids (N, k), names, weights) or .json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
-        np.savez(path, ids=ids.numpy(), names=np.array(names), weights=np.array(weights))
-    else:
-        rows = [{"name": n, "ids": i} for n, i in zip(names, ids.tolist(), strict=True)]
-        path.write_text(json.dumps({"weights": weights, "images": rows}, indent=1) + "\n")
-
-
-def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
-    """What `write_ids` wrote; rows of a JSON file may differ in length."""
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as f:
-                rows, names, weights = list(torch.from_numpy(f["ids"])), f["names"].tolist(), f["weights"].item()
-        else:
-            held = json.loads(path.read_text())
-            rows, names = [torch.tensor(r["ids"]) for r in held["images"]], [r["name"] for r in held["images"]]
-            weights = held["weights"]
-        if not rows or len(rows) != len(names) or not all(isinstance(s, str) for s in (*names, weights)):
-            raise ValueError(f"{len(rows)} rows, {len(names)} names, weights {weights!r}")
-        return rows, names, weights
-    except FileNotFoundError:
-        raise
-    except Exception as e:
-        raise ValueError(f"{path} does not hold ids ({e}): make it with `minflextok encode`") from None
-
-
-# ---- commands --------------------------------------------------------------------------------------------------------
-
-def load(a: argparse.Namespace) -> FlexTok:
-    if getattr(a, "apg", False) and a.guidance == 1:
-        raise ValueError("--apg does nothing at guidance 1: give --guidance 3, say")
-    tok = FlexTok.from_pretrained(a.weights).to(a.device)
-    if tok.config.in_channels != 3 and tok.vae is None:
-        raise ValueError(f"{a.weights} works on {tok.config.in_channels}-channel latents and has no VAE to make them "
-                         "from images: put one that `minflextok train vae` made into its folder vae/")
-    return tok
-
-
-def encode(a: argparse.Namespace) -> None:
-    if Path(a.out).suffix not in (".npz", ".json"):
-        raise ValueError(f"--out {a.out}: ids are saved as .npz or .json")
-    tok = load(a)
-    images, names = read_images(a.images, tok.image_size)
-    ids = torch.cat([tok.encode(x, a.tokens).cpu() for x in images.split(64)])
-    write_ids(Path(a.out), ids, names, a.weights)
-    print(f"{len(ids)} images -> {a.out}: {ids.shape[1]} ids each, {tok.config.num_bytes(ids.shape[1])} bytes packed")
-
-
-def decode(a: argparse.Namespace) -> None:
-    rows, names, made_with = read_ids(Path(a.ids))
-    a.weights = a.weights or made_with
-    tok, out = load(a), Path(a.out)
-    g = torch.Generator().manual_seed(a.seed)
-    least = min(len(r) for r in rows)
-    if a.tokens is not None and not 1 <= a.tokens <= least:
-        raise ValueError(f"--tokens {a.tokens}: {a.ids} has {least} ids an image; give 1 to {least}")
-    out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(rows), 64):
-        batch = [r[: a.tokens] for r in rows[start : start + 64]]
-        images = tok.decode(batch, steps=a.steps, guidance=a.guidance, apg=a.apg, generator=g, progress=sys.stderr.isatty())
-        for i, image in enumerate(to_uint8(images).cpu(), start):
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(out / f"{i:04d}_{Path(names[i]).stem}.png")
-    print(f"{len(rows)} images -> {out}/")
-
-
-def show_budgets(tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.Namespace, show: int = 12) -> None:
-    """Encode, decode at each budget, print the table, save the picture of the first `show` images."""
-    wrong = [k for k in budgets if not 1 <= k <= tok.config.num_registers]
-    if wrong:
-        raise ValueError(f"--tokens {wrong[0]}: {a.weights} gives 1 to {tok.config.num_registers} tokens")
-    start = time.perf_counter()
-    ids = torch.cat([tok.encode(x) for x in images.split(64)])
-    encoding = time.perf_counter() - start
-    side = tok.config.image_size
-    noise = torch.randn(len(images), tok.config.in_channels, side, side, generator=torch.Generator().manual_seed(a.seed))
-    print(f"{len(images)} images, {tok.image_size}x{tok.image_size}, encoded in {encoding:.2f} s; decoding: "
-          f"{a.steps} Euler steps, guidance {a.guidance:g}{' (APG)' if a.apg else ''}, seed {a.seed}, on {a.device}\n"
-          f"{'tokens':>7}{'bytes':>7}{'PSNR dB':>9}{'seconds':>9}")
-    grids = {}
-    for k in budgets:
-        start = time.perf_counter()
-        parts = [tok.decode(i, steps=a.steps, guidance=a.guidance, apg=a.apg, noise=n, progress=sys.stderr.isatty())
-                 for i, n in zip(ids[:, :k].split(64), noise.split(64), strict=True)]
-        grids[k] = torch.cat(parts).cpu()
-        print(f"{k:7d}{tok.config.num_bytes(k):7d}{psnr(grids[k], images).mean():9.2f}{time.perf_counter() - start:9.1f}",
-              flush=True)
-    save(budget_grid(images[:show], {k: g[:show] for k, g in grids.items()}), a.out)
-    used, perplexity = code_usage(ids.cpu(), tok.config.vocab_size)
-    print(f"ids used per register: {used.min()} to {used.max()} of {tok.config.vocab_size} "
-          f"(perplexity {perplexity.min():.0f} to {perplexity.max():.0f})\npicture -> {a.out}")
-
-
-def reconstruct(a: argparse.Namespace) -> None:
-    tok = load(a)
-    show_budgets(tok, read_images(a.images, tok.image_size)[0], a.tokens or tok.config.budgets, a)
-
-
-def demo(a: argparse.Namespace) -> None:
-    tok = load(a)
-    if a.num_images < 1:
-        raise ValueError(f"--num-images {a.num_images}: give at least 1")
-    data = load_dataset(a.data, "test", tok.image_size)
-    if not isinstance(data, Images):
-        raise ValueError(f"{a.data} is too large for memory: give a smaller set")
-    images = to_float(data.images[: a.num_images])
-    print(f"weights {a.weights}: up to {tok.config.num_registers} tokens of {tok.config.bits_per_token:.1f} bits; "
-          f"images: the first {len(images)} of {a.data}, test split")
-    show_budgets(tok, images, tok.config.budgets, a)
-
-
-def evaluate(a: argparse.Namespace) -> None:
-    if Path(a.out).suffix != ".json":
-        raise ValueError(f"--out {a.out}: results are saved as .json")
-    tok = load(a)
-    data = load_dataset(a.data, a.split, tok.image_size)
-    work = Evaluation(tok, a.weights, data, a.split, a.num_images, a.tokens, a.steps, a.guidance, a.apg, a.seed, a.features,
-                      a.judge, a.batch_size)
-    print(work.line, flush=True)
-    found = work.run(progress=sys.stderr.isatty())
-    write(found, Path(a.out))
-    print(f"{table(found)}\nresults -> {a.out}")
-
-
-def show_curves(a: argparse.Namespace) -> None:
-    run, reference = curves.read(a.directory), curves.read(a.reference) if a.reference else None
-    save(curves.plot(run, reference), a.out)
-    print((curves.verdict(run, reference) + "\n" if reference else "") + f"picture -> {a.out}")
-
-
-def compare(a: argparse.Namespace) -> None:
-    from .compare import SYSTEMS, compare
-
-    unknown = [name for name in a.systems if name not in SYSTEMS]
-    if unknown:
-        raise ValueError(f"--systems {unknown[0]}: there are {', '.join(SYSTEMS)}")
-    print(compare(a.systems or list(SYSTEMS), a.preset, a.minutes, a.data, a.test_data or a.data, Path(a.out), a.num_images,
-                  a.repa, a.device))
-
-
-def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
-    """The recipe with the changes that flags ask for; of steps and minutes, the one that is given alone ends the run."""
-    given = {f.name: getattr(a, f.name) for f in dataclasses.fields(TrainConfig) if getattr(a, f.name, None) is not None}
-    recipe = dataclasses.replace(recipe, **given)
-    if a.minutes and a.steps is None:
-        return dataclasses.replace(recipe, steps=10**9)
-    if a.steps and a.minutes is None:
-        return dataclasses.replace(recipe, minutes=0.0)
-    return recipe
-
-
-def config_of(a: argparse.Namespace, preset):
-    """The preset with the changes of --model KEY=VALUE."""
-    config = dataclasses.asdict(preset)
-    for change in a.model:
-        key, eq, value = change.partition("=")
-        try:
-            config[key] = json.loads(value)
-        except ValueError:
-            config[key] = value
-        if not eq:
-            raise ValueError(f"--model {change}: give KEY=VALUE")
-    return from_dict(type(preset), config)
-
-
-def data_of(a: argparse.Namespace, size: int, recipe: TrainConfig):
-    default = {"shapes": "shapes", **dict.fromkeys(("cifar10-tiny", "cifar10", "f2-small", *JUDGES), "cifar10")}
-    if not (a.data or a.preset in default):
-        raise ValueError(f"preset {a.preset} has no default data: give --data")
-    return load_dataset(a.data or default[a.preset], "train", size, recipe.workers)
-
-
-def train(a: argparse.Namespace) -> None:
-    from .stages import train_tokenizer
-
-    recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
-    vae = VAE.from_pretrained(a.vae) if a.vae else None
-    size = config.image_size * (vae.config.downscale if vae else 1)
-    device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = load_teacher(a.repa, device) if a.repa else None
-    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, device, a.quiet, vae, teacher)
-
-
-def train_a_vae(a: argparse.Namespace) -> None:
-    from .stages import train_vae
-
-    recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, VAE_PRESETS[a.preset])
-    train_vae(config, recipe, data_of(a, config.image_size, recipe), a.out, a.device, a.quiet)
-
-
-def train_a_judge(a: argparse.Namespace) -> None:
-    recipe, config = recipe_of(a, JUDGE_RECIPE), config_of(a, JUDGES[a.preset])
-    train_judge(config, recipe, data_of(a, config.image_size, recipe), a.out, a.device, a.quiet)
-
-
-# ---- arguments -------------------------------------------------------------------------------------------------------
 
 def add_fields(group, cls, skip: tuple[str, ...] = ()) -> None:
     """A flag for each field of a config dataclass, described as there, but those to skip."""
@@ -268,11 +36,11 @@ def device(name: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("minflextok", description="Images to 1..K ordered tokens and back (FlexTok).")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     auto = "cuda" if torch.cuda.is_available() else "cpu"
 
     def command(name: str, run, help: str) -> argparse.ArgumentParser:
-        p = commands.add_parser(name, help=help, description=help)
+        p = subparsers.add_parser(name, help=help, description=help)
         p.set_defaults(run=run)
         return p
 
@@ -286,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         p.add_argument("--apg", action="store_true", help="adaptive projected guidance instead of classifier-free")
         p.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
 
-    p = command("demo", demo, "Tokenize embedded test images and show them at 1, 2, 4, ..., K tokens.")
+    p = command("demo", commands.demo, "Tokenize embedded test images and show them at 1, 2, 4, ..., K tokens.")
     decoding(p, out="outputs/demo.png")
     p.add_argument("--data", default="cifar10-sample", help="a data set; its test split is used (default cifar10-sample)")
     p.add_argument("--num-images", type=int, default=64, help="images that the table averages over (default 64)")
@@ -310,19 +78,23 @@ def build_parser() -> argparse.ArgumentParser:
         return p
 
     always = ("nested_from", "nested_full")  # what the tokenizer alone has
-    stage("vae", train_a_vae, VAE_PRESETS, "f2-small", "a VAE, stage 0 of models on latents", skip=always)
-    stage("judge", train_a_judge, JUDGES, "judge", "a classifier that judges images", skip=(*always, "compile"))
-    p = stage("tokenizer", train, PRESETS, "shapes", "a FlexTok")
+    stage("vae", commands.train_a_vae, VAE_PRESETS, "f2-small", "a VAE, stage 0 of models on latents", skip=always)
+    stage("judge", commands.train_a_judge, JUDGES, "judge", "a classifier that judges images", skip=(*always, "compile"))
+    p = stage("tokenizer", commands.train_a_tokenizer, PRESETS, "shapes", "a FlexTok")
     p.add_argument("--repa", metavar="TEACHER", help="align the decoder with a teacher's features: dinov2, or weights that "
                    "`minflextok train judge --preset teacher` made (default: no teacher)")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
+    p = stage("prior", commands.train_a_prior, PRIOR_PRESETS, "cifar10-tiny", "a GPT over a tokenizer's ids", skip=always)
+    p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the preset's name)")
+    p.add_argument("--crops", type=int, default=1, help="1, or 5: each image also moved towards its corners (default 1)")
+    p.add_argument("--cache", help="directory that keeps the ids (default ~/.cache/minflextok/ids)")
 
-    p = command("curves", show_curves, "Plot a training run, against a reference: is it healthy?")
+    p = command("curves", commands.show_curves, "Plot a training run, against a reference: is it healthy?")
     p.add_argument("directory", help="the --out of a tokenizer's training run")
     p.add_argument("--reference", help="another run, or shipped weights by name (default: none)")
     p.add_argument("--out", default="outputs/curves.png", help="picture (default outputs/curves.png)")
 
-    p = command("compare", compare, "Train FlexTok and its relatives alike, and score them alike (resumable).")
+    p = command("compare", commands.compare_systems, "Train and score FlexTok and its relatives, all alike (resumable).")
     p.add_argument("--systems", nargs="+", default=[], help="which of them (default: all)")
     p.add_argument("--preset", choices=list(PRESETS), default="cifar10-tiny", help="of FlexTok (default cifar10-tiny)")
     p.add_argument("--minutes", type=float, default=20, help="training time of each (default 20)")
@@ -333,24 +105,24 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="data/compare", help="a JSON file for each, and pictures (default data/compare)")
     p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
 
-    p = command("encode", encode, "Image files or folders to ids, saved as .npz or .json.")
+    p = command("encode", commands.encode, "Image files or folders to ids, saved as .npz or .json.")
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
     p.add_argument("--weights", default="cifar10-tiny", help="shipped weights by name, or a directory")
     p.add_argument("--tokens", type=int, help="ids an image (default: all K)")
     p.add_argument("--out", default="outputs/ids.npz", help=".npz or .json (default outputs/ids.npz)")
     p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
 
-    p = command("decode", decode, "Ids saved by `encode` to PNG files.")
+    p = command("decode", commands.decode, "Ids saved by `encode` to PNG files.")
     p.add_argument("ids", help=".npz or .json from `encode`")
     decoding(p, weights=None, out="outputs/decoded")
     p.add_argument("--tokens", type=int, help="use the first so many ids only")
 
-    p = command("reconstruct", reconstruct, "Image files or folders through the tokenizer: a picture and a table.")
+    p = command("reconstruct", commands.reconstruct, "Image files or folders through the tokenizer: a picture and a table.")
     p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
     decoding(p)
     p.add_argument("--tokens", type=int, nargs="+", help="budgets to show (default 1 2 4 ... K)")
 
-    p = command("evaluate", evaluate, "Measure a tokenizer at each token count: rFID, PSNR, SSIM, MAE, label agreement.")
+    p = command("evaluate", commands.evaluate, "Measure a tokenizer by token count: rFID, PSNR, SSIM, MAE, agreement.")
     decoding(p, out="outputs/results.json")
     p.add_argument("--data", default="cifar10-sample", help="data set by name or path (default cifar10-sample)")
     p.add_argument("--split", default="test", choices=["train", "test"], help="of the data (default test)")
@@ -360,6 +132,23 @@ def build_parser() -> argparse.ArgumentParser:
                    help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)")
     p.add_argument("--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)")
     p.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no result (default 64)")
+
+    p = command("generate", commands.generate, "Images from classes or captions, by a prior and its tokenizer.")
+    asked = p.add_mutually_exclusive_group()
+    asked.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: the first ten)")
+    asked.add_argument("--text", nargs="+", metavar="CAPTION", help="captions, for a prior that takes text")
+    p.add_argument("--prior", default="cifar10", help="shipped weights by name, or a directory (default cifar10)")
+    p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the prior's name)")
+    p.add_argument("--samples", type=int, default=8, help="images of each class or caption (default 8)")
+    p.add_argument("--tokens", type=int, help="ids an image, 1 to K (default: all K)")
+    p.add_argument("--guidance", type=float, default=1.0, help="scale of the prior's guidance; 1 is none (default 1)")
+    p.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest id each time (default 1)")
+    p.add_argument("--top-k", type=int, help="sample from the k likeliest ids (default: all)")
+    p.add_argument("--top-p", type=float, help="sample from the likeliest ids that hold this share (default: all)")
+    p.add_argument("--steps", type=int, default=25, help="Euler steps of the tokenizer's decoder (default 25)")
+    p.add_argument("--seed", type=int, default=0, help="seed of ids and noise (default 0)")
+    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
+    p.add_argument("--out", default="outputs/generated.png", help="one row a class (default outputs/generated.png)")
     return parser
 
 

@@ -29,10 +29,15 @@ def _require(ok: bool, message: str) -> None:
 def _check_types(config) -> None:
     """Every field must hold what its annotation says (a whole number will do for a float)."""
     for f in dataclasses.fields(config):
-        value, kind = getattr(config, f.name), {"tuple[int, ...]": tuple}.get(str(f.type), f.type)
+        value, kind = getattr(config, f.name), tuple if str(f.type).startswith("tuple") else f.type
         ok = type(value) is kind or (kind is float and type(value) is int)
         _require(ok and (kind is not float or math.isfinite(value)),
                  f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})")
+
+
+def budgets(k: int) -> list[int]:
+    """1, 2, 4, ... and k."""
+    return [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ class TokenizerConfig:
     @property
     def budgets(self) -> list[int]:
         """1, 2, 4, ... and K: the token counts that figures and tables show."""
-        return [2**i for i in range(self.num_registers.bit_length()) if 2**i < self.num_registers] + [self.num_registers]
+        return budgets(self.num_registers)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,53 @@ class VAEConfig:
     def downscale(self) -> int:
         """How many times smaller the latents are than the image, per side."""
         return 2 ** (len(self.widths) - 1)
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """A GPT over the ids of one tokenizer. Defaults are what all models of the paper share (sec. 3.3)."""
+
+    vocab_size: int = opt(64_000, "distinct ids, the tokenizer's")
+    num_tokens: int = opt(256, "K, ids an image, the tokenizer's")
+    num_classes: int = opt(1000, "classes to condition on; 0 for a prior that takes text")
+    dim: int = opt(768, "width, a multiple of head_dim")
+    depth: int = opt(12, "blocks")
+    head_dim: int = opt(64, "width of one attention head")
+    null_prob: float = opt(0.1, "training: probability that an image's condition is hidden, for guidance")
+    dropout: float = opt(0.0, "training: share of the channels that a block's branch loses, for data that is small")
+    text: str = opt("", "what reads captions: 'words' or 'bytes', trained with the prior, or the name of a frozen encoder "
+                        "of the Hugging Face hub, such as google/flan-t5-small; empty for a prior that takes classes")
+    words: tuple[str, ...] = opt((), "text 'words': those known")
+    text_dim: int = opt(128, "width of the text embeddings, a multiple of head_dim; the frozen encoder's own")
+    text_depth: int = opt(2, "blocks of the text encoder that is trained with the prior")
+    text_length: int = opt(64, "most words, bytes or pieces in a caption")
+    class_names: tuple[str, ...] = opt((), "names of the classes, where they are known")
+    tokenizer: str = opt("", "fingerprint of the tokenizer whose ids these are; empty for any")
+
+    def __post_init__(self):
+        for name in ("words", "class_names"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+            _require(all(isinstance(w, str) and w for w in getattr(self, name)), f"{name}: give strings that are not empty")
+        _check_types(self)
+        for name in ("vocab_size", "num_tokens", "dim", "depth", "head_dim", "text_dim", "text_depth", "text_length"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        for name in ("dim", "text_dim")[: 2 if self.text in ("words", "bytes") else 1]:
+            _require(getattr(self, name) % self.head_dim == 0,
+                     f"{name}={getattr(self, name)}: give a multiple of head_dim={self.head_dim}")
+        for name in ("null_prob", "dropout"):
+            _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)}: give a probability below 1")
+        _require((self.num_classes > 0) == (not self.text) and self.num_classes >= 0,
+                 f"num_classes={self.num_classes} and text={self.text!r}: give classes, or num_classes=0 and a text encoder")
+        _require((self.text == "words") == bool(self.words) and len(set(self.words)) == len(self.words),
+                 f"text={self.text!r} with {len(self.words)} words: 'words' wants a list of different ones, others none")
+        _require(len(self.class_names) in (0, self.num_classes),
+                 f"{len(self.class_names)} class_names for {self.num_classes} classes: give one each, or none")
+
+    @property
+    def budgets(self) -> list[int]:
+        """1, 2, 4, ... and K, as for a tokenizer."""
+        return budgets(self.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -215,6 +267,18 @@ PRESETS: dict[str, TokenizerConfig] = {
     "d18-d28": _published(18, 28),
 }
 
+# The sizes of the paper, which gives no widths and depths. They are 49152 depth^3 (49.2M, 84.9M, 201.3M, 393.2M, 679.5M,
+# 1.327B), what blocks of width 64 * depth hold without embeddings; so that is what we take.
+PRIOR_PRESETS: dict[str, PriorConfig] = {
+    "cifar10-tiny": PriorConfig(2560, 16, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
+    "cifar10": PriorConfig(12_800, 32, 10, dim=320, depth=6, dropout=0.1),
+    "shapes": PriorConfig(2560, 8, 0, dim=192, depth=6, head_dim=32, text="words", text_dim=96, text_length=32, words=(
+        "a", "above", "below", "blue", "circle", "green", "is", "large", "left", "of", "purple", "red", "right", "small",
+        "square", "the", "to", "triangle", "which", "white", "yellow")),
+    **{f"ar-{size}": PriorConfig(dim=64 * depth, depth=depth) for size, depth in
+       (("49m", 10), ("85m", 12), ("201m", 16), ("393m", 20), ("679m", 24), ("1.33b", 30))},
+}
+
 VAE_PRESETS: dict[str, VAEConfig] = {
     "f8": VAEConfig(adversarial_weight=0.1),
     "f8-c4": VAEConfig(latent_channels=4, adversarial_weight=0.1),
@@ -239,6 +303,16 @@ RECIPES: dict[str, TrainConfig] = {
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
     "f2-small": _SMALL_VAE, "f4-small": dataclasses.replace(_SMALL_VAE, minutes=30),
     "f8": _LARGE_VAE, "f8-c4": _LARGE_VAE, "f8-c8": _LARGE_VAE,
+}
+
+_LARGE_PRIOR = TrainConfig(steps=250_000, batch_size=1024, lr=3e-4, warmup=5000, weight_decay=0.05, ema=0.9999, flip=True,
+                           val_images=2048, log_every=100, eval_every=5000, workers=12)
+PRIOR_RECIPES: dict[str, TrainConfig] = {
+    "cifar10-tiny": TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=True),
+    "cifar10": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, weight_decay=0.05, flip=True,
+                           val_images=2048, eval_every=1000),
+    "shapes": TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=False),
+    **{name: _LARGE_PRIOR for name in PRIOR_PRESETS if name.startswith("ar-")},
 }
 
 

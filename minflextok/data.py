@@ -139,7 +139,7 @@ class Stream(torch.utils.data.IterableDataset):
             shards = shards.shuffle(4096, rng=random.Random(self.seed + epoch))
             count = 0
             for sample in shards:
-                for image, _ in _decode([sample], self.size, self.skipped):
+                for image, _ in decode_samples([sample], self.size, self.skipped):
                     count += 1
                     yield torch.from_numpy(image.copy())
             if not count:
@@ -147,7 +147,7 @@ class Stream(torch.utils.data.IterableDataset):
 
     def head(self, n: int) -> Tensor:
         """The first n images in stored order, (n, 3, H, W) uint8."""
-        found = [image for image, _ in islice(_decode(read_all(self.shards), self.size, Skipped()), n)]
+        found = [image for image, _ in islice(decode_samples(read_all(self.shards), self.size, Skipped()), n)]
         if not found:
             raise ValueError(f"{self.name} holds no readable image")
         return torch.from_numpy(np.stack(found))
@@ -312,7 +312,7 @@ def _samples(shards) -> Iterator[tuple[str, bytes, int | None]]:
         yield sample["__key__"], image, None if label is None else int(label)
 
 
-def _decode(shards, size: int, skipped: Skipped) -> Iterator[tuple[np.ndarray, int | None]]:
+def decode_samples(shards, size: int, skipped: Skipped) -> Iterator[tuple[np.ndarray, int | None]]:
     for key, image, label in _samples(shards):
         try:
             yield open_image(image, size), label

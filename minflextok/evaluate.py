@@ -13,7 +13,7 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from . import weights
-from .data import IMG_EXTENSIONS, Dataset, Folder, Skipped, Stream, _decode, read_all, to_float, to_uint8
+from .data import IMG_EXTENSIONS, Dataset, Folder, Skipped, Stream, decode_samples, read_all, to_float, to_uint8
 from .judge import Judge
 from .metrics import (
     CodeCounts,
@@ -51,7 +51,7 @@ def image_noise(shape: tuple[int, ...], seed: int, first: int) -> Tensor:
 def in_order(data: Dataset, num: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The first `num` images in stored order: uint8 (B, 3, H, W), and labels (B,) or None."""
     if isinstance(data, Stream):
-        samples = islice(_decode(read_all(data.shards), data.size, Skipped()), num)
+        samples = islice(decode_samples(read_all(data.shards), data.size, Skipped()), num)
         while batch := list(islice(samples, batch_size)):
             images, labels = zip(*batch, strict=True)
             yield torch.stack([torch.from_numpy(x.copy()) for x in images]), None if None in labels else torch.tensor(labels)

@@ -1,5 +1,6 @@
 """Pictures of what the tokens hold."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -9,17 +10,17 @@ from torch import Tensor
 from .data import to_uint8
 
 
-def budget_grid(originals: Tensor, reconstructions: dict[int, Tensor], title: str = "") -> Figure:
-    """One column an image: the original on top, below it what k tokens give, k rising downwards.
+def budget_grid(originals: Tensor | None, images: dict[int, Tensor], title: str = "") -> Figure:
+    """One column an image: the original on top, if there is one, below it what k tokens give, k rising downwards.
 
-    originals and each of reconstructions: (B, 3, H, W) in [-1, 1].
+    originals and each of images: (B, 3, H, W) in [-1, 1].
     """
-    rows = {f"{k} token{'s' * (k > 1)}": x for k, x in reconstructions.items()}
-    return image_grid({"original": originals} | rows, title)
+    rows = {f"{k} token{'s' * (k > 1)}": x for k, x in images.items()}
+    return image_grid(rows if originals is None else {"original": originals} | rows, title)
 
 
 def image_grid(rows: dict[str, Tensor], title: str = "") -> Figure:
-    """Rows of images, each (B, 3, H, W) in [-1, 1], with their names."""
+    """Rows of images, each (B, 3, H, W) in [-1, 1], with their names to the left."""
     B = len(next(iter(rows.values())))
     fig, axes = plt.subplots(len(rows), B, figsize=(0.9 * B + 0.9, 0.9 * len(rows) + 0.4 * bool(title)), squeeze=False)
     for (label, images), line in zip(rows.items(), axes, strict=True):
@@ -28,7 +29,7 @@ def image_grid(rows: dict[str, Tensor], title: str = "") -> Figure:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+        line[0].set_ylabel(textwrap.fill(label, 16), rotation=0, ha="right", va="center", fontsize=9)
     fig.suptitle(title, fontsize=10)
     fig.subplots_adjust(left=0.9 / (0.9 * B + 0.9), right=0.995, bottom=0.005, wspace=0.04, hspace=0.04,
                         top=1 - (0.35 / (0.9 * len(rows)) if title else 0.005))

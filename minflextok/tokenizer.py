@@ -225,6 +225,11 @@ class FlexTok(nn.Module):
 
     # ---- weights on disk -----------------------------------------------------------------------------------------
 
+    def fingerprint(self) -> str:
+        """Names what makes ids of images: encoder, quantiser and VAE. Training the decoder further leaves it as it is."""
+        parts = {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
+        return weights.fingerprint(parts | {"fsq.levels": self.fsq.L})
+
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/ if there is one."""
         weights.save(self, directory, dtype, skip=("vae.", "repa."))

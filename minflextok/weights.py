@@ -1,5 +1,6 @@
 """Weights on disk and on the Hugging Face hub: model.safetensors, config.json beside it. Nothing is ever unpickled."""
 
+import hashlib
 import json
 import os
 import re
@@ -36,12 +37,16 @@ def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = No
         part.unlink(missing_ok=True)
 
 
-def find(name: str | Path) -> Path:
-    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub."""
-    for directory in (Path(name), WEIGHTS_DIR / name):
+def find(name: str | Path, prefix: str = "") -> Path:
+    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub.
+
+    Shipped weights of a model that shares its name with another lie in `prefix` + name: those of a tokenizer and of
+    the prior over its ids are both called by the tokenizer's name.
+    """
+    for directory in (Path(name), WEIGHTS_DIR / f"{prefix}{name}"):
         if directory.is_dir():
             return directory
-    shipped = ", ".join(sorted(d.name for d in WEIGHTS_DIR.glob("*/"))) or "none"
+    shipped = ", ".join(sorted(d.name.removeprefix(prefix) for d in WEIGHTS_DIR.glob(f"{prefix}*/"))) or "none"
     problem = (f"no weights {str(name)!r}: shipped are {shipped}; "
                "else give a directory with model.safetensors and config.json")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
@@ -51,6 +56,17 @@ def find(name: str | Path) -> Path:
     except Exception as e:  # no connection, no such repository, no access, ...
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise FileNotFoundError(f"{problem}, or a repository of the Hugging Face hub (it answered: {why})") from None
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits that name these tensors (SHA-256). Floats count as bfloat16, so that a model has one
+    fingerprint, whether it is loaded as float32 or bfloat16."""
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        x = x.detach().cpu().to(torch.bfloat16 if x.is_floating_point() else x.dtype).contiguous()
+        digest.update(f"{name} {tuple(x.shape)}".encode())
+        digest.update(x.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dtype: torch.dtype = torch.float32):

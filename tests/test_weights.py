@@ -12,6 +12,8 @@ from minflextok.config import WEIGHTS_DIR
 from minflextok.data import load_dataset, to_float
 from minflextok.judge import Judge
 from minflextok.metrics import code_usage, psnr
+from minflextok.prior import Prior
+from minflextok.vae import VAE
 
 N = 128
 
@@ -55,8 +57,9 @@ def test_codes_are_used(decoded):
 
 
 def test_card_and_config_travel_with_the_weights():
+    kinds = {"judge": Judge, "teacher": Judge, "prior": Prior, "vae": VAE}
     for folder in WEIGHTS_DIR.iterdir():
-        model = (Judge if folder.name.startswith(("judge", "teacher")) else FlexTok).from_pretrained(folder.name)
+        model = kinds.get(folder.name.split("-")[0], FlexTok).from_pretrained(folder)
         if folder.name in PRESETS:
             assert model.config == PRESETS[folder.name]
         assert json.loads((folder / "config.json").read_text())

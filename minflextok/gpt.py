@@ -1,0 +1,78 @@
+"""The Transformer of the prior: causal attention that can remember, attention to a text."""
+
+import torch
+from torch import Tensor, nn
+
+from .config import PriorConfig
+from .transformer import MLP, attend, layer_norm
+
+Context = tuple[Tensor, Tensor, Tensor]  # a text as one block sees it: keys and values (B, H, L, d), bias (B, 1, 1, L)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention to oneself and what came before, with QK norm; keys and values can be kept in a cache."""
+
+    def __init__(self, dim: int, head_dim: int):
+        super().__init__()
+        self.heads, self.scale = dim // head_dim, head_dim**-0.5
+        self.wqkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor, cache: Tensor | None = None, at: int = 0) -> Tensor:
+        """x (B, M, D), positions `at` to at + M -> (B, M, D).
+
+        cache (2, B, H, N, d): keys and values of the positions before `at`; those of x are written into it.
+        """
+        B, M, D = x.shape
+        qkv = self.wqkv(x).view(B, M, 3, self.heads, -1)
+        q, k = layer_norm(qkv[:, :, :2]).permute(2, 0, 3, 1, 4).unbind()  # (B, H, M, d) each
+        v = qkv[:, :, 2].transpose(1, 2)
+        if cache is not None:
+            past_k, past_v = cache[0, :, :, : at + M], cache[1, :, :, : at + M]
+            past_k[:, :, at:], past_v[:, :, at:] = k, v
+            k, v = past_k, past_v
+        return self.proj(attend(q, k, v, self.scale, causal=True).transpose(1, 2).reshape(B, M, D))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention to the embeddings of a text, with QK norm."""
+
+    def __init__(self, dim: int, text_dim: int, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.wq = nn.Linear(dim, dim, bias=False)
+        self.wkv = nn.Linear(text_dim, 2 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim, bias=False)
+
+    def context(self, text: Tensor, mask: Tensor) -> Context:
+        """text (B, L, Dt) and mask (B, L), True at words -> what `forward` attends to; the same for all positions."""
+        k, v = self.wkv(text).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()  # (B, H, L, d)
+        bias = torch.zeros(mask.shape, dtype=k.dtype, device=k.device).masked_fill(~mask, float("-inf"))
+        return layer_norm(k), v, bias[:, None, None]
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (B, M, D) -> (B, M, D)."""
+        k, v, bias = context
+        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)  # (B, H, M, d)
+        return self.proj(attend(q, k, v, self.head_dim**-0.5, bias).transpose(1, 2).flatten(2))
+
+
+class PriorBlock(nn.Module):
+    """A GPT block: causal attention, attention to the text if there is one, SwiGLU."""
+
+    def __init__(self, c: PriorConfig):
+        super().__init__()
+        self.attn = CausalAttention(c.dim, c.head_dim)
+        self.cross = CrossAttention(c.dim, c.text_dim, c.head_dim) if c.text else None
+        self.mlp = MLP(c.dim)
+
+    def forward(self, x: Tensor, context: Context | None = None, keep: Tensor | None = None, cache: Tensor | None = None,
+                at: int = 0) -> Tensor:
+        """x (B, M, D) -> (B, M, D); cache and `at` as in CausalAttention. keep (B, branches, 1, D): factors (dropout)."""
+        def dropped(y: Tensor, branch: int) -> Tensor:
+            return y if keep is None else y * keep[:, branch]
+
+        x = x + dropped(self.attn(layer_norm(x), cache, at), 0)
+        if self.cross is not None:
+            x = x + dropped(self.cross(layer_norm(x), context), 1)
+        return x + dropped(self.mlp(layer_norm(x)), -1)
