@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .config import TokenizerConfig
 from .nested_dropout import NestedDropout
 from .patches import patchify, sincos_positions, unpatchify
-from .transformer import AdaLNBlock, init_linears, layer_norm, normal_init, zero_init
+from .transformer import AdaLNBlock, init_linears, layer_norm, zero_init
 
 
 def time_features(t: Tensor, max_timestep: float = 1.0, dim: int = 256) -> Tensor:
@@ -41,7 +41,7 @@ class Decoder(nn.Module):
         zero_init(self.head, self.head_adaln, *(block.adaln for block in self.blocks))
         for token in (self.register_positions, self.nested_dropout.mask_token, self.null_token):
             if token is not None:
-                normal_init(token, c.token_std)
+                nn.init.normal_(token, std=c.token_std)
 
     def embed_registers(self, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
         """codes (B, m, F), keep_k (B,) int, null (B,) bool -> (B, m, D), and one more register if m < K.

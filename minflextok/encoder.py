@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .config import TokenizerConfig
 from .patches import patchify, sincos_positions
-from .transformer import Block, init_linears, layer_norm, normal_init, zero_init
+from .transformer import Block, init_linears, layer_norm, zero_init
 
 
 def prefix_mask(num_patches: int, num_registers: int) -> Tensor:
@@ -29,8 +29,8 @@ class Encoder(nn.Module):
         self.head = nn.Linear(c.enc_dim, len(c.fsq_levels))
         init_linears(self)
         zero_init(self.head)
-        normal_init(self.head.weight, c.latent_std * c.enc_dim**-0.5)  # its input has unit variance
-        normal_init(self.registers, c.token_std)
+        nn.init.normal_(self.head.weight, std=c.latent_std * c.enc_dim**-0.5)  # its input has unit variance
+        nn.init.normal_(self.registers, std=c.token_std)
 
     def forward(self, x: Tensor, num_registers: int | None = None) -> Tensor:
         """x (B, C, H, W) -> latents before FSQ (B, k, F), for the first k = num_registers (default: all K).

@@ -141,8 +141,3 @@ def zero_init(*linears: nn.Linear) -> None:
     for linear in linears:
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
-
-
-def normal_init(tensor: Tensor, std: float) -> None:
-    if not tensor.is_meta:  # nothing to draw there, but torch would import its symbolic algebra for it: two seconds
-        nn.init.normal_(tensor, std=std)

@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .config import WEIGHTS_DIR, from_dict, to_json
 
@@ -82,9 +83,16 @@ def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dty
     return build(cls, config, read_tensors(file, dtype), file).to(dtype)
 
 
+class NothingToDraw(TorchFunctionMode):
+    """Skips nn.init.normal_ on the meta device, where torch would load its symbolic algebra (two seconds) for nothing."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
 def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], source: str | Path):
     """A model around given tensors, uncopied, in eval mode; what does not fit is an error that names `source`."""
-    with torch.device("meta"):  # shapes without memory: the weights take the parameters' places
+    with torch.device("meta"), NothingToDraw():  # shapes without memory: the weights take the parameters' places
         model = cls(config)
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

@@ -1,10 +1,12 @@
 """Published files of any size: written here in their layout from models of ours, read back as the same model."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import changed, randomised
+from conftest import ROOT, changed, randomised
 from safetensors.torch import save_file
 
 from minflextok import FlexTok
@@ -115,3 +117,9 @@ def test_a_repository_is_downloaded_and_read(tmp_path, monkeypatch):
     again = FlexTok.from_pretrained("owner/name")
     assert torch.equal(again.encoder.registers, tok.encoder.registers)
     assert asked == [("owner/name", ["*.safetensors", "config.json"])]
+
+
+def test_loading_imports_no_symbolic_algebra():
+    script = "import sys; from minflextok import FlexTok; FlexTok.from_pretrained('cifar10-tiny'); print('sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.strip() == "False", done.stderr
