@@ -2,15 +2,17 @@
 
 The ids come in order of importance, so the first few that it writes already decide what the image shows, and a
 generation may stop at any length. Nothing of the paper's stage 2 was published; the paper calls its model a GPT-style
-Transformer of 49M to 1.33B parameters. What it leaves open is chosen here:
+Transformer of 49M to 1.33B parameters, without its width and depth (see PRIOR_PRESETS). What it leaves open is chosen
+here:
 
 - Pre-norm blocks of QK-normed attention and SwiGLU as in the tokenizer, and layer norms without gain or bias.
 - Learned positions, not RoPE: a token's place says what it is about (the first the whole, the last a detail), there
   are at most K = 256 of them, and no distance between two means the same at both ends of the row. An addition is also
   cheaper than a rotation of every query and key.
-- The head is tied to the table of ids: at 64,000 ids (or 12,800 and a narrow model) these tables are the larger half
-  of the weights, and a rare id learns from every softmax, not only from its own appearances.
-- A class is one more token, put first; a text is seen by cross-attention in every block (as in the paper, from T5).
+- The head is tied to the table of ids: apart, the two would hold more than the blocks (82M to 49M in the smallest of
+  the paper), and so a rare id learns from every softmax, not only from its own appearances.
+- A class is one more token, put first; a text is seen by cross-attention in every block (as in the paper, from T5). A
+  learned null takes the place of either in a share of the training images, for guidance.
 """
 
 import difflib
@@ -187,7 +189,7 @@ class Prior(nn.Module):
         rows = B * (2 if any(s != 1 for s in scales.values()) else 1)
         pays = rows * (n - j) >= 32 and rows * c.dim >= 256  # packing takes time, and a packed product longer to start
         with torch.inference_mode():
-            model = self._packed(rows) if use_cache and pays and can_pack(u) else self
+            model = self._packed(rows) if use_cache and pays and can_pack(self.positions) else self
             ids = model._generate(conditions, prefix, n, scales, use_cache, choose)
         return ids.clone()  # a tensor made in inference mode could not be trained on
 
