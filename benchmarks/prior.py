@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     where = {"cpu": platform.processor() or platform.machine(), "threads": a.threads, "torch": torch.__version__,
              "transformers": transformers and transformers.__version__, "precision": "float32"}
     print(f"{a.tokens} ids, {', '.join(f'{k} {v}' for k, v in where.items())}\n"
-          f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  {'of cached [of turns]':24}{'CPU s':>7}  of it")
+          f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  "
+          f"{'times ours [of a turn]':24}{'CPU s':>7}  times ours")
     rows = []
     for name in a.presets:
         c = dataclasses.replace(PRIOR_PRESETS[name], num_tokens=a.tokens)
