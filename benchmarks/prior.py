@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", default=["cifar10-tiny", "cifar10"],
                         choices=[name for name, c in PRIOR_PRESETS.items() if not c.text])
     parser.add_argument("--tokens", type=int, default=256, help="ids an image; replaces the preset's")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images at a time")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at a time")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--no-uncached", action="store_true", help="leave out the slow side")

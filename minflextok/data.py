@@ -313,6 +313,7 @@ def _samples(shards) -> Iterator[tuple[str, bytes, int | None]]:
 
 
 def decode_samples(shards, size: int, skipped: Skipped) -> Iterator[tuple[np.ndarray, int | None]]:
+    """Image (3, size, size) uint8 and label of each sample that can be read."""
     for key, image, label in _samples(shards):
         try:
             yield open_image(image, size), label

@@ -76,3 +76,32 @@ class PriorBlock(nn.Module):
         if self.cross is not None:
             x = x + dropped(self.cross(layer_norm(x), context), 1)
         return x + dropped(self.mlp(layer_norm(x)), -1)
+
+
+class PackedLinear(nn.Module):
+    """A Linear without bias for inference on a CPU, its weight stored in the blocks that oneDNN reads fastest.
+
+    The product of a few rows waits for the weights to come from memory; so stored they come at twice the speed.
+    """
+
+    def __init__(self, weight: Tensor, rows: int):
+        super().__init__()
+        self.blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., D) -> (..., D')."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.blocks, None, "none", [], "")
+
+
+def can_pack(x: Tensor) -> bool:
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+            and not torch.is_autocast_enabled("cpu") and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+def pack(module: nn.Module, rows: int) -> None:
+    """Replace all Linears in a module by packed ones, best for so many rows at a time."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, PackedLinear(child.weight, rows))
+        else:
+            pack(child, rows)

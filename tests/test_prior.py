@@ -16,6 +16,7 @@ from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig, TrainConfig
 from minflextok.cli import main
 from minflextok.config import PRIOR_RECIPES, WEIGHTS_DIR
 from minflextok.data import Folder, Images, Stream, to_float
+from minflextok.gpt import can_pack
 from minflextok.ids import extract_ids, in_order, views
 from minflextok.prior import sample
 from minflextok.stages import train_prior
@@ -214,12 +215,27 @@ def test_a_prefix_matters():
     assert not torch.equal(a[:, 1:], b[:, 1:])
 
 
+@pytest.mark.skipif(not can_pack(torch.zeros(1)), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("kind", PRIORS)
+def test_packed_weights_are_the_same_weights(kind, monkeypatch):
+    prior, cond = PRIORS[kind]
+    prepared = prior.prepare(cond)
+    with torch.inference_mode():
+        torch.testing.assert_close(prior._packed(3).logits(ids[:, :-1], prepared), prior.logits(ids[:, :-1], prepared),
+                                   atol=1e-4, rtol=1e-4)
+    assert isinstance(prior.blocks[0].attn.wqkv, torch.nn.Linear) and prior.packed_head is None
+    many = [*cond] * 6 if kind == "text" else cond.repeat(6)
+    packed = prior.generate(many, generator=g())
+    monkeypatch.setattr("minflextok.prior.can_pack", lambda x: False)
+    assert torch.equal(packed, prior.generate(many, generator=g()))
+
+
 def test_generation_in_bfloat16_and_under_autocast():
     prior = PRIORS["class"][0]
     with torch.autocast("cpu", torch.bfloat16):
         for cond in (labels, labels.repeat(4)):
             assert prior.generate(cond, guidance=2.0).shape == (len(cond), K)
-    assert small().bfloat16().generate(labels).shape == (3, K)
+    assert small().bfloat16().generate(labels.repeat(4), guidance=2.0).shape == (12, K)
 
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------
