@@ -95,7 +95,7 @@ PREFIX_MASK = Exercise(
     [(_masked(lambda q, k, P: k <= q),
       "causal throughout: a patch sees only the patches before it. All patches see all patches; registers are ordered."),
      (_masked(lambda q, k, P: k <= P or k <= q),
-      "off by one: all patches (and registers) see register 0, at index P. The patches are the indices below P."),
+      "off by one: all patches see register 0, at index P. The patches are the indices below P."),
      (_masked(lambda q, k, P: k < P or k < q), "a register sees itself too: key <= query."),
      (_masked(lambda q, k, P: k < P or q >= P),
       "registers see all registers here, later ones too. Then the first ids would depend on how many follow."),
