@@ -136,6 +136,7 @@ def _show(x: Any) -> str:
     if isinstance(x, tuple | list) and any(isinstance(part, Tensor) for part in x):
         return "\n  ".join(map(_show, x))
     if isinstance(x, Tensor):
+        x = x.int() if x.dtype == torch.bool else x  # 0 and 1 are quicker to compare by eye
         text = np.array2string(x.detach().cpu().numpy(), precision=3, suppress_small=True, max_line_width=110, threshold=100)
         return f"{tuple(x.shape)} {text}".replace("\n", "\n  ") if x.ndim else text
     return getattr(x, "__name__", repr(x))

@@ -85,6 +85,7 @@ def test_student_notebook_is_what_build_makes(path):
     assert sources(stored) == sources(student_version(made)), "run `make notebooks`"
     assert not any(cell.get("outputs") for cell in made.cells), "outputs are stored in the student version alone"
     assert [cell.id for cell in made.cells] == [f"c{i:02d}" for i in range(len(made.cells))]
+    assert all(len(cell.source.splitlines()) <= 25 for cell in made.cells if cell.cell_type == "code")
 
 
 # ---- checks ------------------------------------------------------------------------------------------------------------
@@ -154,3 +155,9 @@ def test_solutions_pass_and_stubs_do_not(path, capsys):
         capsys.readouterr()
         assert not check(name, answer(path, name, student_version))
         assert capsys.readouterr().out.startswith("not solved yet")
+
+
+def test_every_exercise_stands_in_one_notebook():
+    texts = [path.read_text() for path in SOURCES]
+    for name in EXERCISES:
+        assert sum(f'check(\\"{name}\\"' in text for text in texts) == 1, name
