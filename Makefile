@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test notebooks lab sweep bench compare clean
+.PHONY: setup demo test notebooks student lab sweep bench compare clean
 
 setup: .venv/.ready
 
@@ -19,8 +19,13 @@ test: setup  ## linter, all tests, all notebooks in their fast mode
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-notebooks: setup  ## run all notebooks in full and store their outputs
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 notebooks/*.ipynb
+notebooks: setup  ## make the notebooks from their solutions, run all in full and store their outputs
+	$(BIN)/python -m minflextok.course build
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
+		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+student: setup  ## the notebooks without solutions and outputs, for a class: student/
+	$(BIN)/python -m minflextok.course student
 
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
