@@ -13,7 +13,7 @@ def _levels(g: torch.Generator, least: int = 2, most: int = 9) -> tuple[int, ...
     return tuple(randint(g, least, most) for _ in range(randint(g, 1, 5)))
 
 
-# ---- bound: squash, so that rounding gives L values ----------------------------------------------------------------------
+# ---- bound: squash, so that rounding gives L values ------------------------------------------------------------------
 
 def _bound_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield torch.tensor([[-9.0, -9.0], [0.0, 0.0], [9.0, 9.0]]), (5, 4)
@@ -53,7 +53,7 @@ BOUND = Exercise(
       "tanh alone keeps all within (-1, 1), whatever L is: multiply by half = (L - 1) * 1.001 / 2.")])
 
 
-# ---- straight_through: round forward, identity backward ---------------------------------------------------------------
+# ---- straight_through: round forward, identity backward --------------------------------------------------------------
 
 def _straight_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield (torch.tensor([-1.2, 0.4, 0.7]),)
@@ -87,7 +87,7 @@ STRAIGHT_THROUGH = Exercise(
     observe=values)
 
 
-# ---- codes_to_ids: mixed radix, rounded --------------------------------------------------------------------------------
+# ---- codes_to_ids: mixed radix, rounded ------------------------------------------------------------------------------
 
 def _all_digits(g: torch.Generator, levels: tuple[int, ...]) -> tuple:
     digits = torch.stack([torch.randint(L, (200,), generator=g) for L in levels], dim=-1)
@@ -135,7 +135,7 @@ CODES_TO_IDS = Exercise(
       "the digits must start at 0: code -1 is digit 0 where L is even, so add the centre L // 2 to code * centre.")])
 
 
-# ---- perplexity: how many ids are in use, in effect ----------------------------------------------------------------------
+# ---- perplexity: how many ids are in use, in effect ------------------------------------------------------------------
 
 def _usage_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield torch.tensor([0, 0, 1, 3]), 4
