@@ -100,36 +100,6 @@ def one_too_many(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_
     return embed(registers, positions, mask_token, keep_k + 1)
 
 
-# ---- ★★ when nested dropout comes in ---------------------------------------------------------------------------------
-
-def moments(g: torch.Generator) -> Iterator[tuple]:
-    for start, full in ((0.2, 0.7), (0.0, 0.67), (0.1, 0.4), (0.5, 1.0)):
-        for progress in (start + 0.3 * (full - start), start, full, start / 2, (1 + full) / 2, 1.0, 0.0):
-            yield progress, start, full
-
-
-def schedule(progress: float, start: float, full: float) -> float:
-    if progress <= start:
-        return 0.0
-    return 1.0 if progress >= full else (progress - start) / (full - start)
-
-
-def backwards(progress: float, start: float, full: float) -> float:
-    return 1 - schedule(progress, start, full)
-
-
-def from_the_first_step(progress: float, start: float, full: float) -> float:
-    return schedule(progress, 0.0, full)
-
-
-def jump(progress: float, start: float, full: float) -> float:
-    return float(progress >= start)
-
-
-def unbounded(progress: float, start: float, full: float) -> float:
-    return (progress - start) / (full - start)
-
-
 # ---- ★★★ the loss of a linear autoencoder, without sampling ----------------------------------------------------------
 
 def autoencoders(g: torch.Generator) -> Iterator[tuple]:
@@ -188,12 +158,6 @@ EXERCISES = {
         (zeroed, "the dropped registers became zero. They become the mask token, which is learned."),
         (appended, "one mask token was appended. Each dropped register is REPLACED by it: the length stays K."),
         (one_too_many, "off by one: registers 0 to k - 1 are kept, so register k is the first that is dropped."),
-    ]),
-    "schedule": Exercise(moments, schedule, [
-        (backwards, "it runs backwards: at first every image keeps all registers, at the end each is cut."),
-        (from_the_first_step, "the ramp starts at the first step. Until `start` nothing is dropped."),
-        (jump, "it jumps at `start`. Between `start` and `full` the share grows in a straight line."),
-        (unbounded, "a probability stays between 0 and 1, before `start` and after `full` too."),
     ]),
     "expected_loss": Exercise(autoencoders, expected_loss, [
         (mean_mask, "you averaged the mask and then took one loss. The mean of squares is not the square of the mean: "
