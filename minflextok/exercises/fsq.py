@@ -165,4 +165,35 @@ PERPLEXITY = Exercise(
       "this counts the ids that occur at all; the perplexity also tells how evenly they do.")])
 
 
-EXERCISES = {"bound": BOUND, "straight_through": STRAIGHT_THROUGH, "codes_to_ids": CODES_TO_IDS, "perplexity": PERPLEXITY}
+# ---- quantise: all of it, with its gradient ----------------------------------------------------------------------------
+
+def _quantise(z: Tensor, levels: tuple[int, ...], offset: bool = True, to_one: str = "center") -> Tensor:
+    rows = []
+    for row in z:
+        for value, L in zip(row, levels, strict=True):
+            half, down = (L - 1) * 1.001 / 2, 0.5 if offset and L % 2 == 0 else 0.0
+            digit = straight_through(torch.tanh(value + math.atanh(down / half)) * half - down)
+            rows.append(digit / (L // 2 if to_one == "center" else (L - 1) / 2))
+    return torch.stack(rows).view_as(z)
+
+
+def quantise(z: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return _quantise(z, levels)
+
+
+QUANTISE = Exercise(
+    _bound_inputs, quantise,
+    [(lambda z, levels: z + (quantise(z, levels) - z).detach(),
+      "straight-through around everything: the codes are right, but the gradient of tanh is lost, and saturated latents "
+      "are pushed on as if they could still move. Only the rounding is to be skipped."),
+     (lambda z, levels: quantise(z, levels).detach(), "no gradient at all comes back: the rounding cuts it."),
+     (lambda z, levels: _quantise(z, levels, offset=False),
+      "no offset for even numbers of levels: L = 4 gives five values."),
+     (lambda z, levels: _quantise(z, levels, to_one="half"),
+      "divided by (L - 1) / 2: for an even L the digits run from -L/2, so the lowest code falls below -1. Divide by the "
+      "centre, L // 2.")],
+    observe=values)
+
+
+EXERCISES = {"codes_to_ids": CODES_TO_IDS, "bound": BOUND, "straight_through": STRAIGHT_THROUGH, "perplexity": PERPLEXITY,
+             "quantise": QUANTISE}
