@@ -268,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
     tok, rows = random_tok(c).to(device), []
 
     def memory(what: str, B: int, k: int) -> dict:
-        wanted = (what, k) == ("encode", 1) if args.quick else what == "train" or B > 1
+        wanted = not args.quick or (what, k) == ("encode", 1)
         return cpu_memory(args.preset, what, B, k) if wanted and device == "cpu" else {}
 
     def row(what: str, B: int, k: int | str, flops: dict, measured: dict) -> None:
