@@ -21,7 +21,7 @@ def encoder_flops(c: TokenizerConfig, B: int, k: int, plain: bool = False) -> in
 
 
 def velocity_flops(c: TokenizerConfig, B: int, k: int, plain: bool = False, times: int = 1) -> int:
-    """The decoder once on B images at `times` different t (1, or B), of k codes each."""
+    """The decoder once on B images of k codes each, with modulations of `times` timesteps (0: they are there already)."""
     P, d = c.grid**2, c.dec_dim
     m = c.num_registers if plain else k
     N = P + (c.num_registers if plain else min(k + 1, c.num_registers))
@@ -34,6 +34,6 @@ def velocity_flops(c: TokenizerConfig, B: int, k: int, plain: bool = False, time
 
 
 def decode_flops(c: TokenizerConfig, B: int, k: int, steps: int, plain: bool = False) -> int:
-    """Guided decoding: a conditional and an unconditional velocity a step, all images at the same t."""
-    times = B if plain else 1
-    return steps * sum(velocity_flops(c, B, kept, plain, times) for kept in (k, 0))
+    """Guided decoding: a conditional and an unconditional velocity a step, all images and (ours) both at the same t."""
+    calls = ((k, B), (0, B)) if plain else ((k, 1), (0, 0))
+    return steps * sum(velocity_flops(c, B, kept, plain, times) for kept, times in calls)

@@ -54,9 +54,17 @@ class Decoder(nn.Module):
         null_token = torch.zeros_like(registers[0, 0]) if self.null_token is None else self.null_token
         return torch.where(null[:, None, None], null_token.to(registers.dtype), registers)
 
-    def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor, tap: int | None = None
-                ) -> Tensor | tuple[Tensor, Tensor]:
-        """The velocity (B, C, H, W) at x_t (B, C, H, W), t (B,) or (1,) with 1 = noise.
+    def modulations(self, t: Tensor) -> list[Tensor]:
+        """What the timestep says to each block and to the head, for t (B,), or (1,) where all images share it.
+
+        These matrices are half of the decoder's weights, so a sampler asks once a step, not once a call or an image.
+        """
+        temb = self.time_mlp(time_features(t, self.max_timestep).to(self.patch_proj.weight.dtype))  # (B or 1, D)
+        return [*(block.modulation(temb) for block in self.blocks), self.head_adaln(F.silu(temb))]
+
+    def forward(self, x_t: Tensor, t: Tensor | list[Tensor], codes: Tensor, keep_k: Tensor, null: Tensor,
+                tap: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """The velocity (B, C, H, W) at x_t (B, C, H, W), t (B,) or (1,) with 1 = noise, or the `modulations` of t.
 
         codes (B, m, F) FSQ values, of which image b shows its first keep_k[b] <= m; null (B,) bool hides all of them.
         tap = i: also the hidden patches (B, P, D) after block i.
@@ -74,13 +82,13 @@ class Decoder(nn.Module):
         bias, copies = None, len(self.register_positions) - codes.shape[1]
         if copies > 1:
             bias = F.pad(torch.full((1,), math.log(copies), device=seq.device), (seq.shape[1] - 1, 0))  # (N,)
-        temb = self.time_mlp(time_features(t, self.max_timestep).to(dtype))  # (B or 1, D)
+        *modulations, m = t if isinstance(t, list) else self.modulations(t)
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
-            seq = block(seq, temb, h * w, end=h * w if last else None, bias=bias)  # the head reads patches alone
+            seq = block(seq, modulations[i], h * w, end=h * w if last else None, bias=bias)  # the head reads patches alone
             if i == tap:
                 hidden = seq[:, : h * w]
-        shift, scale = self.head_adaln(F.silu(temb))[:, None].chunk(2, dim=-1)
+        shift, scale = m[:, None].chunk(2, dim=-1)
         out = self.head(layer_norm(seq) * (1 + scale) + shift)  # (B, P, p*p*C)
         v = unpatchify(out, self.patch_size, h, w)
         return v if tap is None else (v, hidden)

@@ -199,7 +199,7 @@ class FlexTok(nn.Module):
         together = device.type == "cuda" and codes.shape[1] <= noise.shape[-1] * noise.shape[-2] // c.patch_size**2 // 2
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            s, time = scales[t], torch.tensor([t], device=device)
+            s, time = scales[t], self.decoder.modulations(torch.tensor([t], device=device))
             if s == 1:
                 return self.decoder(x, time, codes, keep_k, null).float()
             if together:

@@ -111,13 +111,16 @@ class AdaLNBlock(nn.Module):
         self.mlp = MLP(dim)
         self.adaln = nn.Linear(dim, parts * 6 * dim)
 
-    def forward(self, x: Tensor, temb: Tensor, num_patches: int, end: int | None = None, bias: Tensor | None = None
-                ) -> Tensor:
-        """x (B, N, D); temb (B, D), or (1, D) where all images share one timestep; bias (N,) as in `attend`.
+    def modulation(self, temb: Tensor) -> Tensor:
+        """temb (B, D), or (1, D) where all images share one condition -> two gates, then shift and scale, twice:
+        (6, B or 1, parts, D)."""
+        return rearrange(self.adaln(F.silu(temb)), "b (parts six d) -> six b parts d", parts=self.parts, six=6)
+
+    def forward(self, x: Tensor, m: Tensor, num_patches: int, end: int | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (B, N, D); m as `modulation` gives it; bias (N,) as in `attend`.
 
         -> (B, end, D) (default: N): positions from `end` on are seen, but not computed further.
         """
-        m = rearrange(self.adaln(F.silu(temb)), "b (parts six d) -> six b parts d", parts=self.parts, six=6)
         if self.parts == 2:  # to one row per position: (6, B, N, D)
             sizes = (num_patches, x.shape[1] - num_patches)
             m = torch.cat([m[:, :, i : i + 1].expand(-1, -1, n, -1) for i, n in enumerate(sizes)], dim=2)

@@ -158,18 +158,19 @@ def test_at_initialisation_blocks_are_identities_and_velocity_is_zero(images):
     for p in (block.adaln.weight, block.adaln.bias):
         torch.nn.init.zeros_(p)
     x = torch.randn(2, 5, 64)
-    assert torch.equal(block(x, torch.randn(2, 64), 3), x)
+    assert torch.equal(block(x, block.modulation(torch.randn(2, 64)), 3), x)
     assert torch.equal(FlexTok(TINY).velocity(images, 0.5, torch.zeros(3, 6, dtype=torch.long)), torch.zeros_like(images))
 
 
 def test_a_blocks_branch_does_not_feel_the_scale_of_its_input():
     block = AdaLNBlock(64, 64, 2)
-    x, temb = torch.randn(2, 5, 64), torch.randn(2, 64)
+    x = torch.randn(2, 5, 64)
     gates = torch.zeros(2, 6, 64)
     gates[:, 0] = 1  # the attention branch alone
     block.adaln.weight.data.zero_()
     block.adaln.bias.data = gates.flatten()
-    torch.testing.assert_close(block(x, temb, 3) - x, block(7 * x, temb, 3) - 7 * x, atol=1e-4, rtol=1e-3)
+    m = block.modulation(torch.randn(2, 64))
+    torch.testing.assert_close(block(x, m, 3) - x, block(7 * x, m, 3) - 7 * x, atol=1e-4, rtol=1e-3)
 
 
 def test_patches_and_registers_are_modulated_apart():
@@ -179,8 +180,16 @@ def test_patches_and_registers_are_modulated_apart():
     bias[1, :2] = 1  # the registers' gates
     block.adaln.bias.data = bias.flatten()
     x = torch.randn(2, 5, 64)
-    out = block(x, torch.randn(2, 64), 3)
+    out = block(x, block.modulation(torch.randn(2, 64)), 3)
     assert torch.equal(out[:, :3], x[:, :3]) and (out[:, 3:] - x[:, 3:]).abs().min(0).values.max() > 0
+
+
+def test_a_guided_step_computes_its_modulations_once(tok, images):
+    rows = []
+    for linear in (tok.decoder.blocks[0].adaln, tok.decoder.head_adaln):
+        linear.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))
+    tok.decode(tok.encode(images)[:, :2], steps=3, guidance=2.0)
+    assert rows == [1] * 6  # one row for all images and both halves of guidance, in each of three steps
 
 
 def test_one_timestep_for_all_equals_one_each(tok, images):
