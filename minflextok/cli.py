@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("curves", commands.show_curves, "Plot a training run, against a reference: is it healthy?")
     p.add_argument("directory", help="the --out of a tokenizer's training run")
-    p.add_argument("--reference", help="another run, or shipped weights by name (default: none)")
+    p.add_argument("--reference", help="another run (default: none)")
     p.add_argument("--out", default="outputs/curves.png", help="picture (default outputs/curves.png)")
 
     p = command("compare", commands.compare_systems, "Train and score FlexTok and its relatives, all alike (resumable).")
@@ -137,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
     asked = p.add_mutually_exclusive_group()
     asked.add_argument("--classes", nargs="+", metavar="CLASS", help="names or numbers (default: the first ten)")
     asked.add_argument("--text", nargs="+", metavar="CAPTION", help="captions, for a prior that takes text")
-    p.add_argument("--prior", default="cifar10", help="shipped weights by name, or a directory (default cifar10)")
+    p.add_argument("--prior", required=True, help="a directory of `minflextok train prior`, or shipped weights by name")
     p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the prior's name)")
     p.add_argument("--samples", type=int, default=8, help="images of each class or caption (default 8)")
     p.add_argument("--tokens", type=int, help="ids an image, 1 to K (default: all K)")

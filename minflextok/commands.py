@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import curves
-from .compare import SYSTEMS, compare
+from .compare import SYSTEMS, Setting, compare
 from .config import PRESETS, PRIOR_PRESETS, PRIOR_RECIPES, RECIPES, VAE_PRESETS, TrainConfig, from_dict
 from .data import (
     IMG_EXTENSIONS,
@@ -31,7 +31,6 @@ from .figures import budget_grid, image_grid, save
 from .judge import JUDGE_RECIPE, JUDGES, train_judge
 from .metrics import code_usage, psnr
 from .prior import Prior
-from .repa import load_teacher
 from .stages import train_prior, train_tokenizer, train_vae
 from .tokenizer import FlexTok
 from .vae import VAE
@@ -193,8 +192,8 @@ def compare_systems(a: argparse.Namespace) -> None:
     unknown = [name for name in a.systems if name not in SYSTEMS]
     if unknown:
         raise ValueError(f"--systems {unknown[0]}: there are {', '.join(SYSTEMS)}")
-    print(compare(a.systems or list(SYSTEMS), a.preset, a.minutes, a.data, a.test_data or a.data, Path(a.out), a.num_images,
-                  a.repa, a.device))
+    setting = Setting(a.preset, a.minutes, a.data, a.test_data or a.data, a.num_images, a.repa, a.device)
+    print(compare(a.systems or list(SYSTEMS), setting, Path(a.out)))
 
 
 def recipe_of(a: argparse.Namespace, recipe: TrainConfig) -> TrainConfig:
@@ -234,9 +233,7 @@ def train_a_tokenizer(a: argparse.Namespace) -> None:
     recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
     vae = VAE.from_pretrained(a.vae) if a.vae else None
     size = config.image_size * (vae.config.downscale if vae else 1)
-    device = a.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = load_teacher(a.repa, device) if a.repa else None
-    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, device, a.quiet, vae, teacher)
+    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae, a.repa)
 
 
 def train_a_vae(a: argparse.Namespace) -> None:

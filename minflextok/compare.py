@@ -20,11 +20,11 @@ from torch import Tensor
 
 from .baselines import Grid, Regressor
 from .config import PRESETS, RECIPES, TokenizerConfig
-from .data import Dataset, load_dataset, open_image, to_float
-from .evaluate import Evaluation, Scores, in_order, write
+from .data import Dataset, Stream, load_dataset, open_image, to_float
+from .evaluate import Evaluation, Scores, write
 from .figures import save
+from .ids import in_order
 from .judge import Judge
-from .repa import Teacher, load_teacher
 from .stages import train_tokenizer
 from .tokenizer import FlexTok
 
@@ -70,40 +70,80 @@ SYSTEMS = {
 }
 
 
-def run(name: str, preset: str, minutes: float, train: Dataset, test: Dataset, out: Path, num_images: int,
-        teacher: Teacher | None = None, device: str = "cpu", quiet: bool = False) -> dict:
-    """Train one system for `minutes` and score it on the first `num_images` of `test`; what is stored is not done again."""
+@dataclass(frozen=True)
+class Setting:
+    """What all systems of a comparison share; stored results of another setting are not comparable."""
+
+    preset: str
+    minutes: float
+    data: str
+    test_data: str
+    num_images: int
+    teacher: str | None = None
+    device: str = "cpu"
+    judge: str = "judge-cifar10"
+
+    def stored(self, file: Path) -> dict | None:
+        """What an earlier run left in a file; ValueError if it ran under another setting."""
+        if not file.exists():
+            return None
+        found = json.loads(file.read_text())
+        differ = [f"{k}={found['setting'].get(k)!r} there, {v!r} here" for k, v in dataclasses.asdict(self).items()
+                  if found["setting"].get(k) != v]
+        if differ:
+            raise ValueError(f"{file} is of another comparison ({'; '.join(differ)}): give its settings, or another --out")
+        return found
+
+
+def config_of(system: System, setting: Setting) -> TokenizerConfig:
+    """The system's config; ValueError, before anything is trained, where it cannot be built."""
+    config = dataclasses.replace(PRESETS[setting.preset], **system.model)
+    with torch.device("meta"):
+        system.cls(config)
+    return config
+
+
+def run(name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, quiet: bool = False) -> dict:
+    """Train one system and score it on the first images of `test`; what is stored is not done again."""
     system, file, weights = SYSTEMS[name], out / f"{name}.json", out / "runs" / name
-    if file.exists():
-        return json.loads(file.read_text())
-    config: TokenizerConfig = dataclasses.replace(PRESETS[preset], **system.model)
-    recipe = dataclasses.replace(RECIPES[preset], steps=10**9, minutes=minutes, **system.recipe)
-    aligned = teacher if system.repa else None
-    model = train_tokenizer(config, recipe, train, weights, device, quiet, teacher=aligned, cls=system.cls)
+    found = setting.stored(file)
+    if found:
+        return found
+    config = config_of(system, setting)
+    recipe = dataclasses.replace(RECIPES[setting.preset], steps=10**9, minutes=setting.minutes, **system.recipe)
+    teacher = setting.teacher if system.repa else None
+    model = train_tokenizer(config, recipe, train, weights, setting.device, quiet, teacher=teacher, cls=system.cls)
     budgets = list(system.budgets) or config.budgets
-    found = Evaluation(model, str(weights), test, num_images=num_images, budgets=budgets).run(progress=not quiet)
+    found = Evaluation(model, str(weights), test, num_images=setting.num_images, budgets=budgets, judge=setting.judge
+                       ).run(progress=not quiet)
     log = [json.loads(line) for line in (weights / "metrics.jsonl").read_text().splitlines()]
-    found["system"] = {"name": name, "about": system.about, "preset": preset, "repa": aligned is not None,
-                       "minutes": minutes, "images_seen": max(line.get("images", 0) for line in log),
+    found["system"] = {"name": name, "about": system.about, "repa": teacher is not None,
+                       "images_seen": max(line.get("images", 0) for line in log),
                        "parameters": sum(p.numel() for p in model.parameters()), "threads": torch.get_num_threads()}
+    found["setting"] = dataclasses.asdict(setting)
     write(found, file)
     return found
 
 
-def compare(systems: list[str], preset: str, minutes: float, data: str, test_data: str, out: Path, num_images: int,
-            repa: str | None = None, device: str = "cpu", quiet: bool = False) -> str:
+def compare(systems: list[str], setting: Setting, out: Path, quiet: bool = False) -> str:
     """All of it -> a table in Markdown; pictures of all stored results go into `out`."""
-    teacher = load_teacher(repa, device) if repa else None
-    size = PRESETS[preset].image_size
-    train, test = load_dataset(data, "train", size), load_dataset(test_data, "test", size)
+    size, judge = PRESETS[setting.preset].image_size, Judge.from_pretrained(setting.judge)
+    if judge.config.image_size != size:
+        raise ValueError(f"--preset {setting.preset} makes {size}-pixel images, {setting.judge} takes "
+                         f"{judge.config.image_size}: give a preset of its size")
     for name in systems:
-        run(name, preset, minutes, copy.copy(train), test, out, num_images, teacher, device, quiet)
+        config_of(SYSTEMS[name], setting)
+    train, test = load_dataset(setting.data, "train", size), load_dataset(setting.test_data, "test", size)
+    if not isinstance(test, Stream) and setting.num_images > len(test):
+        raise ValueError(f"--num-images {setting.num_images}: {setting.test_data} has {len(test)} test images")
+    for name in systems:
+        run(name, setting, copy.copy(train), test, out, quiet)
     files = out / "codecs.json"
-    if not files.exists():
-        write(list(codecs(test, num_images, Judge.from_pretrained("judge-cifar10"))), files)
-    results = load_results(out)
+    if not setting.stored(files):
+        write({"setting": dataclasses.asdict(setting), "rows": list(codecs(test, setting.num_images, judge))}, files)
+    results = {name: r for name in SYSTEMS if (r := setting.stored(out / f"{name}.json"))}
     for against in ("tokens", "bytes"):
-        save(plot(results, json.loads(files.read_text()), against), out / f"{against}.png")
+        save(plot(results, json.loads(files.read_text())["rows"], against), out / f"{against}.png")
     return table(results)
 
 
@@ -120,7 +160,7 @@ def encode_image(image: Tensor, codec: str, quality: int) -> bytes:
 def codecs(test: Dataset, num_images: int, judge: Judge, qualities: tuple[int, ...] = (0, 1, 5, 10, 20, 40, 70)
            ) -> Iterator[dict]:
     """JPEG and WebP files of the same images: mean bytes, all of them and without the header that every file repeats."""
-    batches = list(in_order(test, num_images, 250))
+    batches = list(in_order(test, 250, num_images))
     originals = Scores(keep_features=False)
     for stored, labels in batches:
         x = to_float(stored)
@@ -140,11 +180,6 @@ def codecs(test: Dataset, num_images: int, judge: Judge, qualities: tuple[int, .
 
 
 # ---- what came out ---------------------------------------------------------------------------------------------------
-
-def load_results(out: Path) -> dict[str, dict]:
-    """The stored results, in the order of SYSTEMS."""
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in SYSTEMS if (out / f"{name}.json").exists()}
-
 
 def table(results: dict[str, dict]) -> str:
     """Markdown: a row for each system and token count."""

@@ -226,7 +226,7 @@ class TrainConfig:
     nested_full: float = opt(0.67, "share of the run from which on every image has nested dropout")
     flip: bool = opt(True, "mirror images at random")
     bf16: bool = opt(True, "bfloat16 autocast")
-    compile: bool = opt(False, "torch.compile the loss")
+    compile: bool = opt(False, "torch.compile the networks")
     seed: int = opt(0, "seed of the weights, the order of the images and every draw")
     val_images: int = opt(512, "training images held out for the logged PSNR and code usage")
     log_every: int = opt(50, "steps between log lines")

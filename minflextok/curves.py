@@ -1,4 +1,4 @@
-"""Is my run healthy? Its curves beside those of the run that made the shipped weights: `minflextok curves`."""
+"""Is my run healthy? Its curves, beside those of another run where one is at hand: `minflextok curves`."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from . import weights
 
 
 def read(name: str | Path) -> dict:
-    """The curves of a training run, from the metrics.jsonl in its directory (or beside shipped weights).
+    """The curves of a training run, from the metrics.jsonl in its directory.
 
     "loss": images seen and losses; "psnr": for each token count, images seen and one-step PSNR; "ids": images seen and
     the mean number of ids that a register uses; "minutes", "peak_gb" (None where the log does not tell), "images".

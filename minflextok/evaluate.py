@@ -3,8 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from . import weights
-from .data import IMG_EXTENSIONS, Dataset, Folder, Skipped, Stream, decode_samples, read_all, to_float, to_uint8
+from .data import IMG_EXTENSIONS, Dataset, Folder, Stream, read_all, to_float, to_uint8
+from .ids import in_order
 from .judge import Judge
 from .metrics import (
     CodeCounts,
@@ -46,18 +46,6 @@ def image_noise(shape: tuple[int, ...], seed: int, first: int) -> Tensor:
     """Noise of `shape` (B, C, H, W) for images first, first + 1, ...: each from (seed, its number) alone."""
     return torch.stack([torch.randn(shape[1:], generator=torch.Generator().manual_seed(seed * 1_000_003 + i))
                         for i in range(first, first + shape[0])])
-
-
-def in_order(data: Dataset, num: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The first `num` images in stored order: uint8 (B, 3, H, W), and labels (B,) or None."""
-    if isinstance(data, Stream):
-        samples = islice(decode_samples(read_all(data.shards), data.size, Skipped()), num)
-        while batch := list(islice(samples, batch_size)):
-            images, labels = zip(*batch, strict=True)
-            yield torch.stack([torch.from_numpy(x.copy()) for x in images]), None if None in labels else torch.tensor(labels)
-    else:
-        for i in torch.arange(min(num, len(data))).split(batch_size):
-            yield data.at(i), None if data.labels is None else data.labels[i]
 
 
 def encoding(data: Dataset) -> str:
@@ -179,7 +167,7 @@ class Evaluation:
         scores = {k: Scores(self.keep_features) for k in self.budgets}
         device, done, pixels = self.tok.encoder.registers.device, 0, hashlib.sha256()
         bar = tqdm(total=self.num, desc="evaluate", unit="image", disable=not progress, leave=False)
-        for stored, labels in in_order(self.data, self.num, self.batch_size):
+        for stored, labels in in_order(self.data, self.batch_size, self.num):
             pixels.update(stored.contiguous().numpy().tobytes())
             images = to_float(stored).to(device)
             x = self.tok.to_latents(images)

@@ -53,16 +53,18 @@ def identity(data: Dataset) -> str:
     return digest.hexdigest()
 
 
-def in_order(data: Dataset, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The whole set in stored order: uint8 images (b, 3, H, W) and labels (b,) or None."""
+def in_order(data: Dataset, batch_size: int, num: int | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The first `num` images (default: all) in stored order: uint8 (b, 3, H, W), and labels (b,) or None."""
     if isinstance(data, Images | Folder):
-        images = (data.at(i) for i in torch.arange(len(data)).split(batch_size))
+        rows = torch.arange(min(len(data), len(data) if num is None else num))
+        images = (data.at(i) for i in rows.split(batch_size))
         if isinstance(data, Folder):
-            images = torch.utils.data.DataLoader(data, batch_size=batch_size, num_workers=data.workers)
-        for i, x in zip(torch.arange(len(data)).split(batch_size), images, strict=True):
+            some = torch.utils.data.Subset(data, rows.tolist())
+            images = torch.utils.data.DataLoader(some, batch_size=batch_size, num_workers=data.workers)
+        for i, x in zip(rows.split(batch_size), images, strict=True):
             yield x, None if data.labels is None else data.labels[i]
         return
-    samples = decode_samples(read_all(data.shards), data.size, Skipped())
+    samples = islice(decode_samples(read_all(data.shards), data.size, Skipped()), num)
     while batch := list(islice(samples, batch_size)):
         labels = [label for _, label in batch]
         known = None if None in labels else torch.tensor(labels)

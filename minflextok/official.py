@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import weights
@@ -59,10 +58,11 @@ MASKS = {"encoder": "causal_last", "decoder": "full"}
 
 def is_published(directory: Path) -> bool:
     """Does this directory hold a published checkpoint, rather than what `save_pretrained` wrote?"""
+    file = directory / "model.safetensors"
     try:
         config = json.loads((directory / "config.json").read_text())
     except FileNotFoundError:
-        return (directory / "model.safetensors").exists() and "encoder" in _metadata(directory / "model.safetensors")
+        return file.exists() and "encoder" in weights.read_metadata(file)
     except ValueError:
         return False
     return isinstance(config, dict) and ("encoder" in config or "_class_name" in config)
@@ -85,9 +85,9 @@ def load_official(path: str | Path, dtype: torch.dtype = torch.float32) -> FlexT
         warnings.warn(f"{file}: ignoring {len(repa)} REPA tensors ({repa[0]}, ...); only training used them", stacklevel=2)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in repa}
     config = _tokenizer_config(tensors, settings, file)
-    for name in TABLES:
-        table = sincos_positions(tensors[name].shape[1], config.grid).permute(2, 0, 1)[None]
-        stored = tensors.pop(name)
+    for name, stored in weights.read_tensors(file, only=TABLES.__contains__).items():  # as precise as they are stored
+        table = sincos_positions(stored.shape[1], config.grid).permute(2, 0, 1)[None]
+        del tensors[name]
         if not torch.allclose(stored.float(), table, atol=1e-5 if stored.dtype == torch.float32 else 1e-2):
             raise ValueError(f"{file}: {name} is not the fixed sin-cos table that this implementation uses")
     ours = {_rename(k, file): v.reshape(v.shape[-2:]).T.contiguous() if "registers_posemb" in k else v
@@ -122,14 +122,6 @@ def _weights_file(path: str | Path, name: str) -> Path:
     return file
 
 
-def _metadata(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, "pt") as f:
-            return f.metadata() or {}
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{file} is not a whole safetensors file ({e}): download it again") from None
-
-
 def _read_json(file: Path) -> dict:
     try:
         settings = json.loads(file.read_text())
@@ -142,7 +134,7 @@ def _read_json(file: Path) -> dict:
 
 def _settings(file: Path) -> dict:
     """The config of a tokenizer: Python literals in the metadata of its file, or config.json beside it."""
-    settings, beside = _metadata(file), file.with_name("config.json")
+    settings, beside = weights.read_metadata(file), file.with_name("config.json")
     if "encoder" in settings and "decoder" in settings:
         for key, text in settings.items():
             with suppress(ValueError, SyntaxError):  # a plain string, such as _target_, stays one
@@ -155,14 +147,14 @@ def _settings(file: Path) -> dict:
         settings[name] = settings.get(name) or {}
         if not isinstance(settings[name], dict):
             raise ValueError(f"{file}: its section {name} is not a dictionary")
+        modules = settings[name].get("module_dict") or {}  # without those of REPA, which only training used
+        settings[name] = {**settings[name], "module_dict": {k: v or {} for k, v in modules.items() if "repa" not in k}}
         _check_section(name, settings[name], known, file)
     return settings
 
 
 def _check_section(name: str, section: dict, known: set[str], file: Path) -> None:
     """Refuse, by name, modules and settings that this implementation does not have."""
-    modules = section.get("module_dict", {})
-    section = {**section, "module_dict": {k: v for k, v in modules.items() if "repa" not in k}} if modules else section
     for target in _find(section, "_target_"):
         if str(target).split(".")[-1] not in known:
             raise ValueError(f"{file}: {name} uses {target}, which this implementation does not know")
@@ -212,8 +204,11 @@ def _count(tensors: dict[str, Tensor], prefix: str) -> int:
 
 
 def _tokenizer_config(tensors: dict[str, Tensor], settings: dict, file: Path) -> TokenizerConfig:
-    def shape(name: str) -> torch.Size:
-        return _shape(tensors, name, "FlexTok", file)
+    def shape(name: str, ndim: int = 2) -> torch.Size:
+        found = _shape(tensors, name, "FlexTok", file)
+        if len(found) != ndim:
+            raise ValueError(f"{file}: {name} has shape {tuple(found)}, {ndim} axes are expected")
+        return found
 
     model = {k: settings[k] for k in ("encoder", "decoder", "regularizer")}
     levels = _setting(model, "levels", None, file)
@@ -224,11 +219,11 @@ def _tokenizer_config(tensors: dict[str, Tensor], settings: dict, file: Path) ->
     sizes = _setting(model, "patch_sizes", [2, 2], file)
     if len(set(sizes)) != 1:
         raise ValueError(f"{file}: patch_sizes={sizes} are not square, which is not supported")
-    _, dec_dim, grid, grid_w = shape(TABLES[1])
-    if grid != grid_w or shape(TABLES[0])[2:] != (grid, grid):
-        raise ValueError(f"{file}: position tables must be square and alike, not {tuple(shape(TABLES[0]))}")
+    _, dec_dim, grid, grid_w = shape(TABLES[1], 4)
+    if grid != grid_w or shape(TABLES[0], 4)[2:] != (grid, grid):
+        raise ValueError(f"{file}: position tables must be square and alike, not {tuple(shape(TABLES[0], 4))}")
     blocks = "decoder.module_dict.dec_transformer.blocks."
-    nested = settings["decoder"].get("module_dict", {}).get("dec_nested_dropout", {}).get("size_sampling_mode")
+    nested = settings["decoder"]["module_dict"].get("dec_nested_dropout", {}).get("size_sampling_mode")
     return TokenizerConfig(
         image_size=grid * sizes[0], in_channels=patch_dim // sizes[0] ** 2, patch_size=sizes[0],
         enc_dim=enc_dim, enc_depth=_count(tensors, "encoder.module_dict.enc_transformer.blocks."),

@@ -39,13 +39,14 @@ class Repa(nn.Module):
 
 def load_teacher(name: str, device: str | torch.device = "cpu") -> Teacher:
     """A frozen teacher by name: "dinov2" (the paper's; ViT-B/14 through torch.hub, which runs code of its authors), or
-    weights of a classifier that `minflextok train judge --preset teacher` made ("teacher-cifar10" is shipped).
+    weights of a classifier that `minflextok train judge --preset teacher --seed 1` made.
 
     Raises OSError where DINOv2 cannot be had, ValueError for the network that judges: its verdicts would be worthless.
     """
     if name != "dinov2":
         if name.rstrip("/").split("/")[-1].startswith("judge"):
-            raise ValueError(f"--repa {name}: never train with the network that judges; give teacher-cifar10 or another")
+            raise ValueError(f"--repa {name}: never train with the network that judges; "
+                             "give one that `minflextok train judge --preset teacher` made")
         return Judge.from_pretrained(name).to(device).requires_grad_(False).maps
     try:
         net = torch.hub.load("facebookresearch/dinov2", "dinov2_vitb14", trust_repo=True)

@@ -22,13 +22,14 @@ from .figures import budget_grid, image_grid, save
 from .ids import extract_ids
 from .metrics import code_usage, health, one_step_psnr, psnr
 from .prior import Conditions, Prior
-from .repa import Repa, Teacher
+from .repa import Repa, Teacher, load_teacher
 from .run import Processes, first_line
 from .text import words_of
 from .tokenizer import FlexTok
 from .train import Run, fit
 from .vae import VAE, kl_divergence
 from .vae_loss import Distance, VAEObjective, gradient_distance, vgg16_distance
+from .weights import fingerprint
 
 
 def nested_prob(progress: float, c: TrainConfig) -> float:
@@ -166,11 +167,12 @@ def tokenizer_picture(tok: FlexTok, images: Tensor, vae: VAE | None, path: Path,
 
 
 def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset, out: str | Path, device: str | None = None,
-                    quiet: bool = False, vae: VAE | None = None, teacher: Teacher | None = None,
+                    quiet: bool = False, vae: VAE | None = None, teacher: Teacher | str | None = None,
                     cls: type[FlexTok] = FlexTok) -> FlexTok:
     """Train a FlexTok on uint8 images (by way of a frozen VAE, where in_channels != 3); returns it with averaged weights.
 
-    teacher: aligns the decoder with its features of the images (REPA). cls: the model, FlexTok or a baseline.
+    teacher: aligns the decoder with its features of the images (REPA); as for `load_teacher`, or a function. cls: the
+    model, FlexTok or a baseline.
     `out` gets what `fit` writes, samples/*.png, and at the end weights for `FlexTok.from_pretrained(out)`.
     """
     procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
@@ -184,12 +186,16 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
                          "load them with this image_size")
     torch.manual_seed(c.seed)
     tok = cls(config)
+    told = data.name  # what a resumed run must have in common, beside the configs
     if teacher is not None:
+        told += f" with REPA by {teacher if isinstance(teacher, str) else 'a function'}"
+        teacher = load_teacher(teacher, procs.device) if isinstance(teacher, str) else teacher
         if config.repa_block >= config.dec_depth:
             raise ValueError(f"repa_block={config.repa_block}: this decoder's blocks are 0 to {config.dec_depth - 1}")
         tok.repa = Repa(config.dec_dim, teacher(to_float(val[:1]).to(procs.device)).shape[1])
     if vae is not None:
         tok.attach(vae.to(procs.device)).vae = None  # checks that the two fit; the loop holds the tokenizer alone
+        told += f" through VAE {fingerprint(vae.state_dict())} scaled by {vae.config.scaling_factor:.6g}"
     if c.compile:
         tok.encoder.compile(dynamic=True)
         tok.decoder.compile(dynamic=True)
@@ -216,10 +222,12 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
         tokenizer_picture(tok, val[:8], vae, out / "samples" / f"step_{step:06d}.png", f"step {step}")
         return evaluate_tokenizer(tok, val)
 
-    tok = fit(tok, inputs, evaluate, c, out, data.name + " with REPA" * (teacher is not None), procs, quiet)
+    tok = fit(tok, inputs, evaluate, c, out, told, procs, quiet)
     tok.repa = None
-    if vae is not None and procs.rank == 0:
-        tok.attach(vae).save_pretrained(out)
+    if vae is not None:
+        tok.attach(vae)
+        if procs.rank == 0:
+            tok.save_pretrained(out)
     return tok
 
 

@@ -126,9 +126,9 @@ class FlexTok(nn.Module):
             x = self._check_shape(images, "images", self.config.in_channels)
             x = check_range(x) if self.config.in_channels == 3 else check_finite(x, "images")
             return x.to(self.encoder.registers.dtype)
-        with torch.no_grad():
-            latents = self.vae.encode(self._check_shape(images, "images", 3, self.vae.config.downscale))
-        return latents.to(self.encoder.registers.dtype)
+        images = self._check_shape(images, "images", 3, self.vae.config.downscale)
+        with torch.no_grad():  # a few at a time: at 256x256 the published VAE takes 0.3 GB an image
+            return torch.cat([self.vae.encode(x) for x in images.split(8)]).to(self.encoder.registers.dtype)
 
     def encode_continuous(self, images: Tensor) -> Tensor:
         """Register latents before FSQ: (B, C, H, W) -> (B, K, F)."""
@@ -211,7 +211,7 @@ class FlexTok(nn.Module):
 
         x = euler(velocity, noise, steps, wrap=lambda i: tqdm(i, "decode", disable=not progress, leave=False))
         if self.vae is not None and to_images:
-            x = self.vae.decode(x)
+            x = torch.cat([self.vae.decode(part) for part in x.split(8)])
         return x.clamp(-1, 1) if x.shape[1] == 3 else x
 
     def reconstruct(self, images: Tensor, num_tokens: int | None = None, **decode_options) -> Tensor:
@@ -227,8 +227,10 @@ class FlexTok(nn.Module):
 
     def fingerprint(self) -> str:
         """Names what makes ids of images: encoder, quantiser and VAE. Training the decoder further leaves it as it is."""
-        parts = {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
-        return weights.fingerprint(parts | {"fsq.levels": self.fsq.L})
+        c, parts = self.config, {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
+        scale = self.vae.config.scaling_factor if self.vae is not None else 1
+        settings = torch.tensor([c.patch_size, c.head_dim, c.causal_registers, scale], dtype=torch.float64)
+        return weights.fingerprint(parts | {"fsq.levels": self.fsq.L, "settings": settings})
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/ if there is one."""

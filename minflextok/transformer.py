@@ -25,8 +25,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     if q.is_cuda or not (torch.is_grad_enabled() and N <= 512):
         if bias is not None:
             bias = bias.to(q.dtype).expand(len(bias) if bias.ndim > 2 else 1, 1, M, N)
-        mask = bias
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     # Spelt out, short sequences train 2.6 times faster on a CPU than with torch's fused kernel (its backward is slow).
     logits = (q * scale) @ k.transpose(-1, -2)  # (B, H, M, N)
     if bias is not None:

@@ -28,7 +28,7 @@ def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = No
     part = directory / f".model.{os.getpid()}.part"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(state, part, metadata={"format": "minflextok"})
+        save_file(state, part, metadata={"minflextok": type(model).__name__})  # one key: the order of several is random
         os.replace(part, directory / "model.safetensors")
         part.write_text(to_json(model.config))
         os.replace(part, directory / "config.json")
@@ -80,6 +80,9 @@ def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dty
     except (ValueError, TypeError, OSError) as e:
         raise ValueError(f"{directory / 'config.json'}: {e}") from None
     file = directory / "model.safetensors"
+    held = read_metadata(file).get("minflextok", cls.__name__)
+    if held != cls.__name__:
+        raise ValueError(f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained")
     return build(cls, config, read_tensors(file, dtype), file).to(dtype)
 
 
@@ -106,6 +109,15 @@ def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], sou
                              f"the config makes it {tuple(own[name].shape)}")
     model.load_state_dict(tensors, assign=True)
     return model.eval()
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a file holds beside its tensors."""
+    try:
+        with safe_open(path, "pt") as f:
+            return f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is not a whole safetensors file ({e}): download or save it again") from None
 
 
 def read_tensors(path: Path, dtype: torch.dtype | None = None, only: Callable[[str], bool] = bool) -> dict[str, Tensor]:

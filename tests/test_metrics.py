@@ -16,7 +16,8 @@ from minflextok import FlexTok
 from minflextok.cli import main
 from minflextok.config import DATA_DIR
 from minflextok.data import Images, Stream, load_dataset, to_float
-from minflextok.evaluate import Evaluation, encoding, gfid, image_noise, in_order
+from minflextok.evaluate import Evaluation, encoding, gfid, image_noise
+from minflextok.ids import in_order
 from minflextok.metrics import (
     CodeCounts,
     FeatureStats,
@@ -307,12 +308,12 @@ def test_bad_settings_are_named(sample, options, match):
 
 
 def test_stored_order_and_encoding(sample, tmp_path):
-    parts = list(in_order(sample, 10, 4))
+    parts = list(in_order(sample, 4, 10))
     assert [len(x) for x, _ in parts] == [4, 4, 2]
     assert torch.equal(torch.cat([x for x, _ in parts]), sample.images[:10])
     assert torch.equal(torch.cat([y for _, y in parts]), sample.labels[:10])
     path = str(DATA_DIR / "cifar10-sample-test.tar.gz")
-    streamed = list(in_order(Stream(path, [path], 32, 0), 10, 4))
+    streamed = list(in_order(Stream(path, [path], 32, 0), 4, 10))
     assert torch.equal(torch.cat([x for x, _ in streamed]), sample.images[:10])
     assert torch.equal(torch.cat([y for _, y in streamed]), sample.labels[:10])
     assert encoding(load_dataset(path, "test")) == "JPEG" == encoding(sample)

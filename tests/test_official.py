@@ -123,3 +123,16 @@ def test_loading_imports_no_symbolic_algebra():
     script = "import sys; from minflextok import FlexTok; FlexTok.from_pretrained('cifar10-tiny'); print('sympy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_a_file_of_half_precision_loads_as_float32(tmp_path, stored):
+    tok = randomised(BASE)
+    settings = settings_of(tok)
+    repa = {"dec_repa_head": {"_target_": "flextok.Something", "patch_sizes": [14, 14], "head_dim": 32}}
+    settings["decoder"]["module_dict"] |= repa | {"dec_nested_dropout": None}  # harmless
+    tensors = {k: v.to(stored) for k, v in published_tensors(tok).items()}
+    save_file(tensors, tmp_path / "m.safetensors", metadata={k: str(v) for k, v in settings.items()})
+    again = load_official(tmp_path / "m.safetensors")
+    assert again.encoder.registers.dtype == torch.float32
+    torch.testing.assert_close(again.encoder.registers, tok.encoder.registers, atol=0.02, rtol=0.01)

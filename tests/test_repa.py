@@ -52,7 +52,7 @@ def test_training_with_a_teacher_aligns_and_resumes_and_exports_the_tokenizer_al
     loss = [v for _, v in lines(tmp_path / "a", "loss")]
     assert loss[-1] < loss[0]
     assert same(tok, FlexTok.from_pretrained(tmp_path / "a"))
-    with pytest.raises(ValueError, match="noise with REPA' there, 'noise' here"):
+    with pytest.raises(ValueError, match="noise with REPA by a function' there, 'noise' here"):
         train_tokenizer(config, recipe, data(), tmp_path / "a", "cpu", quiet=True)
     deep = dataclasses.replace(config, repa_block=2)
     with pytest.raises(ValueError, match="repa_block=2: this decoder's blocks are 0 to 1"):
