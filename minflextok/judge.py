@@ -18,7 +18,7 @@ from .checks import check_range, check_shape
 from .config import TrainConfig, _check_types, _require, opt
 from .data import Dataset, Stream, shuffled, to_float
 from .run import Processes
-from .train import Run, fit
+from .train import Run, fit, held_out
 
 
 @dataclass(frozen=True)
@@ -157,16 +157,12 @@ def train_judge(config: JudgeConfig, recipe: TrainConfig, data: Dataset, out: st
                          f"--model num_classes={high + 1}")
     if shape != (3, config.image_size, config.image_size):
         raise ValueError(f"{data.name} gives {shape} images, the judge takes (3, {config.image_size}, {config.image_size})")
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(recipe.seed))
-    n = min(recipe.val_images, len(data) // 10)
-    if n == 0:
-        raise ValueError(f"{data.name} has {len(data)} images: training wants at least 10")
-    train, held_out = data.select(order[n:]), data.select(order[:n])
+    train, val = (data.select(i) for i in held_out(len(data), recipe, data.name))
 
     def evaluate(judge: Judge, step: int) -> tuple[dict, str]:
-        share = accuracy(judge, held_out)
-        return {"accuracy": share}, f"accuracy {share:.1%} on {n} held-out images"
+        share = accuracy(judge, val)
+        return {"accuracy": share}, f"accuracy {share:.1%} on {len(val)} held-out images"
 
-    procs = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    procs = Processes(device)
     torch.manual_seed(recipe.seed)
     return fit(Judge(config), lambda run: labelled_batches(train, run), evaluate, recipe, out, data.name, procs, quiet)

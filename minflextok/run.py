@@ -68,7 +68,9 @@ def stop_on_signal():
 class Processes:
     """Who we are among the processes that torchrun started; alone without it."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str | None = None):
+        """device: "cpu", "cuda" (this process's own) or a certain one; by default a GPU where there is one."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")

@@ -26,7 +26,7 @@ from .repa import Repa, Teacher, load_teacher
 from .run import Processes, first_line
 from .text import words_of
 from .tokenizer import FlexTok
-from .train import Run, fit
+from .train import Run, fit, held_out
 from .vae import VAE, kl_divergence
 from .vae_loss import Distance, VAEObjective, gradient_distance, vgg16_distance
 from .weights import fingerprint
@@ -44,11 +44,8 @@ def hold_out(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
     if isinstance(data, Stream):
         warnings.warn("a stream cannot hold images out: PSNR is logged on the first images of its shards", stacklevel=2)
         return data, data.head(c.val_images)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(c.seed))
-    n = min(c.val_images, len(data) // 10)
-    if n == 0:
-        raise ValueError(f"{data.name} has {len(data)} images: training wants at least 10")
-    return data.select(order[n:]), data.at(order[:n])
+    learn, val = held_out(len(data), c, data.name)
+    return data.select(learn), data.at(val)
 
 
 def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:
@@ -107,7 +104,7 @@ def train_vae(config: VAEConfig, recipe: TrainConfig, data: Dataset, out: str | 
 
     `out` gets what `fit` writes, samples/*.png, and at the end weights for `VAE.from_pretrained(out)`.
     """
-    procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
+    procs, out, c = Processes(device), Path(out), recipe
     data, val = hold_out(data, c)
     if val.shape[1:] != (3, config.image_size, config.image_size):
         raise ValueError(f"{data.name} gives {tuple(val.shape[1:])} images, image_size={config.image_size} says otherwise: "
@@ -175,7 +172,7 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
     model, FlexTok or a baseline.
     `out` gets what `fit` writes, samples/*.png, and at the end weights for `FlexTok.from_pretrained(out)`.
     """
-    procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
+    procs, out, c = Processes(device), Path(out), recipe
     data, val = hold_out(data, c)
     size = config.image_size * (vae.config.downscale if vae else 1)
     if config.in_channels != 3 and vae is None:
@@ -283,18 +280,14 @@ def train_prior(config: PriorConfig, recipe: TrainConfig, tok: FlexTok, data: Da
     all views that recipe.flip and `crops` ask for (see `ids.views`), kept in `cache`. `out` gets what `fit` writes,
     samples/*.png, and at the end weights for `Prior.from_pretrained(out)`.
     """
-    procs, out, c = Processes(device or ("cuda" if torch.cuda.is_available() else "cpu")), Path(out), recipe
+    procs, out, c = Processes(device), Path(out), recipe
     captions = getattr(data, "captions", None)
     if config.text and c.flip and any(re.search(r"\b(left|right)\b", caption) for caption in captions or []):
         raise ValueError(f"captions of {data.name} say left and right, which flip=True would make wrong: give --no-flip")
     tok = tok.requires_grad_(False).eval().to(procs.device)
     ids, labels = extract_ids(tok, data, c.flip, crops, cache, quiet or procs.rank > 0)  # (N, V, K)
     N, V, _ = ids.shape
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(c.seed))
-    n = min(c.val_images, N // 10)
-    if n == 0:
-        raise ValueError(f"{data.name} has {N} images: training wants at least 10")
-    val, learn = order[:n], order[n:]
+    learn, val = held_out(N, c, data.name)
     torch.manual_seed(c.seed)
     prior = Prior(prior_config(config, tok, data, labels))
     conditions = prior.prepare(captions if config.text else labels)  # (N,) or (N, L)

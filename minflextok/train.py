@@ -26,6 +26,15 @@ def lr_factor(step: int, progress: float, c: TrainConfig) -> float:
     return cosine * min(1, (step + 1) / max(1, c.warmup))
 
 
+def held_out(num: int, c: TrainConfig, name: str) -> tuple[Tensor, Tensor]:
+    """Positions of a training set of `num` images, at random: those to learn from, and those that the log measures on."""
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(c.seed))
+    n = min(c.val_images, num // 10)
+    if n == 0:
+        raise ValueError(f"{name} has {num} images: training wants at least 10")
+    return order[n:], order[:n]
+
+
 def make_optimizer(model: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and kernels alone; not on tokens, positions, gains and biases."""
     is_matrix = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
