@@ -1,25 +1,14 @@
-"""Things to drag in a notebook: pictures that follow sliders.
+"""Things to drag in a notebook. Each is a `Board`: controls, pictures that follow, and a still picture for paper."""
 
-Every widget is a `Board`: it asks a `Follower` for the picture of the newest setting. What has been decoded is kept, and
-while nothing is asked for the neighbouring settings are decoded ahead, from the first touch on (so that running all cells
-is not slowed down). A stored notebook, a PDF or GitHub, where nothing can be dragged, show a still picture instead.
-"""
-
-import html
-import io
-import threading
-import time
-from base64 import b64encode
-from collections.abc import Callable
 from functools import lru_cache
 
 import ipywidgets
 import torch
-from IPython.display import display
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from . import shapes
+from .board import Board, Frame, png, to_png
 from .data import to_uint8
 from .flow import cfg, euler
 from .metrics import psnr
@@ -27,151 +16,22 @@ from .nested_dropout import sample_keep_k
 from .prior import Prior
 from .tokenizer import FlexTok
 
-Frame = tuple[dict[str, bytes], str | list[str]]  # pictures (PNG) by name, and what is said of them: of all, or of each
-QUICK = 1.0  # seconds; what takes longer to decode is not decoded ahead
-HIDE = "<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .minflextok-board) {display: none}</style>"
+MET = "✓ as told"
 EXAMPLES = ("a red circle", "a large blue square", "a green triangle above a white circle",
             "a small yellow square to the left of a large purple circle, which is above a red triangle")
 
 
-class Follower:
-    """Calls show(make(key)) for the newest key asked for, from a thread that lives only while there is something to do.
-
-    However many keys are asked for while one is being made, the next to be made is the newest of them: a burst costs
-    two. Then, as long as one takes less than QUICK, those that near(key) lists are made ahead. An exception is shown as
-    its message.
-    """
-
-    def __init__(self, make: Callable, show: Callable, near: Callable = lambda key: ()):
-        self.make, self.show, self.near = make, show, near
-        self.kept, self.key, self.thread, self.took = {}, None, None, 0.0
-        self.lock = threading.RLock()
-
-    def get(self, key):
-        """What belongs to this key, made here and now if need be."""
-        if key not in self.kept:
-            self.kept[key] = self.make(key)
-        return self.kept[key]
-
-    def ask(self, key) -> None:
-        with self.lock:
-            self.key = key
-            if key in self.kept:
-                self.show(self.kept[key])
-            if self.thread is None and self._todo() is not None:
-                self.thread = threading.Thread(target=self._work)
-                self.thread.start()
-
-    def wait(self) -> None:
-        """Until all is made, that which is made ahead too."""
-        while (thread := self.thread) is not None:
-            thread.join()
-
-    def _todo(self):
-        ahead = self.near(self.key) if self.took < QUICK else ()
-        return next((key for key in (self.key, *ahead) if key not in self.kept), None)
-
-    def _work(self) -> None:
-        while True:
-            with self.lock:
-                key = self._todo() if threading.main_thread().is_alive() else None  # else Python is about to end
-                if key is None:
-                    self.thread = None
-                    return
-            start = time.perf_counter()
-            try:
-                made = self.make(key)
-            except Exception as e:  # in a thread it would go unseen
-                made = {}, str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
-            with self.lock:
-                self.took = time.perf_counter() - start
-                self.kept[key] = made
-                if key == self.key:
-                    self.show(made)
+def slider(description: str, value: int, low: int, high: int) -> ipywidgets.IntSlider:
+    return ipywidgets.IntSlider(value, low, high, description=description, continuous_update=True)
 
 
-class Board(ipywidgets.VBox):
-    """Controls, and below them the pictures that make(their values) gives, one below the other or side by side.
-
-    fixed: pictures that stay. still: labels and pictures for where nothing can be dragged.
-    """
-
-    def __init__(self, make: Callable[[tuple], Frame], controls: list, fixed: dict[str, bytes] | None = None,
-                 beside: bool = False):
-        self.controls = controls
-        self.reach = [list(range(c.min, c.max + 1) if isinstance(c, ipywidgets.IntSlider) else getattr(c, "options", ()))
-                      for c in controls]
-        self.follower = Follower(make, self._show, self._near)
-        self.said = ipywidgets.HTML()
-        first = self.follower.get(self.setting)
-        self.still: dict[str, bytes] = (fixed or {}) | first[0]
-        self.pictures = {name: ipywidgets.Image(value=x, format="png", alt=name, layout={"align_self": "flex-start"})
-                         for name, x in self.still.items()}
-        rows = [ipywidgets.VBox([ipywidgets.Label(name), x]) for name, x in self.pictures.items()]
-        box = ipywidgets.HBox(rows, layout={"flex_flow": "row wrap"}) if beside else ipywidgets.VBox(rows)
-        for control in controls:
-            control.style.description_width = "initial"
-            control.observe(lambda change: self.follower.ask(self.setting), names="value")
-        self._show(first)
-        above = ipywidgets.HBox(controls, layout={"flex_flow": "row wrap"})
-        super().__init__([above, box, self.said, ipywidgets.HTML(HIDE)])
-        self.add_class("minflextok-board")
-
-    @property
-    def setting(self) -> tuple:
-        return tuple(c.value for c in self.controls)
-
-    def _near(self, setting: tuple) -> list[tuple]:
-        """The settings that differ in one control, nearest first."""
-        found = []
-        for i, values in enumerate(self.reach):
-            at = values.index(setting[i]) if values else 0
-            found += [(abs(j - at), (*setting[:i], v, *setting[i + 1:])) for j, v in enumerate(values)]
-        return [near for _, near in sorted(found, key=lambda pair: pair[0])]
-
-    def _show(self, frame: Frame) -> None:
-        pictures, said = frame
-        texts = [said] if isinstance(said, str) else said
-        for name, value in pictures.items():
-            self.pictures[name].value = value
-            self.pictures[name].alt = f"{name}: {'; '.join(texts)}"
-        width = Image.open(io.BytesIO(next(iter(pictures.values())))).width // len(texts) if len(texts) > 1 else 0
-        style = "display:inline-block;vertical-align:top;line-height:1.4" + (f";width:{width}px" if width else "")
-        self.said.value = "".join(f'<span style="{style}">{html.escape(text)}</span>' for text in texts)
-
-    def _ipython_display_(self) -> None:
-        """Two outputs: the still picture, which a style hides wherever the widget that follows comes to life; and that."""
-        label = f"{type(self).__name__}: {', '.join(self.still)}"
-        picture = b64encode(sheet(self.still)).decode()
-        display({"image/png": picture, "text/plain": label}, metadata={"image/png": {"alt": label}}, raw=True)
-        display(self._repr_mimebundle_(), raw=True)
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-def png(images: Tensor, zoom: int, down: bool = False) -> bytes:
-    """Images (B, 3, H, W) in [-1, 1] in a row (or `down`, in a column) as PNG, every pixel `zoom` pixels wide."""
-    row = torch.cat(list(to_uint8(images).cpu()), dim=-2 if down else -1).permute(1, 2, 0).numpy()  # (H, B*W, 3)
-    picture = Image.fromarray(row)
-    return to_png(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST))
-
-
-def to_png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
-
-
-def sheet(pictures: dict[str, bytes]) -> bytes:
-    """PNGs one below the other, each under its label."""
-    parts, line, font = [Image.open(io.BytesIO(x)) for x in pictures.values()], 20, ImageFont.load_default(13)
-    width = max(*(round(font.getlength(label)) for label in pictures), *(x.width for x in parts))
-    canvas, y = Image.new("RGB", (width, sum(x.height + line + 4 for x in parts)), "white"), 0
-    for label, part in zip(pictures, parts, strict=True):
-        ImageDraw.Draw(canvas).text((0, y + 2), label, "black", font)
-        canvas.paste(part, (0, y + line))
-        y += line + part.height + 4
-    return to_png(canvas)
+def draw_noise(tok: FlexTok, num: int, seed: int, like: Tensor | None = None) -> Tensor:
+    """Where `num` decodes start: (num, C, H, W), like these images, or of the model's own size."""
+    c = tok.config
+    if c.in_channels != 3 and tok.vae is None:
+        raise ValueError(f"a tokenizer of latents (in_channels={c.in_channels}) has no pictures to show: attach its VAE")
+    shape = (c.in_channels, c.image_size, c.image_size) if like is None else tok.to_latents(like).shape[1:]
+    return torch.randn(num, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def draw_mask(keep_k: Tensor, num_registers: int, chosen: int | None = None) -> bytes:
@@ -185,21 +45,6 @@ def draw_mask(keep_k: Tensor, num_registers: int, chosen: int | None = None) -> 
             box = (cell * (j + 1), cell * i, cell * (j + 2) - 2, cell * (i + 1) - 2)
             draw.rectangle(box, "#1f4e79" if j < k else "#e4e4e4")
     return to_png(canvas)
-
-
-# ---- the widgets -----------------------------------------------------------------------------------------------------
-
-def slider(description: str, value: int, low: int, high: int) -> ipywidgets.IntSlider:
-    return ipywidgets.IntSlider(value, low, high, description=description, continuous_update=True)
-
-
-def draw_noise(tok: FlexTok, num: int, seed: int, like: Tensor | None = None) -> Tensor:
-    """Where `num` decodes start: (num, C, H, W), like these images, or of the model's own size."""
-    c = tok.config
-    if c.in_channels != 3 and tok.vae is None:
-        raise ValueError(f"a tokenizer of latents (in_channels={c.in_channels}) has no pictures to show: attach its VAE")
-    shape = (c.in_channels, c.image_size, c.image_size) if like is None else tok.to_latents(like).shape[1:]
-    return torch.randn(num, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def budget_slider(tok: FlexTok, images: Tensor, steps: int = 25, zoom: int = 3, seed: int = 0) -> Board:
@@ -390,9 +235,6 @@ def prompt_explorer(prior: Prior, tok: FlexTok, num: int = 6, steps: int = 25, g
         label = f'"{EXAMPLES[0]}", {k} of {K} tokens: {said.count(MET)} of {num} as told'
         board.still[label] = pictures["samples"]
     return board
-
-
-MET = "✓ as told"
 
 
 def tell(verdict: shapes.Verdict) -> str:
