@@ -49,13 +49,13 @@ class Follower:
             self.key = key
             if key in self.kept:
                 self.show(self.kept[key])
-            if self.thread is None and self._todo() is not None:
+            if (self.thread is None or not self.thread.is_alive()) and self._todo() is not None:
                 self.thread = threading.Thread(target=self._work)
                 self.thread.start()
 
     def wait(self) -> None:
         """Until all is made, that which is made ahead too."""
-        while (thread := self.thread) is not None:
+        if (thread := self.thread) is not None:
             thread.join()
 
     def _todo(self):
@@ -160,8 +160,9 @@ def figure(name: str, picture: bytes, said: str = "") -> str:
     """HTML: a picture under its name, with both in words for those who do not see it."""
     (width, height), alt = size(picture), html.escape(f"{name}: {said}" if said else name)
     source = f"data:image/png;base64,{b64encode(picture).decode()}"
+    look = f'width="{width}" height="{height}" decoding="sync" style="max-width: none"'
     return (f'<div style="line-height: 1.4; margin-right: 12px">{html.escape(name)}<br>'
-            f'<img src="{source}" alt="{alt}" width="{width}" height="{height}" decoding="sync" style="max-width: none"></div>')
+            f'<img src="{source}" alt="{alt}" {look}></div>')
 
 
 def sheet(pictures: dict[str, bytes]) -> bytes:
