@@ -7,16 +7,24 @@ Screenshots are left in outputs/browser/.
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from base64 import b64decode
+from io import BytesIO
 from pathlib import Path
 from urllib.request import urlopen
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from PIL import Image
+
+from minflextok import FlexTok
+from minflextok.board import png
+from minflextok.data import load_dataset, to_float
 
 HOW = 'pip install -e ".[browser]", then `playwright install chromium` (or, on Debian: apt-get install chromium)'
 api = pytest.importorskip("playwright.sync_api", reason=f"no Playwright: {HOW}")
@@ -47,6 +55,7 @@ widgets.prior_sampler(prior, tok, steps=4)
 ---
 widgets.prompt_explorer(shapes_prior, shapes_tok, steps=4)
 """
+SLOW = 120_000  # milliseconds that a busy machine may take for what a reader waits for
 HARMLESS: tuple[str, ...] = ()  # console errors of JupyterLab itself, by their exact text
 
 
@@ -77,18 +86,18 @@ def lab(tmp_path_factory):
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.port=0", "--ServerApp.ip=127.0.0.1",
                "--allow-root", f"--ServerApp.root_dir={work}"]
     with open(home / "log", "w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         info = wait_for(lambda: next((home / "runtime").glob("jpserver-*.json"), None), 60, home / "log")
         about = json.loads(wait_for(info.read_text, 5))
         wait_for(lambda: answers(about["url"]), 60, home / "log")
-        yield f"{about['url']}lab/tree/{{}}.ipynb?token={about['token']}"
+        yield f"{about['url']}lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={about['token']}"
     finally:
-        os.killpg(server.pid, signal.SIGTERM)  # the kernels are the server's to end
+        server.terminate()  # and with it the kernels
         try:
-            server.wait(20)
+            server.wait(30)
         except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
+            server.kill()
 
 
 def answers(url: str) -> bool:
@@ -127,11 +136,14 @@ def opened(lab, browser):
 
     def open_and_run(name: str):
         page.goto(lab.format(name))
-        cells = page.locator(".jp-Notebook .jp-CodeCell")
-        cells.first.wait_for(timeout=60_000)
-        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for(timeout=60_000)
+        prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
+        prompts.first.wait_for(timeout=SLOW)
+        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for(timeout=SLOW)
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
         page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+        page.locator(".jp-InputPrompt", has_text="[*]").first.wait_for(timeout=SLOW)  # a stored notebook has numbers already
+        api.expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(0, timeout=SLOW)
+        assert page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*='error']").count() == 0
         return page
 
     yield open_and_run
@@ -139,11 +151,151 @@ def opened(lab, browser):
     assert [e for e in errors if e not in HARMLESS] == []
 
 
-def test_explore(opened):
-    page = opened("six")
-    time.sleep(25)
+# ---- what a reader does ----------------------------------------------------------------------------------------------
+
+def pictures(board) -> list[str]:
+    """The sources of the pictures of a board, all of which the browser has drawn."""
+    assert all(board.locator("img").evaluate_all("images => images.map(i => i.complete && i.naturalWidth > 0 && i.alt)"))
+    return board.locator("img").evaluate_all("images => images.map(i => i.src)")
+
+
+def pixels(source: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(b64decode(source.split(",")[1]))), float)
+
+
+def says(board, text: str) -> None:
+    api.expect(board.get_by_role("status")).to_contain_text(text, timeout=SLOW)
+
+
+def handle(board, label: str):
+    return board.locator(".widget-slider", has_text=label).locator(".noUi-handle")
+
+
+def drag(page, board, label: str, to: float) -> None:
+    """Along the whole slider and back to a share `to` of it, in many small moves and with the button held."""
+    box = board.locator(".widget-slider", has_text=label).locator(".noUi-base").bounding_box()
+    knob = handle(board, label).bounding_box()
+    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.mouse.down()
+    for share in (0.0, 1.0, to):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2, steps=15)
+    page.mouse.up()
+
+
+def shot(board, name: str) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / "explore.png")
-    print(page.locator(".minflextok-board").count(), page.locator(".jp-InputPrompt").all_inner_texts())
-    print(page.locator(".jp-Notebook").first.evaluate("n => n.className"))
-    print(page.locator(".minflextok-board").first.evaluate("n => n.outerHTML")[:6000])
+    board.screenshot(path=SHOTS / f"{name}.png")
+
+
+# ---- the tests -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_slider_of_a_notebook_moves_its_pictures(opened, name):
+    page = opened(name)
+    boards = page.locator(".minflextok-board")
+    assert boards.count() > 0
+    for n in range(boards.count()):
+        board = boards.nth(n)
+        board.scroll_into_view_if_needed()
+        api.expect(board.locator("img").first).to_be_visible()
+        for knob in board.locator(".noUi-handle").all():
+            start = pictures(board), board.get_by_role("status").inner_text()
+            at_end = knob.get_attribute("aria-valuenow") == knob.get_attribute("aria-valuemax")
+            there, back = ("ArrowLeft", "ArrowRight") if at_end else ("ArrowRight", "ArrowLeft")
+            knob.press(there)
+            api.expect(board.get_by_role("status")).not_to_have_text(start[1], timeout=SLOW)
+            moved = pictures(board)
+            knob.press(back)
+            says(board, start[1])
+            assert pictures(board) == start[0]
+            knob.press(there)
+            api.expect(board.get_by_role("status")).not_to_have_text(start[1], timeout=SLOW)
+            assert pictures(board) == moved
+        shot(board, f"{name}-{n}")
+
+
+def test_the_six_widgets(opened):
+    page = opened("six")
+    boards = page.locator(".minflextok-board")
+    assert boards.count() == 6
+    budget, swap, path, nested, prior, prompts = boards.all()
+    for board in boards.all():  # the still pictures make room for what is alive
+        output = board.locator("xpath=ancestor::*[contains(@class, 'jp-OutputArea-child')]")
+        assert output.locator("xpath=preceding-sibling::*").is_hidden()
+
+    budget.scroll_into_view_if_needed()
+    original, most, residual = pictures(budget)
+    drag(page, budget, "tokens", 0.0)
+    says(budget, "1 of 16 tokens")
+    same, least, missing = pictures(budget)
+    assert same == original and least != most and missing != residual
+    assert (pixels(missing) - 127.5).std() > (pixels(residual) - 127.5).std()  # fewer tokens, more left over
+    tok = FlexTok.from_pretrained("cifar10-tiny")  # and it is what the package decodes
+    images = to_float(load_dataset("cifar10-sample", "test").images[:6])
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    expected = png(tok.decode(tok.encode(images, 1), steps=4, noise=noise), 3)
+    assert abs(pixels(least) - np.asarray(Image.open(BytesIO(expected)), float)).max() <= 2
+    handle(budget, "tokens").press("End")
+    says(budget, "16 of 16 tokens")
+    assert pictures(budget) == [original, most, residual]
+    drag(page, budget, "tokens", 0.5)
+    value = handle(budget, "tokens").get_attribute("aria-valuetext")
+    says(budget, f"{value} of 16 tokens")  # the last one, however many were passed
+    shot(budget, "budget_slider")
+
+    handle(swap, "up to token").press("Home")
+    says(swap, "no token is swapped")
+    _, own, swapped = pictures(swap)
+    assert own == swapped
+    drag(page, swap, "up to token", 1.0)
+    says(swap, "tokens 1 to 16")
+    upper, lower = np.split(pixels(pictures(swap)[2]), 2)
+    assert (np.concatenate([lower, upper]) == pixels(own)).all()
+    handle(swap, "up to token").press("ArrowLeft")
+    says(swap, "tokens 1 to 15")
+    shot(swap, "token_swap")
+
+    drag(page, path, "step", 0.0)
+    says(path, "step 0 of 10: t = 1.00")
+    noise = pictures(path)[1]
+    handle(path, "step").press("End")
+    says(path, "step 10 of 10: t = 0.00")
+    assert pictures(path)[1] == pictures(path)[2] != noise
+    drag(page, path, "step", 0.7)
+    says(path, "step 7 of 10")
+    shot(path, "trajectory_scrubber")
+
+    _, mask, _ = pictures(nested)
+    handle(nested, "draw").press("ArrowRight")
+    says(nested, "draw 2:")
+    assert pictures(nested)[1] != mask
+    nested.locator("select").select_option("uniform")
+    drag(page, nested, "draw", 1.0)
+    says(nested, "draw 16:")
+    shot(nested, "nested_dropout_view")
+
+    samples, = pictures(prior)
+    handle(prior, "shared ids").press("End")
+    says(prior, "16 of 16 ids shared")
+    tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
+    assert all((tile == tiles[0]).all() for tile in tiles) and pictures(prior) != [samples]
+    prior.locator("select").select_option("3")
+    says(prior, "3: 16 of 16 ids shared")
+    handle(prior, "shared ids").press("Home")
+    says(prior, "3: 0 of 16 ids shared")
+    drag(page, prior, "temperature", 0.0)
+    page.wait_for_function("board => new Set(board.querySelectorAll('img')).size == 1", arg=prior.element_handle())
+    drag(page, prior, "shared ids", 0.25)
+    says(prior, "3: 4 of 16 ids shared")
+    shot(prior, "prior_sampler")
+
+    caption = prompts.locator("input[type=text]")
+    before = pictures(prompts)
+    caption.fill("a red hexagon")
+    caption.press("Enter")
+    says(prompts, "cannot read the caption 'a red hexagon'")
+    assert pictures(prompts) == before
+    prompts.locator("select").select_option("a large blue square")
+    says(prompts, "no large blue square")
+    assert caption.input_value() == "a large blue square" and pictures(prompts) != before
+    shot(prompts, "prompt_explorer")
