@@ -192,7 +192,8 @@ def prior_sampler(prior: Prior, tok: FlexTok, num: int = 6, steps: int = 25, gui
                              prefix=shared[:, :j].repeat(num, 1), generator=torch.Generator().manual_seed(seed + 1))
         ids[0] = shared[0]
         x = tok.decode(ids, steps=steps, noise=noise)
-        return {"samples": png(x, zoom)}, f"{name}: {j} of {K} ids shared: {shared[0, :j].tolist()}"
+        return {"samples": png(x, zoom)}, (f"{name}, temperature {temperature}: {j} of {K} ids shared "
+                                           f"{shared[0, :j].tolist()}")
 
     classes = ipywidgets.Dropdown(options=prior.class_names, description="class")
     heat = ipywidgets.SelectionSlider(options=[0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5], value=1.0, description="temperature")
@@ -238,6 +239,6 @@ def prompt_explorer(prior: Prior, tok: FlexTok, num: int = 6, steps: int = 25, g
 
 
 def tell(verdict: shapes.Verdict) -> str:
-    wrong = [f"no {x.removeprefix('a ')}" for x in verdict.missing] + [f"{x} too many" for x in verdict.extra] \
+    wrong = [f"no {x.removeprefix('a ')}" for x in verdict.missing] + [f"also {x}" for x in verdict.extra] \
         + [f"not {x}" for x in verdict.wrong_relations]
     return MET if verdict.met else "✗ " + ", ".join(wrong)

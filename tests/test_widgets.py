@@ -294,7 +294,7 @@ def test_prior_sampler_shares_the_first_ids(prior, tok, monkeypatch):
     assert len({tuple(r.tolist()) for r in rows[-1]}) == 1  # the likeliest ids, every time
     name.value = "ship"
     b.follower.wait()
-    assert said(b).strip("|").startswith("ship: 0 of 6")
+    assert said(b).strip("|").startswith("ship, temperature 0.0: 0 of 6")
 
 
 def test_prompt_explorer_gives_the_verdicts_of_check(monkeypatch):
@@ -304,7 +304,7 @@ def test_prompt_explorer_gives_the_verdicts_of_check(monkeypatch):
     monkeypatch.setattr(FlexTok, "decode", lambda self, ids, **k: torch.stack([right, wrong, right][: len(ids)]))
     b = widgets.prompt_explorer(Prior(TEXT).eval(), scenes, num=3)
     caption, tokens = b.controls
-    assert [x for x in said(b).split("|") if x] == ["✓ as told", "✗ no red circle, a large blue square too many", "✓ as told"]
+    assert [x for x in said(b).split("|") if x] == ["✓ as told", "✗ no red circle, also a large blue square", "✓ as told"]
     assert "✗ no red circle" in alts(b)[0] and "2 of 3 as told" in " ".join(b.still)
     before = shown(b)["samples"]
     for text in ("a red hexagon", "", "<b>a red circle</b>", "a red circle and a blue square"):
