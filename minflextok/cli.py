@@ -134,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
                    help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)")
     p.add_argument("--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)")
     p.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no result (default 64)")
+    p.add_argument("--bf16", action="store_true", help="decode under bfloat16 autocast, about twice as fast")
 
     p = command("generate", commands.generate, "Images from classes or captions, by a prior and its tokenizer.")
     asked = p.add_mutually_exclusive_group()

@@ -175,7 +175,7 @@ def evaluate(a: argparse.Namespace) -> None:
     tok = load(a)
     data = load_dataset(a.data, a.split, tok.image_size)
     work = Evaluation(tok, a.weights, data, a.split, a.num_images, a.tokens, a.steps, a.guidance, a.apg, a.seed, a.features,
-                      a.judge, a.batch_size)
+                      a.judge, a.batch_size, a.bf16)
     print(work.line, flush=True)
     found = work.run(progress=sys.stderr.isatty())
     write(found, Path(a.out))
