@@ -69,8 +69,7 @@ def plot(found: dict) -> Figure:
             _plot_classes(ax, found, what)
         else:
             _plot_captions(ax, found, next(s for s in found["samplers"] if s["name"] == what))
-        ax.set_xlabel("tokens")
-        ax.set_xscale("log", base=2)
+        _ticks(ax, found["tokenizer"], "tokens", "log")
     ax, bits = axes[len(first)], found["bits"]
     places = range(1, len(bits["by_position"]) + 1)
     ax.plot(places, bits["by_position"], "k-o", ms=3, label="told the condition")
@@ -85,12 +84,19 @@ def plot(found: dict) -> Figure:
         far = prefixes[str(lengths[0])]["pixels"]["mean"]
         ax.plot(lengths, [row["pixels"]["mean"] / far for row in prefixes.values()], color="0.5", ls=":", marker="^", ms=3,
                 label=f"pixel distance / {far:.2f}")
-        ax.set(xlabel="ids of an image kept", ylim=(0, 1.05), title="samples that share a prefix")
-        ax.set_xscale("symlog", base=2, linthresh=1)
+        ax.set(ylim=(0, 1.05), title="samples that share a prefix")
+        _ticks(ax, prefixes, "ids of an image kept", "symlog", linthresh=1)
     for ax in axes:
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)
     return fig
+
+
+def _ticks(ax, at: dict[str, dict], label: str, scale: str, **options) -> None:
+    ax.set_xscale(scale, base=2, **options)
+    ax.set_xticks([int(k) for k in at], list(at))
+    ax.set_xlabel(label)
+    ax.minorticks_off()
 
 
 def _interval(ax, rows: dict[str, dict], style: str, **options) -> None:
@@ -127,7 +133,8 @@ def _plot_captions(ax, found: dict, sampler: dict) -> None:
 
 def sample_grid(samples: dict[int, Tensor], names: list[str], title: str) -> Figure:
     """A row for each class or caption, a column for each number of tokens: samples[k] (n, 3, H, W) uint8."""
-    fig = Figure(figsize=(3.2 + 0.95 * len(samples), 0.95 * len(names) + 0.5), layout="constrained")
+    left = 0.4 + 0.06 * min(46, max(map(len, names)))  # inches
+    fig = Figure(figsize=(left + 0.95 * len(samples), 0.95 * len(names) + 0.5), layout="constrained")
     axes = fig.subplots(len(names), len(samples), squeeze=False)
     for i, (row, name) in enumerate(zip(axes, names, strict=True)):
         for ax, images in zip(row, samples.values(), strict=True):
@@ -147,6 +154,6 @@ def write_pictures(found: dict, samples: dict[int, Tensor], continued: dict[int,
     save(sample_grid(samples, found["shown"], found["samplers"][-1]["name"]), out / "samples.png")
     if continued:
         each = found["prefixes"]["each"]
-        rows = {f"{j} ids kept": to_float(x.flatten(0, 1)) for j, x in continued.items()}  # (images * (1 + each), 3, H, W)
+        rows = {f"{j} id{'s' * (j != 1)} kept": to_float(x.flatten(0, 1)) for j, x in continued.items()}
         title = f"first of each {1 + each}: an image; the others continue its first ids, told no class, no text"
         save(image_grid(rows, title), out / "prefixes.png")
