@@ -44,8 +44,10 @@ sweep: setup
 	$(SWEEP)/lr-2e-3 --lr 2e-3
 	$(SWEEP)/lr-8e-3 --lr 8e-3
 
-bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
+bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
+	$(BIN)/python benchmarks/prior.py
 
 compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))
