@@ -84,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = stage("tokenizer", commands.train_a_tokenizer, PRESETS, "shapes", "a FlexTok")
     p.add_argument("--repa", metavar="TEACHER", help="align the decoder with a teacher's features: dinov2, or weights that "
                    "`minflextok train judge --preset teacher` made (default: no teacher)")
+    p.add_argument("--init", metavar="WEIGHTS", help="start from these weights, by name or directory; their K may differ "
+                   "(default: from scratch)")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
     p = stage("prior", commands.train_a_prior, PRIOR_PRESETS, "cifar10-tiny", "a GPT over a tokenizer's ids", skip=always)
     p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the preset's name)")

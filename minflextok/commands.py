@@ -238,7 +238,8 @@ def train_a_tokenizer(a: argparse.Namespace) -> None:
     recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
     vae = VAE.from_pretrained(a.vae) if a.vae else None
     size = config.image_size * (vae.config.downscale if vae else 1)
-    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae, a.repa)
+    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae, a.repa,
+                    init=a.init)
 
 
 def train_a_vae(a: argparse.Namespace) -> None:

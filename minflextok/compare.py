@@ -110,7 +110,8 @@ def run(name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, q
     if found:
         return found
     config = config_of(system, setting)
-    recipe = dataclasses.replace(RECIPES[setting.preset], steps=10**9, minutes=setting.minutes, **system.recipe)
+    recipe = dataclasses.replace(RECIPES[setting.preset], steps=10**9, minutes=setting.minutes,
+                                 processor_time=setting.device == "cpu", **system.recipe)
     teacher = setting.teacher if system.repa else None
     model = train_tokenizer(config, recipe, train, weights, setting.device, quiet, teacher=teacher, cls=system.cls)
     budgets = list(system.budgets) or config.budgets

@@ -84,12 +84,13 @@ def test_bench_runs_and_finds_no_difference(tmp_path):
     out = tmp_path / "results.json"
     bench.main(["--preset", "shapes", "--quick", "--device", "cpu", "--threads", "1", "--out", str(out)])
     found = json.loads(out.read_text())
-    assert [(r["what"], r["k"]) for r in found["rows"][1:]] == [("encode", 1), ("encode", 8), ("decode, 2", 1), ("decode, 2", 8)]
+    assert [(r["what"], r["k"]) for r in found["rows"][1:]] == [("encode", 1), ("encode", 16), ("decode, 2", 1),
+                                                               ("decode, 2", 16)]
     assert found["rows"][0]["what"] == "train"
     for row in found["rows"]:
         assert row["difference"] < 1e-4 and row["ours_s"] > 0 and row["ours_flops"] <= row["plain_flops"], row
     assert found["rows"][1]["plain_mb"] > 0
-    assert found["cost"]["k"] == [1, 2, 4, 8] and found["cost"]["positions"] == [18, 19, 21, 24]
+    assert found["cost"]["k"] == [1, 2, 4, 8, 16] and found["cost"]["positions"] == [18, 19, 21, 25, 32]
     assert (tmp_path / "cost.png").stat().st_size > 1000
 
 
