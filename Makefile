@@ -33,8 +33,10 @@ lab: setup  ## open JupyterLab on the first notebook
 sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
 	$(BIN)/python benchmarks/sweep.py --data $(or $(DATA),cifar10)
 
-bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
+bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
+	$(BIN)/python benchmarks/prior.py
 
 compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))
