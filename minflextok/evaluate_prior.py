@@ -160,8 +160,8 @@ class PriorEvaluation:
                 f"of prior {p['prior']}, sha256 {p['prior_sha256'][:12]}, by {' | '.join(p['samplers'])}; tokenizer "
                 f"{p['tokenizer']}, sha256 {p['tokenizer_sha256'][:12]}, {p['steps']} Euler steps, guidance "
                 f"{p['decoder_guidance']:g}, {p['precision']}; conditions of the first {p['samples']} of {p['data']}, "
-                f"{p['split']} split, {p['encoding']}; {p['scored']}; beside reconstructions of the same images; seed {p['seed']}; "
-                f"{p['device']}, torch {p['torch']}")
+                f"{p['split']} split, {p['encoding']}; {p['scored']}; beside reconstructions of the same images; "
+                f"seed {p['seed']}; {p['device']}, torch {p['torch']}")
 
     # ---- the work ------------------------------------------------------------------------------------------------
 
