@@ -131,17 +131,18 @@ def browser():
 def opened(lab, browser):
     """A function that opens a notebook, runs all its cells and gives the page; at the end the console must be clean."""
     errors, page = [], browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(SLOW)
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: errors.append(str(e)))
 
     def open_and_run(name: str):
         page.goto(lab.format(name))
         prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
-        prompts.first.wait_for(timeout=SLOW)
-        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for(timeout=SLOW)
+        prompts.first.wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for()
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
         page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-        page.locator(".jp-InputPrompt", has_text="[*]").first.wait_for(timeout=SLOW)  # a stored notebook has numbers already
+        page.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()  # a stored notebook has numbers already
         api.expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(0, timeout=SLOW)
         assert page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*='error']").count() == 0
         return page
