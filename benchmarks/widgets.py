@@ -3,7 +3,7 @@
 For each widget at its usual size (6 images, 25 steps): seconds to build it; warm-up, from the first touch until all
 neighbouring settings are decoded, how many settings are kept then; and milliseconds from a change to the new picture, for
 settings that the warm-up made (median and worst), and for one that it did not. All is processor time, so that what else
-the machine does counts little. Priors and the `shapes` tokenizer are untrained, which costs the same.
+the machine does counts little. The class prior is untrained, which costs the same.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from minflextok import PRESETS, PRIOR_PRESETS, FlexTok, Prior, widgets
+from minflextok import PRIOR_PRESETS, FlexTok, Prior, widgets
 from minflextok.data import load_dataset, to_float
 
 
@@ -21,7 +21,7 @@ def main(threads: int) -> None:
     images = to_float(load_dataset("cifar10-sample", "test").images[:6])
     tok = FlexTok.from_pretrained("cifar10-tiny")
     prior = Prior(PRIOR_PRESETS["cifar10-tiny"]).eval()
-    scenes, text_prior = FlexTok(PRESETS["shapes"]).eval(), Prior(PRIOR_PRESETS["shapes"]).eval()
+    scenes, text_prior = FlexTok.from_pretrained("shapes"), Prior.from_pretrained("shapes")
     build = {  # and a setting that the warm-up leaves out; None: it leaves out nothing
         "budget_slider": (lambda: widgets.budget_slider(tok, images), None),
         "token_swap": (lambda: widgets.token_swap(tok, images[0], images[1]), (5, 9)),

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import ipywidgets
 import torch
+import torch.nn.functional as F
 from IPython.display import display
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -116,7 +117,7 @@ class Board(ipywidgets.VBox):
         """The settings that differ in one control, nearest first."""
         found = []
         for i, values in enumerate(self.reach):
-            at = values.index(setting[i]) if values else 0
+            at = values.index(setting[i]) if setting[i] in values else 0
             found += [(abs(j - at), (*setting[:i], v, *setting[i + 1:])) for j, v in enumerate(values)]
         return [near for _, near in sorted(found, key=lambda pair: pair[0])]
 
@@ -135,14 +136,18 @@ class Board(ipywidgets.VBox):
         """Two outputs: the still picture, which a style hides wherever the widget that follows comes to life; and that."""
         label, picture = f"pictures: {', '.join(self.still)}", b64encode(sheet(self.still)).decode()
         display({"image/png": picture, "text/plain": label}, metadata={"image/png": {"alt": label}}, raw=True)
-        display(self._repr_mimebundle_(), raw=True)
+        display(self._repr_mimebundle_() | {"text/plain": "(run this cell in JupyterLab for the sliders)"}, raw=True)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 def png(images: Tensor, zoom: int, down: bool = False) -> bytes:
-    """Images (B, 3, H, W) in [-1, 1] in a row (or `down`, in a column) as PNG, every pixel `zoom` pixels wide."""
-    row = torch.cat(list(to_uint8(images).cpu()), dim=-2 if down else -1).permute(1, 2, 0).numpy()  # (H, B*W, 3)
+    """Images (B, 3, H, W) in [-1, 1] in a row (or `down`, in a column) as PNG, every pixel `zoom` pixels wide.
+
+    After each image comes a white line, one of its pixels wide.
+    """
+    tiles = F.pad(to_uint8(images).cpu(), (0, 0, 0, 1) if down else (0, 1), value=255)
+    row = torch.cat(list(tiles), dim=-2 if down else -1).permute(1, 2, 0).numpy()  # (H, B*(W+1), 3)
     picture = Image.fromarray(row)
     return to_png(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST))
 

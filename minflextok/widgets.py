@@ -227,6 +227,7 @@ def prompt_explorer(prior: Prior, tok: FlexTok, num: int = 6, steps: int = 25, g
 
     caption = ipywidgets.Text(EXAMPLES[0], description="caption", continuous_update=False, layout={"width": "560px"})
     board = Board(make, [caption, slider("tokens", K, 1, K)])
+    board.reach[0] = list(EXAMPLES)  # these are made ahead
     example = ipywidgets.Dropdown(options=EXAMPLES, description="example", style={"description_width": "initial"})
     example.observe(lambda change: setattr(caption, "value", change["new"]), names="value")
     board.children = (example, *board.children)
