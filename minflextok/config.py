@@ -260,7 +260,8 @@ def _pixels(size: int, patch: int, dim: int, enc_depth: int, dec_depth: int, reg
 PRESETS: dict[str, TokenizerConfig] = {
     "shapes": _pixels(16, 4, 128, 3, 3, 8, (8, 8, 8, 5)),
     "cifar10-tiny": _pixels(32, 4, 128, 4, 4, 16, (8, 8, 8, 5)),
-    "cifar10": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
+    "cifar10": _pixels(32, 4, 128, 4, 6, 32, (8, 8, 8, 5)),
+    "cifar10-large": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
     "tiny-imagenet": dataclasses.replace(_pixels(16, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)), in_channels=8),  # with f4-small
     "d12-d12": _published(12, 12),
     "d18-d18": _published(18, 18),
@@ -298,7 +299,8 @@ _LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, wei
 RECIPES: dict[str, TrainConfig] = {
     "shapes": TrainConfig(steps=10**9, minutes=3, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
+    "cifar10": TrainConfig(steps=10**9, minutes=72, eval_every=1000),
+    "cifar10-large": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "tiny-imagenet": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
     "f2-small": _SMALL_VAE, "f4-small": dataclasses.replace(_SMALL_VAE, minutes=30),

@@ -189,7 +189,9 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
         teacher = load_teacher(teacher, procs.device) if isinstance(teacher, str) else teacher
         if config.repa_block >= config.dec_depth:
             raise ValueError(f"repa_block={config.repa_block}: this decoder's blocks are 0 to {config.dec_depth - 1}")
-        tok.repa = Repa(config.dec_dim, teacher(to_float(val[:1]).to(procs.device)).shape[1])
+        with torch.no_grad():
+            means = [teacher(to_float(x).to(procs.device)).float().mean((0, 2, 3)) for x in val.split(64)]
+        tok.repa = Repa(config.dec_dim, torch.stack(means).mean(0))
     if vae is not None:
         tok.attach(vae.to(procs.device)).vae = None  # checks that the two fit; the loop holds the tokenizer alone
         told += f" through VAE {fingerprint(vae.state_dict())} scaled by {vae.config.scaling_factor:.6g}"
