@@ -30,22 +30,13 @@ student: setup  ## the notebooks without solutions and outputs, for a class: stu
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
-# The small experiments behind the recipe, 500 steps each: make sweep DATA=path/to/cifar10-train.tar.gz
-SWEEP = $(BIN)/minflextok train tokenizer --preset cifar10-tiny --data $(or $(DATA),cifar10) --steps 500 --out runs/sweep
-sweep: setup
-	$(SWEEP)/recipe
-	$(SWEEP)/published-start --model token_std=0.02 --model latent_std=0 --model latent_penalty=0
-	$(SWEEP)/tokens-0.02 --model token_std=0.02
-	$(SWEEP)/latents-0 --model latent_std=0
-	$(SWEEP)/no-penalty --model latent_penalty=0
-	$(SWEEP)/mode-0.25 --model mode_scale=0.25
-	$(SWEEP)/nested-at-once --nested-full 0
-	$(SWEEP)/lr-1e-3 --lr 1e-3
-	$(SWEEP)/lr-2e-3 --lr 2e-3
-	$(SWEEP)/lr-8e-3 --lr 8e-3
+sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
+	$(BIN)/python benchmarks/sweep.py --data $(or $(DATA),cifar10)
 
-bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
+bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
+	$(BIN)/python benchmarks/prior.py
 
 compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))
