@@ -299,9 +299,9 @@ _SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=
 _LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, weight_decay=0.0, beta2=0.99, ema=0.9999,
                          val_images=1024, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {
-    "shapes": TrainConfig(steps=10**9, minutes=30, eval_every=200, val_images=256),
+    "shapes": TrainConfig(steps=4900, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(steps=10**9, minutes=75, lr=3e-3, nested_full=0.3, eval_every=1000),
+    "cifar10": TrainConfig(steps=8800, lr=3e-3, nested_full=0.3, eval_every=1000),  # with --init, --repa: see its card
     "cifar10-large": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "tiny-imagenet": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
