@@ -267,7 +267,7 @@ EXERCISES = {
         (plain_mean, "that is the mean of all steps. The average should forget: old * decay + new * (1 - decay)."),
     ]),
     "one_step_psnr": Exercise(estimates, one_step_psnr, [
-        (not_clipped, "the estimate is not an image yet: clamp it to [-1, 1] (and then the error of v will not do instead)."),
+        (not_clipped, "the estimate is not an image yet: clamp it to [-1, 1], and only then compare."),
         (uphill, "that walks away from the image: v = noise - x, so x = noise - v."),
         (peak_1, "pixels go from -1 to 1, so the peak is 2 and its square 4. Yours is 6 dB too low."),
         (peak_255, "255 is the peak of bytes. Pixels go from -1 to 1 here: the peak is 2."),
