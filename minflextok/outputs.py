@@ -72,16 +72,20 @@ def stable(folder: Path, only: str = "") -> list[str]:
 # ---- figures -----------------------------------------------------------------------------------------------------------
 
 def caption(after: list[NotebookNode]) -> str:
-    """The first text in *italics* of the first cell of text, on one line."""
+    """The first *italics* of the first cell of text; with the sentence that follows, where they only announce it."""
     text = next((cell.source for cell in after if cell.cell_type == "markdown"), "")
-    found = re.search(r"(?<![*\w])\*(?![*\s])(.+?)(?<![*\s])\*(?![*\w])", text, re.DOTALL)
-    return " ".join(found[1].split()).replace("|", "\\|") if found else ""
+    italics, sentence = r"(?<![*\w])\*(?![*\s])(.+?)(?<![*\s])\*(?![*\w])", r"((?:.+?[.?!](?= |$))?)"
+    found = re.search(italics + sentence, text, re.DOTALL | re.MULTILINE)
+    if not found:
+        return ""
+    said, rest = found.groups()
+    return " ".join((said if said[-1] in ".?!" else said + rest).split()).replace("|", "\\|")
 
 
 def figures(folder: Path, out: Path, only: str = "") -> list[Path]:
     """Run folder/`only`*.ipynb and write each figure to `out`, as SVG and as PNG of twice its size on the screen.
 
-    out/index.md names the notebook, the number of the cell and what to see: the first italics after the cell.
+    out/index.md names the notebook, the number of the cell and what to see (`caption`).
     Widgets are no figures.
     """
     out.mkdir(parents=True, exist_ok=True)

@@ -170,3 +170,4 @@ def test_a_caption_is_the_first_italics_after_the_figure():
 
     assert after("*Left: a.* Right *b*") == "Left: a." and after("**Bold** and 2 * 3 * 4") == "" and after() == ""
     assert after("Text", "*later*") == ""
+    assert after("Text. *What to see:* a\nhill, 2.5 high. No more.") == "What to see: a hill, 2.5 high."
