@@ -48,16 +48,16 @@ sweep: setup
 	$(SWEEP)/lr-2e-3 --lr 2e-3
 	$(SWEEP)/lr-8e-3 --lr 8e-3
 
-# The five runs of notebook 06: this recipe, and four with one mistake each. Their logs are kept in data/curves.
+# The five runs of notebook 06: this recipe, and four that differ in one setting. Their logs are kept in data/curves.
 MISTAKE = $(BIN)/minflextok train tokenizer --preset shapes --model num_registers=8 --model dec_depth=3 --minutes 0 \
 	--steps 600 --lr 4e-3 --nested-from 0 --nested-full 0.67 --val-images 256 --eval-every 100 --log-every 20 --out runs/mistakes
 mistakes: setup
 	$(MISTAKE)/recipe
-	$(MISTAKE)/published-start --model token_std=0.02 --model latent_std=0 --model latent_penalty=0
+	$(MISTAKE)/token-std-0.02 --model token_std=0.02
 	$(MISTAKE)/nested-at-once --nested-full 0
 	$(MISTAKE)/never-nested --nested-from 1 --nested-full 1
 	$(MISTAKE)/lr-2e-2 --lr 2e-2
-	for run in recipe published-start nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
+	for run in recipe token-std-0.02 nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
 		cp runs/mistakes/$$run/metrics.jsonl runs/mistakes/$$run/run.json data/curves/$$run; done
 
 bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
