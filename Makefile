@@ -34,19 +34,8 @@ figures: setup  ## all figures of the notebooks as SVG and PNG for slides, with 
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
-# The small experiments behind the recipe, 500 steps each: make sweep DATA=path/to/cifar10-train.tar.gz
-SWEEP = $(BIN)/minflextok train tokenizer --preset cifar10-tiny --data $(or $(DATA),cifar10) --steps 500 --out runs/sweep
-sweep: setup
-	$(SWEEP)/recipe
-	$(SWEEP)/published-start --model token_std=0.02 --model latent_std=0 --model latent_penalty=0
-	$(SWEEP)/tokens-0.02 --model token_std=0.02
-	$(SWEEP)/latents-0 --model latent_std=0
-	$(SWEEP)/no-penalty --model latent_penalty=0
-	$(SWEEP)/mode-0.25 --model mode_scale=0.25
-	$(SWEEP)/nested-at-once --nested-full 0
-	$(SWEEP)/lr-1e-3 --lr 1e-3
-	$(SWEEP)/lr-2e-3 --lr 2e-3
-	$(SWEEP)/lr-8e-3 --lr 8e-3
+sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
+	$(BIN)/python benchmarks/sweep.py --data $(or $(DATA),cifar10)
 
 # The five runs of notebook 06: this recipe, and four that differ in one setting. Their logs are kept in data/curves.
 MISTAKE = $(BIN)/minflextok train tokenizer --preset shapes --model num_registers=8 --model dec_depth=3 --minutes 0 \
@@ -60,8 +49,10 @@ mistakes: setup
 	for run in recipe token-std-0.02 nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
 		cp runs/mistakes/$$run/metrics.jsonl runs/mistakes/$$run/run.json data/curves/$$run; done
 
-bench: setup  ## time, memory and FLOPs of d12-d12 against the plain path: benchmarks/results.json, benchmarks/cost.png
+bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
+	$(BIN)/python benchmarks/prior.py
 
 compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))

@@ -2,26 +2,31 @@
 
 All sample the same number of ids from the same prompt length (one position: class, or start token), in float32, in
 turns, because a machine's clock and its other users change over minutes; medians, and the lowest and highest ratio of a
-turn. On one thread the processor's time is given too, which other users of the machine change less. The Llama has the
-same width, depth, heads, hidden width, vocabulary and tied head; it differs in having rotary positions, gains in its
-norms and no QK norm. Weights are random: time does not depend on their values.
+turn. On one thread the processor's time is given too, which other users of the machine change less. "cached" is
+`Prior.generate` as users call it: with its cache, and with its weights stored for products of few rows. "as trained" is
+the cache alone; "uncached" has neither, as the loop that one writes first. The Llama has the same width, depth, heads,
+hidden width, vocabulary and tied head; it differs in having rotary positions, gains in its norms and no QK norm. Weights
+are random: time does not depend on their values. Numbers are stored as each is known.
 
-    PYTHONPATH=. python benchmarks/prior.py        # transformers is compared where it can be imported
+    python benchmarks/prior.py        # transformers is compared where it can be imported
 """
 
 import argparse
 import dataclasses
-import json
-import platform
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
+from bench import machine
 from torch import Tensor
 
 from minflextok import PRIOR_PRESETS, Prior, PriorConfig
+from minflextok.evaluate import write
+from minflextok.gpt import can_pack
 
 try:
     import transformers
@@ -29,10 +34,15 @@ except ImportError:
     transformers = None
 
 
-def ours(c: PriorConfig, B: int, use_cache: bool) -> Callable[[], Tensor]:
+def ours(c: PriorConfig, B: int, use_cache: bool = True, packed: bool = True) -> Callable[[], Tensor]:
     torch.manual_seed(0)
     prior, labels = Prior(c).eval(), torch.arange(B) % c.num_classes
-    return lambda: prior.generate(labels, generator=torch.Generator().manual_seed(1), use_cache=use_cache)
+
+    def generate() -> Tensor:
+        with patch("minflextok.prior.can_pack", can_pack if packed else lambda x: False):
+            return prior.generate(labels, generator=torch.Generator().manual_seed(1), use_cache=use_cache)
+
+    return generate
 
 
 def llama(c: PriorConfig, B: int) -> Callable[[], Tensor]:
@@ -81,9 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     if min(a.tokens, a.turns, a.threads, *a.batch) < 1:
         parser.error("give numbers of at least 1")
     torch.set_num_threads(a.threads)
-    where = {"cpu": platform.processor() or platform.machine(), "threads": a.threads, "torch": torch.__version__,
-             "transformers": transformers and transformers.__version__, "precision": "float32"}
-    print(f"{a.tokens} ids, {', '.join(f'{k} {v}' for k, v in where.items())}\n"
+    where = machine("cpu", []) | {"transformers": transformers and transformers.__version__, "busy": os.getloadavg()[0]}
+    print(f"{a.tokens} ids, medians of {a.turns} turns; {', '.join(f'{k} {v}' for k, v in where.items())} (busy: processes "
+          f"that want to run, before the start)\n"
           f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  "
           f"{'times ours [of a turn]':24}{'CPU s':>7}  times ours")
     rows = []
@@ -91,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         c = dataclasses.replace(PRIOR_PRESETS[name], num_tokens=a.tokens)
         params = sum(p.numel() for p in Prior(c).parameters())
         for B in a.batch:
-            sides = {"cached": ours(c, B, True)}
-            sides |= {} if a.no_uncached else {"uncached": ours(c, B, False)}
+            sides = {"cached": ours(c, B), "as trained": ours(c, B, packed=False)}
+            sides |= {} if a.no_uncached else {"uncached": ours(c, B, use_cache=False)}
             sides |= {"transformers": llama(c, B)} if transformers else {}
             found = compare(sides, a.tokens, a.turns)
             rows.append({"preset": name, "B": B, "params": params, **found})
@@ -100,8 +110,7 @@ def main(argv: list[str] | None = None) -> None:
                 ratio = f"{r['ratio']:.2f}x [{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]"
                 print(f"{name:14}{B:3}{params / 1e6:7.1f}M  {side:13}{r['seconds']:8.2f}  {ratio:24}"
                       f"{r['cpu_seconds']:7.2f}  {r['cpu_ratio']:.2f}x", flush=True)
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    a.out.write_text(json.dumps({"tokens": a.tokens, "turns": a.turns, "machine": where, "rows": rows}, indent=1) + "\n")
+            write({"tokens": a.tokens, "turns": a.turns, "machine": where, "rows": rows}, a.out)
     print(f"-> {a.out}")
 
 

@@ -1,4 +1,5 @@
-"""The command line: minflextok demo | train | encode | decode | reconstruct | generate | evaluate | compare | curves."""
+"""The command line: minflextok demo | train | encode | decode | reconstruct | generate | evaluate |
+evaluate-prior | compare | curves."""
 
 import argparse
 import dataclasses
@@ -83,6 +84,8 @@ def build_parser() -> argparse.ArgumentParser:
     p = stage("tokenizer", commands.train_a_tokenizer, PRESETS, "shapes", "a FlexTok")
     p.add_argument("--repa", metavar="TEACHER", help="align the decoder with a teacher's features: dinov2, or weights that "
                    "`minflextok train judge --preset teacher` made (default: no teacher)")
+    p.add_argument("--init", metavar="WEIGHTS", help="start from these weights, by name or directory; their K may differ "
+                   "(default: from scratch)")
     p.add_argument("--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on")
     p = stage("prior", commands.train_a_prior, PRIOR_PRESETS, "cifar10-tiny", "a GPT over a tokenizer's ids", skip=always)
     p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the preset's name)")
@@ -132,6 +135,30 @@ def build_parser() -> argparse.ArgumentParser:
                    help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)")
     p.add_argument("--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)")
     p.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no result (default 64)")
+    p.add_argument("--bf16", action="store_true", help="decode under bfloat16 autocast, about twice as fast")
+
+    p = command("evaluate-prior", commands.evaluate_a_prior, "Measure a prior by token count: gFID and agreement of its "
+                "samples, or captions met exactly, beside its tokenizer; bits by position; samples that share a prefix.")
+    p.add_argument("--prior", required=True, help="a directory of `minflextok train prior`, or shipped weights by name")
+    p.add_argument("--tokenizer", help="its weights by name, or a directory (default: the prior's name)")
+    p.add_argument("--data", help="whose labels or captions are asked for (default cifar10-sample; shapes for text)")
+    p.add_argument("--split", default="test", choices=["train", "held-out", "test"], help="of the data; choose samplers on "
+                   "train or held-out (what training with seed 0 leaves out), never on test (default test)")
+    p.add_argument("--num-samples", type=int, default=1000, help="by each sampler (default 1000)")
+    p.add_argument("--tokens", type=int, nargs="+", help="budgets to measure (default 1 2 4 ... K)")
+    p.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="scales of its guidance (default 1 3)")
+    p.add_argument("--temperature", type=float, nargs="+", default=[1.0], help="each with each guidance (default 1)")
+    p.add_argument("--top-k", type=int, help="sample from the k likeliest ids (default: all)")
+    p.add_argument("--top-p", type=float, help="sample from the likeliest ids that hold this share (default: all)")
+    p.add_argument("--steps", type=int, default=25, help="Euler steps of the tokenizer's decoder (default 25)")
+    p.add_argument("--decoder-guidance", type=float, default=1.0, help="scale of its guidance; 1 is none (default 1)")
+    p.add_argument("--prefix-images", type=int, default=24, help="images whose first ids are continued (default 24)")
+    p.add_argument("--judge", default="judge-cifar10", help="weights of the judge of classes (default judge-cifar10)")
+    p.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
+    p.add_argument("--bf16", action="store_true", help="decode under bfloat16 autocast, about twice as fast")
+    p.add_argument("--seed", type=int, default=0, help="seed of ids and noise (default 0)")
+    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
+    p.add_argument("--out", default="outputs/prior", help="directory for results.json and pictures (default outputs/prior)")
 
     p = command("generate", commands.generate, "Images from classes or captions, by a prior and its tokenizer.")
     asked = p.add_mutually_exclusive_group()

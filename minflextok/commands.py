@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +22,22 @@ from .data import (
     Dataset,
     Images,
     Skipped,
+    Stream,
     load_dataset,
     open_image,
     to_float,
     to_uint8,
 )
 from .evaluate import Evaluation, table, write
+from .evaluate_prior import PriorEvaluation, Sampler
 from .figures import budget_grid, image_grid, save
 from .judge import JUDGE_RECIPE, JUDGES, train_judge
 from .metrics import code_usage, psnr
 from .prior import Prior
+from .prior_report import prior_table, write_pictures
 from .stages import train_prior, train_tokenizer, train_vae
 from .tokenizer import FlexTok
+from .train import held_out
 from .vae import VAE
 
 # ---- images and ids on disk ------------------------------------------------------------------------------------------
@@ -175,7 +180,7 @@ def evaluate(a: argparse.Namespace) -> None:
     tok = load(a)
     data = load_dataset(a.data, a.split, tok.image_size)
     work = Evaluation(tok, a.weights, data, a.split, a.num_images, a.tokens, a.steps, a.guidance, a.apg, a.seed, a.features,
-                      a.judge, a.batch_size)
+                      a.judge, a.batch_size, a.bf16)
     print(work.line, flush=True)
     found = work.run(progress=sys.stderr.isatty())
     write(found, Path(a.out))
@@ -233,7 +238,8 @@ def train_a_tokenizer(a: argparse.Namespace) -> None:
     recipe, config = recipe_of(a, RECIPES[a.preset]), config_of(a, PRESETS[a.preset])
     vae = VAE.from_pretrained(a.vae) if a.vae else None
     size = config.image_size * (vae.config.downscale if vae else 1)
-    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae, a.repa)
+    train_tokenizer(config, recipe, data_of(a, size, recipe), a.out, a.device, a.quiet, vae, a.repa,
+                    init=a.init)
 
 
 def train_a_vae(a: argparse.Namespace) -> None:
@@ -254,13 +260,36 @@ def train_a_prior(a: argparse.Namespace) -> None:
     train_prior(config, recipe, tok, data_of(a, tok.image_size, recipe), a.out, a.device, a.quiet, a.crops, a.cache)
 
 
-def generate(a: argparse.Namespace) -> None:
+def load_prior(a: argparse.Namespace) -> tuple[Prior, FlexTok]:
     if a.tokenizer is None and Path(a.prior).is_dir():
         raise ValueError(f"--prior {a.prior} does not tell its tokenizer: give --tokenizer")
-    if a.samples < 1:
-        raise ValueError(f"--samples {a.samples}: give at least 1")
     prior, tok = Prior.from_pretrained(a.prior).to(a.device), FlexTok.from_pretrained(a.tokenizer or a.prior).to(a.device)
     prior.check_tokenizer(tok)
+    return prior, tok
+
+
+def evaluate_a_prior(a: argparse.Namespace) -> None:
+    prior, tok = load_prior(a)
+    name = a.data or ("shapes" if prior.config.text else "cifar10-sample")
+    data = load_dataset(name, "test" if a.split == "test" else "train", tok.image_size)
+    if a.split == "held-out":
+        if isinstance(data, Stream):
+            raise ValueError(f"--split held-out: {name} streams, and nothing of it is held out; give --split train")
+        data = data.select(held_out(len(data), TrainConfig(val_images=max(1, a.num_samples)), name)[1])
+    samplers = [Sampler(g, t, a.top_k, a.top_p) for g, t in product(a.guidance, a.temperature)]
+    work = PriorEvaluation(prior, a.prior, tok, a.tokenizer or a.prior, data, a.split, a.num_samples, a.tokens, samplers,
+                           a.steps, a.decoder_guidance, a.seed, a.judge, a.batch_size, a.prefix_images, a.bf16)
+    print(work.line, flush=True)
+    found, samples, continued = work.run(progress=sys.stderr.isatty())
+    write(found, Path(a.out) / "results.json")
+    write_pictures(found, samples, continued, Path(a.out))
+    print(f"{prior_table(found)}\nresults and pictures -> {a.out}/")
+
+
+def generate(a: argparse.Namespace) -> None:
+    if a.samples < 1:
+        raise ValueError(f"--samples {a.samples}: give at least 1")
+    prior, tok = load_prior(a)
     if prior.config.text and not a.text:
         raise ValueError('this prior takes text: give --text "a red circle", say')
     names = a.text or [prior.class_names[i] for i in prior.classes(a.classes or prior.class_names[:10])]

@@ -110,12 +110,13 @@ def run(name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, q
     if found:
         return found
     config = config_of(system, setting)
-    recipe = dataclasses.replace(RECIPES[setting.preset], steps=10**9, minutes=setting.minutes, **system.recipe)
+    recipe = dataclasses.replace(RECIPES[setting.preset], steps=10**9, minutes=setting.minutes,
+                                 processor_time=setting.device == "cpu", **system.recipe)
     teacher = setting.teacher if system.repa else None
     model = train_tokenizer(config, recipe, train, weights, setting.device, quiet, teacher=teacher, cls=system.cls)
     budgets = list(system.budgets) or config.budgets
-    found = Evaluation(model, str(weights), test, num_images=setting.num_images, budgets=budgets, judge=setting.judge
-                       ).run(progress=not quiet)
+    found = Evaluation(model, str(weights), test, num_images=setting.num_images, budgets=budgets, judge=setting.judge,
+                       bf16=True).run(progress=not quiet)
     log = [json.loads(line) for line in (weights / "metrics.jsonl").read_text().splitlines()]
     found["system"] = {"name": name, "about": system.about, "repa": teacher is not None,
                        "images_seen": max(line.get("images", 0) for line in log),

@@ -213,6 +213,7 @@ class TrainConfig:
 
     steps: int = opt(6000, "optimiser steps; warmup, cosine and nested dropout are laid out over them")
     minutes: float = opt(0.0, "wall-clock budget; where it ends first it lays out the schedule instead (0: none)")
+    processor_time: bool = opt(False, "minutes, and the time in the log, are the processor's: fair on a busy CPU")
     batch_size: int = opt(64, "images per step, over all processes together")
     micro_batch: int = opt(0, "images per forward pass and process; gradients are summed (0: all at once)")
     lr: float = opt(4e-3, "peak learning rate")
@@ -258,9 +259,10 @@ def _pixels(size: int, patch: int, dim: int, enc_depth: int, dec_depth: int, reg
 
 
 PRESETS: dict[str, TokenizerConfig] = {
-    "shapes": _pixels(16, 4, 128, 3, 3, 8, (8, 8, 8, 5)),
+    "shapes": _pixels(16, 4, 128, 3, 4, 16, (8, 8, 8, 5)),
     "cifar10-tiny": _pixels(32, 4, 128, 4, 4, 16, (8, 8, 8, 5)),
-    "cifar10": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
+    "cifar10": _pixels(32, 4, 128, 4, 4, 32, (8, 8, 8, 5)),
+    "cifar10-large": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
     "tiny-imagenet": dataclasses.replace(_pixels(16, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)), in_channels=8),  # with f4-small
     "d12-d12": _published(12, 12),
     "d18-d18": _published(18, 18),
@@ -272,7 +274,7 @@ PRESETS: dict[str, TokenizerConfig] = {
 PRIOR_PRESETS: dict[str, PriorConfig] = {
     "cifar10-tiny": PriorConfig(2560, 16, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
     "cifar10": PriorConfig(12_800, 32, 10, dim=320, depth=6, dropout=0.1),
-    "shapes": PriorConfig(2560, 8, 0, dim=192, depth=6, head_dim=32, text="words", text_dim=96, text_length=32, words=(
+    "shapes": PriorConfig(2560, 16, 0, dim=192, depth=6, head_dim=32, text="words", text_dim=96, text_length=32, words=(
         "a", "above", "below", "blue", "circle", "green", "is", "large", "left", "of", "purple", "red", "right", "small",
         "square", "the", "to", "triangle", "which", "white", "yellow")),
     **{f"ar-{size}": PriorConfig(dim=64 * depth, depth=depth) for size, depth in
@@ -296,9 +298,10 @@ _SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=
 _LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, weight_decay=0.0, beta2=0.99, ema=0.9999,
                          val_images=1024, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {
-    "shapes": TrainConfig(steps=10**9, minutes=3, eval_every=200, val_images=256),
+    "shapes": TrainConfig(steps=10**9, minutes=30, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
+    "cifar10": TrainConfig(steps=10**9, minutes=75, lr=3e-3, nested_full=0.3, eval_every=1000),
+    "cifar10-large": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "tiny-imagenet": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
     "f2-small": _SMALL_VAE, "f4-small": dataclasses.replace(_SMALL_VAE, minutes=30),

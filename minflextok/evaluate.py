@@ -111,11 +111,13 @@ class Evaluation:
 
     def __init__(self, tok: FlexTok, weights_name: str, data: Dataset, split: str = "test", num_images: int | None = None,
                  budgets: list[int] | None = None, steps: int = 25, guidance: float = 1.0, apg: bool = False, seed: int = 0,
-                 features: str = "judge", judge: str = "judge-cifar10", batch_size: int = 64):
+                 features: str = "judge", judge: str = "judge-cifar10", batch_size: int = 64, bf16: bool = False):
         """num_images: the first so many of `data` (default: all, at most 10,000). features: the space of rFID, "judge"
-        or "inception". judge: weights of the Judge, which also tells classes. Raises ValueError, or OSError offline."""
+        or "inception". judge: weights of the Judge, which also tells classes. bf16: decode (not encode) under bfloat16
+        autocast, about twice as fast. Raises ValueError, or OSError offline."""
         K, has = tok.config.num_registers, None if isinstance(data, Stream) else len(data)
         self.tok, self.data, self.steps, self.guidance, self.apg, self.seed = tok, data, steps, guidance, apg, seed
+        self.bf16 = bf16
         self.budgets, self.batch_size = budgets or tok.config.budgets, batch_size
         self.num = min(10_000, has or 10_000) if num_images is None else num_images
         for k in self.budgets:
@@ -147,6 +149,7 @@ class Evaluation:
                          "encoding": encoding(data), "images": self.num, "samples_per_image": 1,
                          "reference": "the originals", "features": space, "judge": judge if self.judge else None,
                          "steps": steps, "guidance": guidance, "apg": bool(apg), "seed": seed, "device": str(device),
+                         "precision": "bfloat16 autocast" if bf16 else str(tok.encoder.registers.dtype).split(".")[-1],
                          "torch": torch.__version__}
 
     @property
@@ -157,7 +160,7 @@ class Evaluation:
                 f"{p['images']} originals, in {p['features']}; data: the first {p['images']} of {p['data']}, {p['split']} "
                 f"split, {p['encoding']}; weights {p['weights']}, sha256 {p['weights_sha256'][:12]}; {p['steps']} Euler "
                 f"steps, guidance {p['guidance']:g}{' (APG)' if p['apg'] else ''}, seed {p['seed']}, noise from (seed, "
-                f"image number); {p['device']}, torch {p['torch']}")
+                f"image number); {p['precision']}, {p['device']}, torch {p['torch']}")
 
     @torch.no_grad()
     def run(self, progress: bool = False) -> dict:
@@ -176,7 +179,8 @@ class Evaluation:
             original.update(images, None, labels, self.features(images), self.judge(images) if self.judge else None)
             for k, score in scores.items():
                 start = time.perf_counter()
-                made = self.tok.decode(ids[:, :k], steps=self.steps, guidance=self.guidance, apg=self.apg, noise=noise)
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                    made = self.tok.decode(ids[:, :k], steps=self.steps, guidance=self.guidance, apg=self.apg, noise=noise)
                 made = to_float(to_uint8(made).cpu()).to(device)  # by way of the CPU, so that the clock has seen it all
                 score.seconds += time.perf_counter() - start
                 score.update(made, images, labels, self.features(made), self.judge(made) if self.judge else None)

@@ -187,7 +187,7 @@ class Prior(nn.Module):
             return sample(logits, u, temperature, top_k, top_p)
 
         rows = B * (2 if any(s != 1 for s in scales.values()) else 1)
-        pays = rows * (n - j) >= 32 and rows * c.dim >= 256  # packing takes time, and a packed product longer to start
+        pays = rows * (n - j) >= 32  # packing takes time
         with torch.inference_mode():
             model = self._packed(rows) if use_cache and pays and can_pack(self.positions) else self
             ids = model._generate(conditions, prefix, n, scales, use_cache, choose)

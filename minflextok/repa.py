@@ -19,12 +19,17 @@ Teacher = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> featur
 
 
 class Repa(nn.Module):
-    """A 3-layer MLP from the decoder's width to the teacher's, and the loss 1 - cosine similarity, a mean over patches."""
+    """A 3-layer MLP from the decoder's width to the teacher's, and the loss 1 - cosine similarity, a mean over patches.
 
-    def __init__(self, dim: int, teacher_dim: int):
+    mean (teacher_dim,): what the teacher gives on average. It is taken off, since what all images share would make all
+    cosines near 1 (features after a ReLU have no negative ones).
+    """
+
+    def __init__(self, dim: int, mean: Tensor):
         super().__init__()
+        self.register_buffer("mean", mean)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.SiLU(), nn.Linear(4 * dim, 4 * dim), nn.SiLU(),
-                                 nn.Linear(4 * dim, teacher_dim))
+                                 nn.Linear(4 * dim, len(mean)))
 
     def forward(self, patches: Tensor, features: Tensor) -> Tensor:
         """patches (B, P, D) of a grid in row-major order, features (B, teacher_dim, h, w) of the same images -> scalar.
@@ -33,7 +38,7 @@ class Repa(nn.Module):
         """
         h = round((patches.shape[1] * features.shape[2] / features.shape[3]) ** 0.5)  # both grids have one aspect ratio
         target = F.interpolate(features.float(), (h, patches.shape[1] // h), mode="bilinear", antialias=True)
-        target = target.flatten(2).transpose(1, 2)  # (B, P, teacher_dim)
+        target = target.flatten(2).transpose(1, 2) - self.mean  # (B, P, teacher_dim)
         return 1 - F.cosine_similarity(self.mlp(patches).float(), target, dim=-1).mean()
 
 

@@ -162,8 +162,12 @@ class Verdict:
 
 def check(image: np.ndarray, text: str) -> Verdict:
     """Does the image (3, S, S) uint8 show exactly what the caption says?"""
+    return check_scene(read_scene(image), text)
+
+
+def check_scene(found: list[Thing], text: str) -> Verdict:
+    """Are these things exactly what the caption says?"""
     wanted, relations = parse_caption(text)
-    found = read_scene(image)
     rest, missing = list(found), []
     matched: list[Thing | None] = []
     for want in wanted:

@@ -29,7 +29,7 @@ from .tokenizer import FlexTok
 from .train import Run, fit, held_out
 from .vae import VAE, kl_divergence
 from .vae_loss import Distance, VAEObjective, gradient_distance, vgg16_distance
-from .weights import fingerprint
+from .weights import fingerprint, start_from
 
 
 def nested_prob(progress: float, c: TrainConfig) -> float:
@@ -165,11 +165,11 @@ def tokenizer_picture(tok: FlexTok, images: Tensor, vae: VAE | None, path: Path,
 
 def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset, out: str | Path, device: str | None = None,
                     quiet: bool = False, vae: VAE | None = None, teacher: Teacher | str | None = None,
-                    cls: type[FlexTok] = FlexTok) -> FlexTok:
+                    cls: type[FlexTok] = FlexTok, init: str | None = None) -> FlexTok:
     """Train a FlexTok on uint8 images (by way of a frozen VAE, where in_channels != 3); returns it with averaged weights.
 
     teacher: aligns the decoder with its features of the images (REPA); as for `load_teacher`, or a function. cls: the
-    model, FlexTok or a baseline.
+    model, FlexTok or a baseline. init: weights to start from, of a model that may differ in its number of registers.
     `out` gets what `fit` writes, samples/*.png, and at the end weights for `FlexTok.from_pretrained(out)`.
     """
     procs, out, c = Processes(device), Path(out), recipe
@@ -184,12 +184,17 @@ def train_tokenizer(config: TokenizerConfig, recipe: TrainConfig, data: Dataset,
     torch.manual_seed(c.seed)
     tok = cls(config)
     told = data.name  # what a resumed run must have in common, beside the configs
+    if init is not None:
+        start_from(tok, cls.from_pretrained(init), init)
+        told += f" from {init} {tok.fingerprint()}"
     if teacher is not None:
         told += f" with REPA by {teacher if isinstance(teacher, str) else 'a function'}"
         teacher = load_teacher(teacher, procs.device) if isinstance(teacher, str) else teacher
         if config.repa_block >= config.dec_depth:
             raise ValueError(f"repa_block={config.repa_block}: this decoder's blocks are 0 to {config.dec_depth - 1}")
-        tok.repa = Repa(config.dec_dim, teacher(to_float(val[:1]).to(procs.device)).shape[1])
+        with torch.no_grad():
+            means = [teacher(to_float(x).to(procs.device)).float().mean((0, 2, 3)) for x in val.split(64)]
+        tok.repa = Repa(config.dec_dim, torch.stack(means).mean(0))
     if vae is not None:
         tok.attach(vae.to(procs.device)).vae = None  # checks that the two fit; the loop holds the tokenizer alone
         told += f" through VAE {fingerprint(vae.state_dict())} scaled by {vae.config.scaling_factor:.6g}"

@@ -59,7 +59,8 @@ class Run:
         self.c, self.procs, self.device, self.model = c, procs, procs.device, model.to(procs.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = make_optimizer(self.model, c)
-        self.step, self.seconds, self.clock = 0, 0.0, time.perf_counter()
+        self.now = time.process_time if c.processor_time else time.perf_counter
+        self.step, self.seconds, self.clock = 0, 0.0, self.now()
         self.window: list[Tensor] = []  # loss and gradient norm of each step since the last log line
 
     @property
@@ -78,7 +79,8 @@ class Run:
 
     def tick(self) -> None:
         """Add the time since the last call; all processes must agree on it where it ends the run."""
-        self.seconds, self.clock = self.seconds + time.perf_counter() - self.clock, time.perf_counter()
+        now = self.now()
+        self.seconds, self.clock = self.seconds + now - self.clock, now
         if self.c.minutes:
             self.seconds = self.procs.mean(self.seconds)
 

@@ -28,10 +28,12 @@ def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = No
     part = directory / f".model.{os.getpid()}.part"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(state, part, metadata={"minflextok": type(model).__name__})  # one key: the order of several is random
-        os.replace(part, directory / "model.safetensors")
         part.write_text(to_json(model.config))
+        mode = part.stat().st_mode
         os.replace(part, directory / "config.json")
+        save_file(state, part, metadata={"minflextok": type(model).__name__})  # one key: the order of several is random
+        part.chmod(mode)  # safetensors makes files that their owner alone can read
+        os.replace(part, directory / "model.safetensors")
     except (OSError, SafetensorError) as e:
         raise OSError(f"could not write weights to {directory} ({e}): is the disk full or read-only?") from None
     finally:
@@ -84,6 +86,23 @@ def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dty
     if held != cls.__name__:
         raise ValueError(f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained")
     return build(cls, config, read_tensors(file, dtype), file).to(dtype)
+
+
+@torch.no_grad()
+def start_from(model: nn.Module, other: nn.Module, source: str | Path) -> None:
+    """Copy the weights of `other` into `model`; both may have more rows of something (registers), which stay as they are.
+
+    Raises ValueError, and changes nothing, where another difference than a number of rows stands between them.
+    """
+    mine, theirs = model.state_dict(), other.state_dict()
+    for name in sorted(mine.keys() | theirs.keys()):
+        a, b = (s[name].shape if name in s else None for s in (mine, theirs))
+        if a is None or b is None or a[1:] != b[1:] or (a != b and len(a) < 2):
+            raise ValueError(f"cannot start from {source}: {name} is {tuple(b) if b else 'absent'} there and "
+                             f"{tuple(a) if a else 'absent'} here; only the number of registers may differ")
+    for name, tensor in mine.items():
+        rows = min(len(tensor), len(theirs[name])) if tensor.dim() else None
+        tensor[:rows].copy_(theirs[name][:rows]) if tensor.dim() else tensor.copy_(theirs[name])
 
 
 class NothingToDraw(TorchFunctionMode):

@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not part of the package
 
 import bench
 import plain
+import prior
 from flops import decode_flops, encoder_flops, velocity_flops
 
 
@@ -83,10 +84,20 @@ def test_bench_runs_and_finds_no_difference(tmp_path):
     out = tmp_path / "results.json"
     bench.main(["--preset", "shapes", "--quick", "--device", "cpu", "--threads", "1", "--out", str(out)])
     found = json.loads(out.read_text())
-    assert [(r["what"], r["k"]) for r in found["rows"][1:]] == [("encode", 1), ("encode", 8), ("decode, 2", 1), ("decode, 2", 8)]
+    assert [(r["what"], r["k"]) for r in found["rows"][1:]] == [("encode", 1), ("encode", 16), ("decode, 2", 1),
+                                                               ("decode, 2", 16)]
     assert found["rows"][0]["what"] == "train"
     for row in found["rows"]:
         assert row["difference"] < 1e-4 and row["ours_s"] > 0 and row["ours_flops"] <= row["plain_flops"], row
     assert found["rows"][1]["plain_mb"] > 0
-    assert found["cost"]["k"] == [1, 2, 4, 8] and found["cost"]["positions"] == [18, 19, 21, 24]
+    assert found["cost"]["k"] == [1, 2, 4, 8, 16] and found["cost"]["positions"] == [18, 19, 21, 25, 32]
     assert (tmp_path / "cost.png").stat().st_size > 1000
+
+
+def test_bench_of_the_prior_compares_every_side(tmp_path, capsys):
+    out = tmp_path / "prior.json"
+    prior.main(["--presets", "cifar10-tiny", "--tokens", "40", "--batch", "1", "--turns", "1", "--threads", "1", "--out", str(out)])
+    found, printed = json.loads(out.read_text()), capsys.readouterr().out
+    (row,) = found["rows"]
+    assert {"cached", "as trained", "uncached"} <= row.keys() and row["cached"]["ratio"] == 1 < row["uncached"]["ratio"]
+    assert found["machine"]["threads"] == 1 and "medians of 1 turns" in printed and "threads 1" in printed

@@ -114,7 +114,7 @@ def test_ids_of_a_longer_vocabulary_are_refused(tmp_path, weights):
 
 
 @pytest.mark.parametrize("command", [[], ["demo"], ["train"], ["train", "tokenizer"], ["train", "vae"], ["train", "judge"], ["encode"], ["decode"],
-                                     ["reconstruct"], ["evaluate"], ["compare"], ["train", "prior"], ["generate"], ["curves"]])
+                                     ["reconstruct"], ["evaluate"], ["evaluate-prior"], ["compare"], ["train", "prior"], ["generate"], ["curves"]])
 def test_help_describes_every_flag(command, capsys):
     with pytest.raises(SystemExit) as e:
         main([*command, "--help"])

@@ -221,13 +221,21 @@ def test_packed_weights_are_the_same_weights(kind, monkeypatch):
     prior, cond = PRIORS[kind]
     prepared = prior.prepare(cond)
     with torch.inference_mode():
-        torch.testing.assert_close(prior._packed(3).logits(ids[:, :-1], prepared), prior.logits(ids[:, :-1], prepared),
-                                   atol=1e-4, rtol=1e-4)
+        for rows in (1, 3):  # one row has its weights transposed
+            torch.testing.assert_close(prior._packed(rows).logits(ids[:, :-1], prepared),
+                                       prior.logits(ids[:, :-1], prepared), atol=1e-4, rtol=1e-4)
     assert isinstance(prior.blocks[0].attn.wqkv, torch.nn.Linear) and prior.packed_head is None
+    long = small(dataclasses.replace(prior.config, num_tokens=40))
+    calls, real = [], Prior._packed
+    monkeypatch.setattr(Prior, "_packed", lambda self, rows: calls.append(rows) or real(self, rows))
     many = [*cond] * 6 if kind == "text" else cond.repeat(6)
-    packed = prior.generate(many, generator=g())
+    work = [lambda: prior.generate(many, generator=g()), lambda: long.generate(cond[:1], generator=g()),
+            lambda: long.generate(cond[:1], guidance=2.0, generator=g())]
+    packed = [f() for f in work]
+    assert calls == [18, 1, 2]
     monkeypatch.setattr("minflextok.prior.can_pack", lambda x: False)
-    assert torch.equal(packed, prior.generate(many, generator=g()))
+    assert all(torch.equal(ids, f()) for ids, f in zip(packed, work, strict=True))
+    assert torch.equal(packed[1], long.generate(cond[:1], generator=g(), use_cache=False))
 
 
 def test_generation_in_bfloat16_and_under_autocast():

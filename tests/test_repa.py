@@ -21,12 +21,12 @@ def teacher(images):
 
 def test_the_loss_by_loops():
     torch.manual_seed(0)
-    repa, patches, features = Repa(6, 5), torch.randn(2, 12, 6), torch.randn(2, 5, 3, 4)
+    repa, patches, features = Repa(6, torch.randn(5)), torch.randn(2, 12, 6), torch.randn(2, 5, 3, 4)
     projected, total = repa.mlp(patches), 0.0
     for b in range(2):
         for row in range(3):
             for column in range(4):
-                a, t = projected[b, 4 * row + column], features[b, :, row, column]
+                a, t = projected[b, 4 * row + column], features[b, :, row, column] - repa.mean
                 total += 1 - (a @ t / (a.norm() * t.norm())).item()
     assert repa(patches, features).item() == pytest.approx(total / 24, abs=1e-6)
     assert repa(torch.randn(2, 48, 6), features).isfinite()  # a finer grid of patches
@@ -35,7 +35,7 @@ def test_the_loss_by_loops():
 def test_it_reaches_the_early_decoder_and_the_tokens_but_not_later_blocks(images):
     tok = randomised()
     tok.config = dataclasses.replace(TINY, repa_block=0, repa_weight=2.0)
-    tok.repa = Repa(64, 8)
+    tok.repa = Repa(64, torch.zeros(8))
     draws = tok.draw(images, 0.0, torch.Generator().manual_seed(0))
     with_it, without = tok(images, *draws, teacher(images)), tok(images, *draws)
     (with_it - without).backward()

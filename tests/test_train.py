@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, changed, killed_after, lines, same
 
 from minflextok import FlexTok, TrainConfig
-from minflextok.data import Images
+from minflextok.data import Images, to_float
 from minflextok.run import load_checkpoint, save_checkpoint
 from minflextok.stages import nested_prob, train_tokenizer
 from minflextok.train import lr_factor, make_optimizer, update_ema
@@ -151,6 +151,20 @@ def test_data_that_does_not_fit(tmp_path):
         run(tmp_path, config=changed(image_size=16))
     with pytest.raises(ValueError, match="at least 10"):
         run(tmp_path, data=data(5))
+
+
+def test_a_run_starts_from_other_weights_that_may_have_fewer_registers(tmp_path):
+    few = run(tmp_path / "few")  # K = 6
+    more = dataclasses.replace(TINY, num_registers=9)
+    still = dataclasses.replace(RECIPE, steps=1, lr=1e-12)
+    tok = run(tmp_path / "more", still, more, init=str(tmp_path / "few"))
+    x = to_float(data(4).images)
+    assert torch.equal(tok.encode(x)[:, :6], few.encode(x))  # registers look back only: the first six say what they said
+    assert not torch.equal(tok.encoder.registers[6], tok.encoder.registers[7])
+    with pytest.raises(ValueError, match=r"cannot start from .*few: decoder.blocks.2.* is absent there"):
+        run(tmp_path / "deep", still, dataclasses.replace(TINY, dec_depth=3), init=str(tmp_path / "few"))
+    with pytest.raises(ValueError, match=r"from .*few [0-9a-f]+' there, 'noise' here"):
+        run(tmp_path / "more", still, more)
 
 
 def test_minutes_end_a_run(tmp_path):

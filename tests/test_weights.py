@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TINY
 from torch import nn
 
 from minflextok import PRESETS, FlexTok
@@ -67,3 +67,9 @@ def test_card_and_config_travel_with_the_weights():
         for said in ("Data", "Command", "Time", "Hardware", "test split", "JPEG"):
             assert said in card, said
     assert (ROOT / "data/demo.png").exists()
+
+
+def test_others_can_read_what_is_saved(tmp_path):
+    FlexTok(TINY).save_pretrained(tmp_path)
+    modes = {f.name: f.stat().st_mode for f in tmp_path.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
