@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test notebooks student lab sweep bench compare clean
+.PHONY: setup demo test notebooks student figures lab sweep mistakes bench compare clean
 
 setup: .venv/.ready
 
@@ -19,19 +19,35 @@ test: setup  ## linter, all tests, all notebooks in their fast mode
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
 
-notebooks: setup  ## make the notebooks from their solutions, run all in full and store their outputs
+notebooks: setup  ## make the notebooks from their solutions, run all in full, store their outputs, mark what tests compare
 	$(BIN)/python -m minflextok.course build
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/python -m minflextok.course stable
 
 student: setup  ## the notebooks without solutions and outputs, for a class: student/
 	$(BIN)/python -m minflextok.course student
+
+figures: setup  ## all figures of the notebooks as SVG and PNG for slides, with an index: figures/ (one notebook: make figures ONLY=05)
+	$(BIN)/python -m minflextok.course figures $(ONLY)
 
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
 sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
 	$(BIN)/python benchmarks/sweep.py --data $(or $(DATA),cifar10)
+
+# The five runs of notebook 06: this recipe, and four that differ in one setting. Their logs are kept in data/curves.
+MISTAKE = $(BIN)/minflextok train tokenizer --preset shapes --model num_registers=8 --model dec_depth=3 --minutes 0 \
+	--steps 600 --lr 4e-3 --nested-from 0 --nested-full 0.67 --val-images 256 --eval-every 100 --log-every 20 --out runs/mistakes
+mistakes: setup
+	$(MISTAKE)/recipe
+	$(MISTAKE)/token-std-0.02 --model token_std=0.02
+	$(MISTAKE)/nested-at-once --nested-full 0
+	$(MISTAKE)/never-nested --nested-from 1 --nested-full 1
+	$(MISTAKE)/lr-2e-2 --lr 2e-2
+	for run in recipe token-std-0.02 nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
+		cp runs/mistakes/$$run/metrics.jsonl runs/mistakes/$$run/run.json data/curves/$$run; done
 
 bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
@@ -42,4 +58,4 @@ compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=t
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv outputs figures

@@ -27,10 +27,15 @@ SOLUTION = re.compile(r"^([ \t]*)# BEGIN SOLUTION\n.*?^[ \t]*# END SOLUTION$", r
 # ---- notebooks ---------------------------------------------------------------------------------------------------------
 
 def student_version(solutions: NotebookNode, stored: NotebookNode | None = None) -> NotebookNode:
-    """The notebook without its solutions. Cells that are in `stored` already, to the letter, keep their outputs."""
+    """The notebook without its solutions. Cells that are in `stored` already, to the letter, keep their outputs.
+
+    It lies one folder above its solutions, so its links `../x` become `x`.
+    """
     nb = copy.deepcopy(solutions)
     nb.cells = [cell for cell in nb.cells if "solution-only" not in cell.metadata.get("tags", [])]
     for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](../", "](")
         if cell.cell_type == "code":
             cell.source = SOLUTION.sub(rf"\g<1>{STUB}", cell.source)
             if "# BEGIN SOLUTION" in cell.source or "# END SOLUTION" in cell.source:
@@ -142,16 +147,29 @@ def _show(x: Any) -> str:
     return getattr(x, "__name__", repr(x))
 
 
+def misconceptions() -> list[str]:
+    """All hints of all exercises, which is what a teacher should expect to hear."""
+    return [line for name in exercises.names() for line in
+            ("", name, *(f"  - {hint}" for _, hint in exercises.find(name).misconceptions))]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m minflextok.course", description=__doc__)
-    parser.add_argument("command", choices=["build", "student"],
-                        help="build: notebooks/ from notebooks/solutions/; student: student/, without outputs either")
+    from .outputs import figures, stable  # learners do without
+
     folder = Path("notebooks")
-    command = parser.parse_args().command
+    commands = {"build": lambda only: build(folder), "student": lambda only: strip(folder, Path("student")),
+                "stable": lambda only: stable(folder, only), "figures": lambda only: figures(folder, Path("figures"), only),
+                "misconceptions": lambda only: misconceptions()}
+    parser = argparse.ArgumentParser(prog="python -m minflextok.course", description=__doc__)
+    parser.add_argument("command", choices=list(commands), help=(
+        "build: notebooks/ from notebooks/solutions/; student: student/, without outputs either; stable: mark what tests "
+        "compare; figures: all figures as SVG and PNG, with an index; misconceptions: the hints of all exercises"))
+    parser.add_argument("only", nargs="?", default="", help="figures, stable: only notebooks whose name starts so")
+    a = parser.parse_args()
     if not folder.is_dir():
         parser.error("no folder notebooks/ here: run it from the root of the repository")
-    for path in build(folder) if command == "build" else strip(folder, Path("student")):
-        print(path)
+    for line in commands[a.command](a.only):
+        print(line)
 
 
 if __name__ == "__main__":

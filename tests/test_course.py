@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT
 
 from minflextok import exercises
-from minflextok.course import STUB, build, check, strip, student_version
+from minflextok.course import STUB, build, check, misconceptions, strip, student_version
 
 FOLDER = ROOT / "notebooks"
 SOURCES = sorted((FOLDER / "solutions").glob("*.ipynb"))
@@ -43,6 +43,18 @@ def test_the_student_sees_no_solution():
     namespace = {}
     exec(nb.cells[2].source.replace("print", "str"), namespace)  # a stub is Python
     assert namespace["f"](1) is None
+
+
+def test_links_of_a_source_are_moved_one_folder_up():
+    nb = toy()
+    nb.cells[0].source = "[a](../README.md#x) and [b](../../minflextok/fsq.py), `](../`"
+    assert student_version(nb).cells[0].source.startswith("[a](README.md#x) and [b](../minflextok/fsq.py)")
+
+
+def test_all_hints_can_be_listed():
+    lines = misconceptions()
+    assert [line for line in lines if line and not line.startswith("  - ")] == EXERCISES
+    assert f"  - {exercises.find('flow.pair').misconceptions[0][1]}" in lines
 
 
 @pytest.mark.parametrize("line", ["# BEGIN SOLUTION", "# END SOLUTION"])
