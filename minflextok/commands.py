@@ -278,7 +278,7 @@ def evaluate_a_prior(a: argparse.Namespace) -> None:
         data = data.select(held_out(len(data), TrainConfig(val_images=max(1, a.num_samples)), name)[1])
     samplers = [Sampler(g, t, a.top_k, a.top_p) for g, t in product(a.guidance, a.temperature)]
     work = PriorEvaluation(prior, a.prior, tok, a.tokenizer or a.prior, data, a.split, a.num_samples, a.tokens, samplers,
-                           a.steps, a.decoder_guidance, a.seed, a.judge, a.batch_size, a.prefix_images)
+                           a.steps, a.decoder_guidance, a.seed, a.judge, a.batch_size, a.prefix_images, a.bf16)
     print(work.line, flush=True)
     found, samples, continued = work.run(progress=sys.stderr.isatty())
     write(found, Path(a.out) / "results.json")

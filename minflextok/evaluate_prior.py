@@ -95,14 +95,16 @@ class PriorEvaluation:
     def __init__(self, prior: Prior, prior_name: str, tok: FlexTok, tok_name: str, data: Dataset, split: str = "test",
                  num_samples: int = 1000, budgets: list[int] | None = None, samplers: list[Sampler] | None = None,
                  steps: int = 25, decoder_guidance: float = 1.0, seed: int = 0, judge: str = "judge-cifar10",
-                 batch_size: int = 64, prefix_images: int = 24):
+                 batch_size: int = 64, prefix_images: int = 24, bf16: bool = False):
         """A sample for the class or caption of each of the first num_samples images of `data`, by each sampler (default:
         guidance 1 and 3), decoded at each of `budgets`. prefix_images: how many of them lend the prefixes that are
-        continued (0: none). judge: for a prior that takes classes. Raises ValueError; OSError offline."""
+        continued (0: none). judge: for a prior that takes classes. bf16: decode under bfloat16 autocast, about twice as
+        fast. Raises ValueError; OSError offline."""
         prior.check_tokenizer(tok)
         c, has = prior.config, None if isinstance(data, Stream) else len(data)
         self.prior, self.tok, self.data, self.num, self.prefix_images = prior, tok, data, num_samples, prefix_images
         self.steps, self.decoder_guidance, self.seed, self.batch_size = steps, decoder_guidance, seed, batch_size
+        self.bf16 = bf16
         self.budgets, self.samplers = budgets or c.budgets, samplers or [Sampler(1.0), Sampler(3.0)]
         for k in self.budgets:
             if not 1 <= k <= c.num_tokens:
@@ -127,7 +129,8 @@ class PriorEvaluation:
             "kind": "text" if c.text else "class", "prior": prior_name, "prior_sha256": sha256(prior_name, "prior-"),
             "tokenizer": tok_name, "tokenizer_sha256": sha256(tok_name), "data": data.name, "split": split,
             "encoding": encoding(data), "samples": num_samples, "samplers": [str(s) for s in self.samplers],
-            "scored": scored, "steps": steps, "decoder_guidance": decoder_guidance, "seed": seed,
+            "scored": scored, "steps": steps, "decoder_guidance": decoder_guidance,
+            "precision": "bfloat16 autocast" if bf16 else "float32", "seed": seed,
             "device": str(prior.positions.device), "torch": torch.__version__}
 
     def _read_captions(self) -> None:
@@ -156,15 +159,16 @@ class PriorEvaluation:
         return (f"protocol: {p['samples']} samples (1 a {'caption' if p['kind'] == 'text' else 'label'}, rounded to 8 bits) "
                 f"of prior {p['prior']}, sha256 {p['prior_sha256'][:12]}, by {' | '.join(p['samplers'])}; tokenizer "
                 f"{p['tokenizer']}, sha256 {p['tokenizer_sha256'][:12]}, {p['steps']} Euler steps, guidance "
-                f"{p['decoder_guidance']:g}; conditions of the first {p['samples']} of {p['data']}, {p['split']} split, "
-                f"{p['encoding']}; {p['scored']}; beside reconstructions of the same images; seed {p['seed']}; "
-                f"{p['device']}, torch {p['torch']}")
+                f"{p['decoder_guidance']:g}, {p['precision']}; conditions of the first {p['samples']} of {p['data']}, "
+                f"{p['split']} split, {p['encoding']}; {p['scored']}; beside reconstructions of the same images; "
+                f"seed {p['seed']}; {p['device']}, torch {p['torch']}")
 
     # ---- the work ------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Tensor, noise: Tensor) -> Tensor:
         """ids (B, k) -> images (B, 3, H, W) uint8 on the CPU."""
-        return to_uint8(self.tok.decode(ids, self.steps, self.decoder_guidance, noise=noise)).cpu()
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16):
+            return to_uint8(self.tok.decode(ids, self.steps, self.decoder_guidance, noise=noise)).cpu()
 
     def score(self, scores: Scores | CaptionScores, images: Tensor, labels: Tensor | None, rows: slice) -> None:
         """Add images (B, 3, H, W) uint8 of these rows of the data to their scores."""
