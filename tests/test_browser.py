@@ -29,7 +29,7 @@ from minflextok.data import load_dataset, to_float
 HOW = """.venv/bin/pip install -e ".[browser]", then .venv/bin/playwright install chromium (or your system's chromium)"""
 api = pytest.importorskip("playwright.sync_api", reason=f"no Playwright: {HOW}")
 
-NOTEBOOKS = ("00_quickstart",)  # those of the course that have widgets
+NOTEBOOKS = ("00_quickstart", "07_token_budget", "08_prior", "09_text")  # those of the course that have widgets
 SHOTS = ROOT / "outputs" / "browser"
 SIX = """
 import torch
@@ -140,7 +140,7 @@ def opened(lab, browser):
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
         page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
         page.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()  # a stored notebook has numbers already
-        api.expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(0, timeout=SLOW)
+        api.expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(0, timeout=4 * SLOW)
         assert page.locator("[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*='error']").count() == 0
         return page
 
