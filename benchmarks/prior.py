@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     if min(a.tokens, a.turns, a.threads, *a.batch) < 1:
         parser.error("give numbers of at least 1")
     torch.set_num_threads(a.threads)
-    where = machine("cpu", []) | {"transformers": transformers and transformers.__version__, "busy": os.getloadavg()[0]}
+    where = machine("cpu", []) | {"transformers": transformers and transformers.__version__,
+                                  "busy": round(os.getloadavg()[0], 1)}
     print(f"{a.tokens} ids, medians of {a.turns} turns; {', '.join(f'{k} {v}' for k, v in where.items())} (busy: processes "
           f"that want to run, before the start)\n"
           f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  "

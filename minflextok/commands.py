@@ -228,7 +228,8 @@ def config_of(a: argparse.Namespace, preset):
 
 def data_of(a: argparse.Namespace, size: int, recipe: TrainConfig) -> Dataset:
     """The train split of --data, or of the data that the preset is meant for."""
-    default = {"shapes": "shapes", **dict.fromkeys(("cifar10-tiny", "cifar10", "f2-small", *JUDGES), "cifar10")}
+    cifar = ("cifar10-tiny", "cifar10", "cifar10-large", "f2-small", *JUDGES)
+    default = {"shapes": "shapes", **dict.fromkeys(cifar, "cifar10")}
     if not (a.data or a.preset in default):
         raise ValueError(f"preset {a.preset} has no default data: give --data")
     return load_dataset(a.data or default[a.preset], "train", size, recipe.workers)

@@ -273,10 +273,11 @@ PRESETS: dict[str, TokenizerConfig] = {
 # 1.327B), what blocks of width 64 * depth hold without embeddings; so that is what we take.
 PRIOR_PRESETS: dict[str, PriorConfig] = {
     "cifar10-tiny": PriorConfig(2560, 16, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
-    "cifar10": PriorConfig(12_800, 32, 10, dim=320, depth=6, dropout=0.1),
-    "shapes": PriorConfig(2560, 16, 0, dim=192, depth=6, head_dim=32, text="words", text_dim=96, text_length=32, words=(
-        "a", "above", "below", "blue", "circle", "green", "is", "large", "left", "of", "purple", "red", "right", "small",
-        "square", "the", "to", "triangle", "which", "white", "yellow")),
+    "cifar10": PriorConfig(2560, 32, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
+    "cifar10-large": PriorConfig(12_800, 32, 10, dim=320, depth=6, dropout=0.1),
+    "shapes": PriorConfig(2560, 16, 0, dim=192, depth=6, head_dim=32, dropout=0.1, text="words", text_dim=96, text_length=32,
+                          words=("a", "above", "below", "blue", "circle", "green", "is", "large", "left", "of", "purple",
+                                 "red", "right", "small", "square", "the", "to", "triangle", "which", "white", "yellow")),
     **{f"ar-{size}": PriorConfig(dim=64 * depth, depth=depth) for size, depth in
        (("49m", 10), ("85m", 12), ("201m", 16), ("393m", 20), ("679m", 24), ("1.33b", 30))},
 }
@@ -298,9 +299,9 @@ _SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=
 _LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, weight_decay=0.0, beta2=0.99, ema=0.9999,
                          val_images=1024, log_every=100, eval_every=5000, workers=12)
 RECIPES: dict[str, TrainConfig] = {
-    "shapes": TrainConfig(steps=10**9, minutes=30, eval_every=200, val_images=256),
+    "shapes": TrainConfig(steps=4900, eval_every=200, val_images=256),
     "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(steps=10**9, minutes=75, lr=3e-3, nested_full=0.3, eval_every=1000),
+    "cifar10": TrainConfig(steps=8800, lr=3e-3, nested_full=0.3, eval_every=1000),  # with --init, --repa: see its card
     "cifar10-large": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "tiny-imagenet": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
     "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
@@ -311,9 +312,10 @@ RECIPES: dict[str, TrainConfig] = {
 _LARGE_PRIOR = TrainConfig(steps=250_000, batch_size=1024, lr=3e-4, warmup=5000, weight_decay=0.05, ema=0.9999, flip=True,
                            val_images=2048, log_every=100, eval_every=5000, workers=12)
 PRIOR_RECIPES: dict[str, TrainConfig] = {
-    "cifar10-tiny": TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=True),
-    "cifar10": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, weight_decay=0.05, flip=True,
-                           val_images=2048, eval_every=1000),
+    **dict.fromkeys(("cifar10-tiny", "cifar10"), TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3,
+                                                             weight_decay=0.05, flip=True)),
+    "cifar10-large": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, weight_decay=0.05,
+                                 flip=True, val_images=2048, eval_every=1000),
     "shapes": TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=False),
     **{name: _LARGE_PRIOR for name in PRIOR_PRESETS if name.startswith("ar-")},
 }

@@ -1,7 +1,8 @@
 """How good a prior is, token by token: `minflextok evaluate-prior`. It says first what it measures, and on what.
 
-Samples are held against what the tokenizer itself can do at the same length, on the same images: its reconstructions are
-the best that any prior could give it to decode. Classes are told by the judge; captions of `shapes` are checked exactly.
+Samples are held against what the tokenizer itself does at the same length with as many real images. That is a yardstick,
+not a bound: a prior writes what is typical, which may be easier to decode and to recognise than what is real. Classes are
+told by the judge; captions of `shapes` are checked exactly.
 """
 
 import hashlib

@@ -1,5 +1,7 @@
 """The Transformer of the prior: causal attention that can remember, attention to a text."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -103,10 +105,10 @@ def can_pack(x: Tensor) -> bool:
             and not torch.is_autocast_enabled("cpu") and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
-def pack(module: nn.Module, rows: int) -> None:
-    """Replace all Linears in a module by packed ones, best for so many rows at a time."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, PackedLinear(child.weight, rows))
-        else:
-            pack(child, rows)
+def packed(module: nn.Module, rows: int) -> nn.Module:
+    """A copy whose Linears are packed, best for so many rows at a time; all else is shared."""
+    if isinstance(module, nn.Linear):
+        return PackedLinear(module.weight, rows)
+    twin = copy.copy(module)
+    twin._modules = {name: child and packed(child, rows) for name, child in module._modules.items()}
+    return twin

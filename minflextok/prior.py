@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from . import weights
 from .config import PriorConfig
-from .gpt import Context, PackedLinear, PriorBlock, can_pack, pack
+from .gpt import Context, PackedLinear, PriorBlock, can_pack, packed
 from .text import text_encoder
 from .tokenizer import FlexTok
 from .transformer import init_linears, layer_norm
@@ -195,10 +195,9 @@ class Prior(nn.Module):
 
     def _packed(self, rows: int) -> "Prior":
         """A copy for inference whose products are about twice as fast on a CPU; vectors and tables are shared."""
-        copy = weights.build(Prior, self.config, self.state_dict(), "prior")
-        pack(copy, rows)
-        copy.packed_head = PackedLinear(self.ids.weight, rows)
-        return copy
+        twin = packed(self, rows)
+        twin.packed_head = PackedLinear(self.ids.weight, rows)
+        return twin
 
     def _generate(self, conditions: Tensor, prefix: Tensor, n: int, scales: dict[int, float], use_cache: bool,
                   choose: Callable[[Tensor], Tensor]) -> Tensor:
