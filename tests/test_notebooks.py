@@ -155,7 +155,7 @@ def test_stable_cells_and_figures(tmp_path, monkeypatch):
     assert all("<svg" in p.read_text() for p in written if p.suffix == ".svg")
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in written if p.suffix == ".png")
     rows = (tmp_path / "figures" / "index.md").read_text().splitlines()[2:]
-    assert rows[1] == "| 07_toy_cell05_2 | 07_toy.ipynb | 5 | Two lines |" and rows[2].endswith("| 6 |  |")
+    assert rows[1] == "| 07_toy_cell05_2 | 07_toy.ipynb | 5 | Two lines \\| cross. |" and rows[2].endswith("| 6 |  |")
 
     stored = toy()
     for cell, text in zip(stored.cells[2:5], ("None", "0.3333333333", "took 3 s"), strict=True):
