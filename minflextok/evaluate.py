@@ -64,9 +64,9 @@ def encoding(data: Dataset) -> str:
     return {"jpg": "JPEG", "jpeg": "JPEG"}.get(first, first.upper() if len(first) < 6 else first)
 
 
-def _sha256(name: str) -> str:
+def sha256(name: str, prefix: str = "") -> str:
     """Of the weights' file: what `sha256sum model.safetensors` says."""
-    return hashlib.sha256((weights.find(name) / "model.safetensors").read_bytes()).hexdigest()
+    return hashlib.sha256((weights.find(name, prefix) / "model.safetensors").read_bytes()).hexdigest()
 
 
 class Scores:
@@ -138,14 +138,14 @@ class Evaluation:
             self.judge = None
         if features == "judge":
             self.features: Features = self.judge.features
-            space = (f"{judge} features (sha256 {_sha256(judge)[:12]}, {self.judge.config.num_features}-d, {size}x{size}, "
+            space = (f"{judge} features (sha256 {sha256(judge)[:12]}, {self.judge.config.num_features}-d, {size}x{size}, "
                      "not resized)")
         else:
             self.features = inception()
             space = ("features of torchvision's Inception-v3 (IMAGENET1K_V1, 2048-d, resized to 299x299 bilinear with "
                      "antialias; not the TensorFlow network of published FIDs)")
         self.keep_features = features == "judge"  # 10,000 of 128 float32 are 5 MB a budget; Inception's would be 80
-        self.protocol = {"weights": weights_name, "weights_sha256": _sha256(weights_name), "data": data.name, "split": split,
+        self.protocol = {"weights": weights_name, "weights_sha256": sha256(weights_name), "data": data.name, "split": split,
                          "encoding": encoding(data), "images": self.num, "samples_per_image": 1,
                          "reference": "the originals", "features": space, "judge": judge if self.judge else None,
                          "steps": steps, "guidance": guidance, "apg": bool(apg), "seed": seed, "device": str(device),

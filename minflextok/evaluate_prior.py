@@ -5,7 +5,6 @@ not a bound: a prior writes what is typical, which may be easier to decode and t
 told by the judge; captions of `shapes` are checked exactly.
 """
 
-import hashlib
 import math
 import time
 from collections import Counter
@@ -17,20 +16,14 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
-from . import weights
 from .data import Dataset, Stream, to_float, to_uint8
-from .evaluate import Scores, encoding, image_noise
+from .evaluate import Scores, encoding, image_noise, sha256
 from .ids import in_order
 from .judge import Judge
 from .metrics import bootstrap, mae
 from .prior import Prior
 from .shapes import check_scene, parse_caption, read_scene
 from .tokenizer import FlexTok
-
-
-def sha256(name: str, prefix: str = "") -> str:
-    """Of the weights' file: what `sha256sum model.safetensors` says."""
-    return hashlib.sha256((weights.find(name, prefix) / "model.safetensors").read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
