@@ -79,7 +79,7 @@ def compare(sides: dict[str, Callable[[], Tensor]], tokens: int, turns: int) -> 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=["cifar10-tiny", "cifar10-large"],
+    parser.add_argument("--presets", nargs="+", default=["cifar10"],
                         choices=[name for name, c in PRIOR_PRESETS.items() if not c.text])
     parser.add_argument("--tokens", type=int, default=256, help="ids an image; replaces the preset's")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at a time")

@@ -83,8 +83,8 @@ class PriorBlock(nn.Module):
 class PackedLinear(nn.Module):
     """A Linear without bias for inference on a CPU, its weight stored so that the product of a few rows is fast.
 
-    Such a product waits for the weights to come from memory. A single row takes them at twice the speed when they are
-    transposed, because it then adds up whole rows of them; several rows when they lie in the blocks of oneDNN.
+    Such a product waits for the weights to come from memory. Several rows are about twice as fast when these lie in the
+    blocks of oneDNN; a single row, for which those take too long to start, by a tenth to a half when they are transposed.
     """
 
     def __init__(self, weight: Tensor, rows: int):

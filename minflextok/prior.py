@@ -194,7 +194,7 @@ class Prior(nn.Module):
         return ids.clone()  # a tensor made in inference mode could not be trained on
 
     def _packed(self, rows: int) -> "Prior":
-        """A copy for inference whose products are about twice as fast on a CPU; vectors and tables are shared."""
+        """A copy for inference whose products are faster on a CPU (see PackedLinear); vectors and tables are shared."""
         twin = packed(self, rows)
         twin.packed_head = PackedLinear(self.ids.weight, rows)
         return twin
