@@ -24,10 +24,13 @@ def execute(nb: NotebookNode, folder: Path, timeout: int = 600) -> NotebookNode:
 # ---- text --------------------------------------------------------------------------------------------------------------
 
 def printed(cell: NotebookNode) -> str:
-    """What a code cell printed or returned as text; pictures and widgets left out."""
-    parts = [o.text if o.output_type == "stream" else o.get("data", {}).get("text/plain", "")
+    """What a code cell printed or returned as text, without empty lines; pictures and widgets left out.
+
+    A kernel cuts what is printed into parts as it pleases, so they are joined as they come.
+    """
+    parts = [o.text if o.output_type == "stream" else f"\n{o.get('data', {}).get('text/plain', '')}\n"
              for o in cell.get("outputs", []) if not {"image/png", WIDGET} & set(o.get("data", {}))]
-    return "\n".join(part.strip() for part in parts if part.strip())
+    return "\n".join(line for line in "".join(parts).splitlines() if line.strip())
 
 
 def same_text(a: str, b: str) -> bool:
