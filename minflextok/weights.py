@@ -28,12 +28,13 @@ def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = No
     part = directory / f".model.{os.getpid()}.part"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        part.write_text(to_json(model.config))
+        part.touch()
         mode = part.stat().st_mode
-        os.replace(part, directory / "config.json")
         save_file(state, part, metadata={"minflextok": type(model).__name__})  # one key: the order of several is random
         part.chmod(mode)  # safetensors makes files that their owner alone can read
         os.replace(part, directory / "model.safetensors")
+        part.write_text(to_json(model.config))
+        os.replace(part, directory / "config.json")
     except (OSError, SafetensorError) as e:
         raise OSError(f"could not write weights to {directory} ({e}): is the disk full or read-only?") from None
     finally:
