@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = command("curves", commands.show_curves, "Plot a training run, against a reference: is it healthy?")
     p.add_argument("directory", help="the --out of a tokenizer's training run")
-    p.add_argument("--reference", help="another run (default: none)")
+    p.add_argument("--reference", help="another run, or shipped weights by name (default: none)")
     p.add_argument("--out", default="outputs/curves.png", help="picture (default outputs/curves.png)")
 
     p = command("compare", commands.compare_systems, "Train and score FlexTok and its relatives, all alike (resumable).")

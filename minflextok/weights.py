@@ -102,8 +102,8 @@ def start_from(model: nn.Module, other: nn.Module, source: str | Path) -> None:
             raise ValueError(f"cannot start from {source}: {name} is {tuple(b) if b else 'absent'} there and "
                              f"{tuple(a) if a else 'absent'} here; only the number of registers may differ")
     for name, tensor in mine.items():
-        rows = min(len(tensor), len(theirs[name])) if tensor.dim() else None
-        tensor[:rows].copy_(theirs[name][:rows]) if tensor.dim() else tensor.copy_(theirs[name])
+        rows = min(len(tensor), len(theirs[name]))
+        tensor[:rows] = theirs[name][:rows]
 
 
 class NothingToDraw(TorchFunctionMode):
