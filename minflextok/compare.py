@@ -162,13 +162,13 @@ def codecs(test: Dataset, num_images: int, judge: Judge, qualities: tuple[int, .
            ) -> Iterator[dict]:
     """JPEG and WebP files of the same images: mean bytes, all of them and without the header that every file repeats."""
     batches = list(in_order(test, 250, num_images))
-    originals = Scores(keep_features=False)
+    originals = Scores(num_images, keep_features=False)
     for stored, labels in batches:
         x = to_float(stored)
         originals.update(x, None, labels, judge.features(x), judge(x))
     for codec in ("JPEG", "WEBP"):
         for quality in qualities:
-            scores, sizes = Scores(keep_features=False), []
+            scores, sizes = Scores(num_images, keep_features=False), []
             header = len(encode_image(torch.zeros_like(batches[0][0][0]), codec, quality))  # of a black image
             for stored, labels in batches:
                 files = [encode_image(x, codec, quality) for x in stored]

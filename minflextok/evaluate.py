@@ -70,39 +70,40 @@ def sha256(name: str, prefix: str = "") -> str:
 
 
 class Scores:
-    """What is gathered, batch by batch, on the reconstructions from one number of tokens."""
+    """What is gathered, batch by batch, on `num` reconstructions from one number of tokens."""
 
-    def __init__(self, keep_features: bool):
-        self.stats, self.features, self.keep_features = FeatureStats(), [], keep_features
-        self.values: dict[str, list[Tensor]] = {}  # per image, a few numbers each
-        self.seconds = 0.0
+    def __init__(self, num: int, keep_features: bool = True):
+        self.num, self.keep_features, self.stats, self.count, self.seconds = num, keep_features, FeatureStats(), 0, 0.0
+        self.values: dict[str, Tensor] = {}  # by name: (num,), an image each; features (num, D)
 
     def update(self, images: Tensor, originals: Tensor | None, labels: Tensor | None, features: Tensor,
                logits: Tensor | None) -> None:
         """A batch: images and what they should be (B, 3, H, W), labels (B,), features (B, D), logits (B, classes)."""
         self.stats.update(features)
-        if self.keep_features:
-            self.features.append(features.float().cpu())
-        new = {}
+        new = {"features": features.float()} if self.keep_features else {}
         if originals is not None:
-            new = {"psnr": psnr(images, originals), "mae": mae(images, originals)}
+            new |= {"psnr": psnr(images, originals), "mae": mae(images, originals)}
             if images.shape[-1] >= 11:
                 new["ssim"] = ssim(images, originals)
         if logits is not None and labels is not None:
             new["agreement"] = (logits.argmax(1).cpu() == labels).float()
-        for name, values in new.items():
-            self.values.setdefault(name, []).append(values.cpu())
+        for name, rows in new.items():
+            if name not in self.values:  # whole at once: small tensors kept among large ones that go fragment the heap
+                self.values[name] = torch.empty(self.num, *rows.shape[1:])
+            self.values[name][self.count : self.count + len(rows)] = rows
+        self.count += len(images)
 
     def summary(self) -> dict:
         """Mean and 95% interval of each per-image value."""
-        rows = {name: torch.cat(parts) for name, parts in self.values.items()}
+        rows = {name: x[: self.count] for name, x in self.values.items() if name != "features"}
         return {name: {"mean": x.double().mean().item(), "ci95": list(bootstrap(x))} for name, x in rows.items()}
 
     def distance(self, originals: "Scores") -> dict:
         """Frechet distance to the originals, with its 95% interval where features were kept."""
         found = {"mean": frechet_distance(self.stats, originals.stats)}
         if self.keep_features:
-            found["ci95"] = list(bootstrap_frechet(torch.cat(self.features), torch.cat(originals.features)))
+            a, b = (s.values["features"][: s.count] for s in (self, originals))
+            found["ci95"] = list(bootstrap_frechet(a, b))
         return found
 
 
@@ -166,8 +167,8 @@ class Evaluation:
     def run(self, progress: bool = False) -> dict:
         """All numbers, as plain values for JSON. Images pass in batches; what stays are sums and some numbers an image."""
         began, c = time.perf_counter(), self.tok.config
-        original, codes = Scores(self.keep_features), CodeCounts(c.num_registers, c.vocab_size)
-        scores = {k: Scores(self.keep_features) for k in self.budgets}
+        original, codes = Scores(self.num, self.keep_features), CodeCounts(c.num_registers, c.vocab_size)
+        scores = {k: Scores(self.num, self.keep_features) for k in self.budgets}
         device, done, pixels = self.tok.encoder.registers.device, 0, hashlib.sha256()
         bar = tqdm(total=self.num, desc="evaluate", unit="image", disable=not progress, leave=False)
         for stored, labels in in_order(self.data, self.batch_size, self.num):

@@ -176,7 +176,7 @@ class PriorEvaluation:
         """All numbers, as plain values for JSON; and what to show: by budget, the last sampler's samples for the first 12
         conditions, (12, 3, H, W) uint8; by length of prefix, what `prefixes` gives."""
         began, device, K = time.perf_counter(), self.prior.positions.device, self.prior.config.num_tokens
-        new = CaptionScores if self.judge is None else lambda: Scores(keep_features=True)
+        new = CaptionScores if self.judge is None else lambda: Scores(self.num)
         original, lost = new(), torch.zeros(2, K, dtype=torch.float64)
         tokenizer, samples = {k: new() for k in self.budgets}, [{k: new() for k in self.budgets} for _ in self.samplers]
         draws = [torch.Generator().manual_seed(self.seed) for _ in self.samplers]
@@ -230,7 +230,7 @@ class PriorEvaluation:
 
     def floor(self, original: Scores) -> dict:
         """The distance of as many other originals, where the data has them: what no sampler can beat but by chance."""
-        others, done = Scores(keep_features=True), 0
+        others, done = Scores(self.num), 0
         for stored, _ in in_order(self.data, self.batch_size, 2 * self.num):
             fresh = stored[max(0, self.num - done) :]
             done += len(stored)

@@ -16,7 +16,7 @@ from minflextok import FlexTok
 from minflextok.cli import main
 from minflextok.config import DATA_DIR
 from minflextok.data import Images, Stream, load_dataset, to_float
-from minflextok.evaluate import Evaluation, encoding, gfid, image_noise
+from minflextok.evaluate import Evaluation, Scores, encoding, gfid, image_noise
 from minflextok.ids import in_order
 from minflextok.metrics import (
     CodeCounts,
@@ -279,6 +279,21 @@ def test_noise_belongs_to_the_image():
     assert torch.equal(whole[2:5], image_noise((3, 3, 4, 4), seed=5, first=2))
     assert not torch.equal(whole, image_noise((6, 3, 4, 4), seed=6, first=0))
     assert len(torch.unique(whole)) == whole.numel()
+
+
+def test_scores_take_uneven_batches_and_keep_one_tensor_a_value():
+    g = torch.Generator().manual_seed(0)
+    a, b, features = torch.rand(20, 3, 12, 12, generator=g), torch.rand(20, 3, 12, 12, generator=g), torch.rand(20, 4, generator=g)
+    scores, labels = Scores(30), torch.arange(20) % 2  # 30 were announced, 20 came
+    for part in torch.arange(20).split([7, 1, 12]):
+        scores.update(a[part], b[part], labels[part], features[part], torch.eye(2)[[0] * len(part)])
+        held = [x for x in vars(scores).values() if isinstance(x, (list, tuple))]
+        assert not held and all(isinstance(x, torch.Tensor) and len(x) == 30 for x in scores.values.values())
+    found = scores.summary()
+    assert found["psnr"]["mean"] == pytest.approx(psnr(a, b).mean().item(), rel=1e-6)
+    assert found["ssim"]["mean"] == pytest.approx(ssim(a, b).mean().item(), rel=1e-5)
+    assert found["agreement"]["mean"] == 0.5 and "features" not in found
+    assert scores.distance(scores)["ci95"] == pytest.approx([0, 0], abs=1e-9)
 
 
 def test_numbers_are_those_of_the_definitions(sample):
