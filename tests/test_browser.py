@@ -185,6 +185,21 @@ def drag(page, board, label: str, to: float) -> None:
     page.mouse.up()
 
 
+def follows(knob, key: str) -> float:
+    """Milliseconds, by the browser's clock, from the key's arrival to the first frame with a new picture."""
+    knob.evaluate("""knob => {
+        const images = [...knob.closest('.minflextok-board').querySelectorAll('img')], old = images.map(i => i.src).join();
+        window.drawn = new Promise(done => knob.addEventListener('keydown', () => {
+            const start = performance.now();
+            const look = () => [...knob.closest('.minflextok-board').querySelectorAll('img')].map(i => i.src).join() !== old
+                ? done(performance.now() - start) : requestAnimationFrame(look);
+            look();
+        }, {once: true, capture: true}));
+    }""")
+    knob.press(key)
+    return knob.page.evaluate("window.drawn")
+
+
 def shot(board, name: str) -> None:
     SHOTS.mkdir(parents=True, exist_ok=True)
     board.screenshot(path=SHOTS / f"{name}.png")
@@ -240,6 +255,12 @@ def test_the_six_widgets(opened):
     value = handle(budget, "tokens").get_attribute("aria-valuetext")
     says(budget, f"{value} of 16 tokens")  # the last one, however many were passed
     shot(budget, "budget_slider")
+    for k in range(15, 0, -1):  # every setting is decoded once; from then on they are kept
+        handle(budget, "tokens").press("ArrowLeft")
+        says(budget, f"{k} of 16 tokens")
+    took = sorted(follows(handle(budget, "tokens"), key) for key in ["ArrowRight"] * 8 + ["ArrowLeft"] * 8)
+    print(f"key to picture: median {took[8]:.0f} ms, worst {took[-1]:.0f} ms")
+    assert took[8] < 150
 
     handle(swap, "up to token").press("Home")
     says(swap, "no token is swapped")
