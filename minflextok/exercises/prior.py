@@ -184,6 +184,14 @@ def forgets_the_past(token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, w
     return step(token, positions, wq, wk, wv, cache, keep=1)
 
 
+def not_scaled_step(token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list) -> Tensor:
+    return step(token, positions, wq * len(token) ** 0.5, wk, wv, cache)
+
+
+def transposed(token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list) -> Tensor:
+    return step(token, positions, wq.T, wk.T, wv.T, cache)
+
+
 # ---- ★ guidance --------------------------------------------------------------------------------------------------------
 
 def two_answers(g: torch.Generator) -> Iterator[tuple]:
@@ -248,6 +256,8 @@ EXERCISES = {
                             "asked for its length?"),
         (forgets_itself, "the new key and value came into the cache after attending. A position sees itself: append first."),
         (forgets_the_past, "only the new key is attended to. The cache holds all before it; use them all."),
+        (not_scaled_step, "divide the logits by the square root of D."),
+        (transposed, "that is x @ w, the transposed matrix. Here q = wq @ x."),
     ], observe=walk),
     "guided": Exercise(two_answers, guided, [
         (adds_s, "at scale 1 guidance must change nothing: start from `untold`, or add scale - 1 times the difference to "

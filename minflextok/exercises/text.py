@@ -106,7 +106,7 @@ def pictures(g: torch.Generator) -> Iterator[tuple]:
     yield [red], [red, blue]
     yield crossed, [(None, "red", "circle"), (None, "blue", "square")]
     yield [red, red], [(None, "red", "circle")]
-    yield [red, ("large", "red", "circle")], [(None, "red", "circle"), ("large", "red", "circle")]
+    yield [("large", "red", "circle"), red], [(None, "red", "circle"), ("large", "red", "circle")]
     yield [], [red]
 
 
@@ -140,6 +140,16 @@ def attributes_apart(found: list[Named], wanted: list[Named]) -> bool:
     sizes = [w[0] for w in wanted if w[0]]
     return (Counter(t[1] for t in found) == Counter(t[1] for t in wanted) and Counter(t[2] for t in found) == Counter(
         t[2] for t in wanted) and all([t[0] for t in found].count(s) >= sizes.count(s) for s in sizes))
+
+
+def first_come(found: list[Named], wanted: list[Named]) -> bool:
+    rest = list(found)
+    for size, colour, shape in wanted:
+        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+        if not fits:
+            return False
+        rest.remove(fits[0])
+    return not rest
 
 
 def in_this_order(found: list[Named], wanted: list[Named]) -> bool:
@@ -210,6 +220,8 @@ EXERCISES = {
         (attributes_apart, "colours and shapes are counted apart, so a red square and a blue circle pass for a red "
                            "circle and a blue square. Which colour goes with which shape is the hard part: test it."),
         (in_this_order, "an image has no first thing: the order of the list must not matter."),
+        (first_come, "a thing of any size took the very one that another asks for by its size. Those that tell a size "
+                     "choose first."),
     ]),
     "others": Exercise(complexities, others, [
         (same_captions, "every image keeps its own caption, so there is no control."),

@@ -47,6 +47,10 @@ def end_in_full(step: int, steps: int, peak: float, warmup: int, end: float) -> 
     return max(lr(step, steps, peak, warmup, 0), end * peak)
 
 
+def done_a_step_early(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return no_warmup(step, steps - 1, peak, warmup, end) * min(1, (step + 1) / warmup)
+
+
 def quarter_wave(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
     cosine = end + (1 - end) * math.cos(math.pi / 2 * step / steps)
     return peak * cosine * min(1, (step + 1) / warmup)
@@ -84,6 +88,11 @@ def one_coin_for_both(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, n
 def null_dies_out(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int) -> Mixed:
     keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
     return keep_k, null & (u >= nested_prob)
+
+
+def null_among_the_cut(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int) -> Mixed:
+    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
+    return keep_k, null & (u < nested_prob)
 
 
 def null_keeps_none(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int) -> Mixed:
@@ -208,6 +217,11 @@ def floor(variances: Tensor, t: Tensor) -> Tensor:
     return torch.tensor([sum(one(s2, u) for s2 in variances.tolist()) / len(variances) for u in t.tolist()])
 
 
+def not_squared(variances: Tensor, t: Tensor) -> Tensor:
+    s2, u = variances[None], t[:, None]
+    return (1 + s2 - (u - (1 - u) * s2) / (u**2 + (1 - u) ** 2 * s2)).mean(1)
+
+
 def floor_t_reversed(variances: Tensor, t: Tensor) -> Tensor:
     return floor(variances, 1 - t)
 
@@ -244,7 +258,9 @@ EXERCISES = {
         (falls_to_0, "the rate should end at end * peak, not at 0."),
         (end_on_top, "end is added on top, so the rate begins above peak. From 1 to end: end + (1 - end) * cosine."),
         (end_in_full, "you cut the cosine off at end * peak, flat from there and in the warmup too. It should arrive "
-                      "there at the last step alone: end + (1 - end) * cosine."),
+                      "there when the run is over: end + (1 - end) * cosine."),
+        (done_a_step_early, "your cosine is down at the last step. The share of the run that is done is step / steps: it "
+                            "reaches 1 when the run is over."),
         (quarter_wave, "cos(pi / 2 * progress) falls fastest at the end. Take the half wave, (1 + cos(pi * progress)) / 2."),
     ]),
     "mix": Exercise(batches, mix, [
@@ -253,6 +269,7 @@ EXERCISES = {
         (one_coin_for_both, "one coin decides both, so that only images cut short can lose their condition. w is for null."),
         (null_dies_out, "the null condition goes as nested dropout comes. Guidance needs it to the end: its coin depends "
                         "on nothing else."),
+        (null_among_the_cut, "only images that were cut short lose their condition. Its coin w depends on nothing else."),
         (null_keeps_none, "null is not keep_k = 0, which would show the mask token. The decoder has another token for it; "
                           "keep_k stays."),
         (all_a_little, "that shortens every image a little. A growing SHARE of them should be cut to its drawn k."),
@@ -276,6 +293,7 @@ EXERCISES = {
     ]),
     "floor": Exercise(spectra, floor, [
         (floor_t_reversed, "t is reversed: t = 1 is noise, so x_t = t * noise + (1 - t) * x."),
+        (not_squared, "the covariance stands squared above the variance of x_t."),
         (mean_first, "you averaged the variances first. The floor is not linear in them: average over channels last."),
         (summed, "that is the sum over channels. The loss is a mean."),
         (deviations, "you squared the variances, which are squares already."),
