@@ -55,8 +55,8 @@ BOUND = Exercise(
      (_bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0, shift=False)),
       "the offset is subtracted outside the tanh and not made up for inside: z = 0 lands on -1/2, on the border of two "
       "levels. Add atanh(offset / half) to z first."),
-     (_no_slack, "half is (L - 1) / 2 here. Take 1.001 times that, or the outermost levels are hard to reach, and for L = 2 "
-                 "the artanh is infinite."),
+     (_no_slack, "half is (L - 1) / 2 here. Take 1.001 times that, as published weights do; without it the artanh is "
+                 "infinite for L = 2."),
      (_bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0) + (L % 2 == 0)),
       "the offset is added at the end. Subtract it: for L = 4 the range is -2 to 1."),
      (lambda z, levels: bound(z, levels).round(), "that is rounded already. This function only squashes."),
