@@ -37,6 +37,10 @@ ATTENTION = Exercise(
     _attention_inputs, attention,
     [(lambda q, k, v, mask: _attention(q, k, v, mask, 1.0),
       "the logits are not scaled: divide q k^T by the square root of the width d."),
+     (lambda q, k, v, mask: _attention(q, k, v, mask, 1 / q.shape[1]),
+      "the logits are divided by d: it is the square root of d."),
+     (lambda q, k, v, mask: (q @ k.T / q.shape[1] ** 0.5).masked_fill(mask, float("-inf")).softmax(-1) @ v,
+      "the mask is the wrong way round: True is what a query sees, so hide ~mask. (nan is a row with all keys hidden.)"),
      (lambda q, k, v, mask: _attention(q, k, v, mask, q.shape[1] ** -0.5, masked_after=True),
       "masked after the softmax: the weights of a row no longer add up to 1. Set the logits to -inf before it."),
      (lambda q, k, v, mask: (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf")).softmax(0) @ v,
@@ -96,6 +100,9 @@ PREFIX_MASK = Exercise(
       "causal throughout: a patch sees only the patches before it. All patches see all patches; registers are ordered."),
      (_masked(lambda q, k, P: k <= P or k <= q),
       "off by one: all patches see register 0, at index P. The patches are the indices below P."),
+     (_masked(lambda q, k, P: q < P or k <= q),
+      "the rows of the patches are all True, so patches see registers. Everybody sees the patches: those are columns."),
+     (_masked(lambda q, k, P: k < P), "registers see the patches alone. A register also sees itself and those before it."),
      (_masked(lambda q, k, P: k < P or k < q), "a register sees itself too: key <= query."),
      (_masked(lambda q, k, P: k < P or q >= P),
       "registers see all registers here, later ones too. Then the first ids would depend on how many follow."),
@@ -197,11 +204,15 @@ def _power(mask: Tensor, depth: int) -> Tensor:
     return torch.linalg.matrix_power(mask.double(), depth) > 0
 
 
+def _powers(mask: Tensor, depth: int) -> Tensor:
+    return torch.stack([_power(mask, d) for d in range(1, depth + 1)]).any(0)
+
+
 REACH = Exercise(
     _reach_inputs, reach,
     [(lambda mask, depth: mask, "this is one block. What i sees in block 2 has itself seen others in block 1."),
-     (_power, "paths of exactly `depth` looks. The residual x + ... carries a position's own content past a block, so each "
-              "position also sees itself: put the diagonal in first."),
+     *((f, "the residual is missing: x + ... carries a position's own content past a block, so each position also sees "
+           "itself. Put the diagonal in first.") for f in (_power, _powers)),
      (lambda mask, depth: reach(mask, 1), "one block, with the residual. Now let it act `depth` times."),
      (lambda mask, depth: reach(mask, depth).T, "transposed: row i tells what output i depends on."),
      (lambda mask, depth: reach(mask, len(mask)),

@@ -11,7 +11,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 
 
 def points(g: torch.Generator) -> Iterator[tuple]:
-    for B in (2, 1, 4, 6):
+    for B in (3, 2, 1, 6):
         a, b = (torch.randn(B, 2, generator=g) for _ in range(2))
         yield a, b, torch.rand(B, generator=g)
 
@@ -105,6 +105,13 @@ def whole_steps(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(lambda x, t: steps * velocity(x, t), noise, steps)
 
 
+def both_ends_included(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x = noise
+    for t in torch.linspace(1, 0, steps).tolist():
+        x = x - velocity(x, t) / steps
+    return x
+
+
 def heun(velocity: Velocity, noise: Tensor, steps: int, move: float = 1.0, age: float = 1.0, weight: float = 0.5) -> Tensor:
     """move, age: how far the second question goes along, in place and in time; weight: that of each answer."""
     x, h = noise, 1 / steps
@@ -130,6 +137,15 @@ def at_the_same_time(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
 
 def not_halved(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return heun(velocity, noise, steps, weight=1.0)
+
+
+def from_where_euler_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x, h = noise, 1 / steps
+    for i in range(steps):
+        first = velocity(x, 1 - i * h)
+        x = x - h * first
+        x = x - h * (first + velocity(x, 1 - (i + 1) * h)) / 2
+    return x
 
 
 # ---- ★★★ projected guidance ------------------------------------------------------------------------------------------
@@ -167,6 +183,20 @@ def no_projection(cond: Tensor, uncond: Tensor, scale: float, threshold: float) 
     return cond + (scale - 1) * diff * (threshold / diff.norm(dim=1, keepdim=True)).clamp(max=1)
 
 
+def length_not_squared(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    clipped = no_projection(cond, uncond, 2.0, threshold) - cond
+    return cond + (scale - 1) * (clipped - (clipped * cond).sum(1, keepdim=True) / cond.norm(dim=1, keepdim=True) * cond)
+
+
+def projected_first(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    across = not_clipped(cond, uncond, 2.0, threshold) - cond
+    return no_projection(cond, cond - across, scale, threshold)
+
+
+def each_number_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    return not_clipped(cond, cond - (cond - uncond).clamp(-threshold, threshold), scale, threshold)
+
+
 def not_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
     return apg(cond, uncond, scale, float("inf"))
 
@@ -200,18 +230,23 @@ EXERCISES = {
                                 "1/steps last, never 0."),
         (time_from_0, "t runs from 0 up in yours. It starts at the noise, t = 1."),
         (time_from_0_upwards, "that samples a flow of the other convention (noise at t = 0). Here noise is at t = 1."),
+        (both_ends_included, "linspace(1, 0, steps) asks at 0, where the walk has arrived. The last to ask at is 1/steps."),
         (whole_steps, "each step goes a whole velocity. It covers 1/steps of the time, so divide."),
     ]),
     "heun": Exercise(walks, heun, [
         (only_euler, "that is Euler. Take the second velocity, where the Euler step arrives, and average both."),
         (does_not_move, "the second velocity is asked at the old place. Ask where the Euler step arrives."),
         (at_the_same_time, "the second velocity is asked at the old time. The Euler step arrives at t - h."),
+        (from_where_euler_arrives, "you moved twice: Euler's step is only for asking. The mean moves x from where it was."),
         (not_halved, "two velocities are added without the half, so each step goes twice as far."),
     ]),
     "apg": Exercise(guided, apg, [
         (apg_with_s, "scale where scale - 1 belongs: it is added to cond, so that scale = 1 must change nothing."),
         (keeps_parallel, "you kept the part along cond, which is the one to leave out."),
         (no_projection, "the part along cond is still in it. Subtract it: diff - (diff . c) / (c . c) c."),
+        (length_not_squared, "the part along cond is (diff . c) / (c . c) c: divide by the SQUARE of cond's length."),
+        (projected_first, "the order: clip the whole difference first, then leave out its part along cond."),
+        (each_number_clipped, "you clipped number by number. Clipped is the LENGTH of each difference."),
         (not_clipped, "the difference is not clipped: where it is longer than threshold, scale it to that length."),
         (always_that_long, "shorter differences were stretched to the threshold. Clipping only shortens."),
         (from_uncond, "it starts at uncond, as CFG does. APG starts at cond."),

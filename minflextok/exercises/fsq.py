@@ -39,6 +39,12 @@ def _bound_each(f):
     return lambda z, levels: torch.tensor([[f(float(v), L) for v, L in zip(row, levels, strict=True)] for row in z])
 
 
+def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
+    L = torch.tensor(levels)
+    half, offset = (L - 1) / 2, torch.where(L % 2 == 0, 0.5, 0.0)
+    return torch.tanh(z + torch.atanh(offset / half)) * half - offset  # an infinite atanh is no error here
+
+
 BOUND = Exercise(
     _bound_inputs, bound,
     [(_bound_each(lambda z, L: _bounded(z, L, 0.0)),
@@ -49,6 +55,11 @@ BOUND = Exercise(
      (_bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0, shift=False)),
       "the offset is subtracted outside the tanh and not made up for inside: z = 0 lands on -1/2, on the border of two "
       "levels. Add atanh(offset / half) to z first."),
+     (_no_slack, "half is (L - 1) / 2 here. Take 1.001 times that, as published weights do; without it the artanh is "
+                 "infinite for L = 2."),
+     (_bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0) + (L % 2 == 0)),
+      "the offset is added at the end. Subtract it: for L = 4 the range is -2 to 1."),
+     (lambda z, levels: bound(z, levels).round(), "that is rounded already. This function only squashes."),
      (_bound_each(lambda z, L: math.tanh(z)),
       "tanh alone keeps all within (-1, 1), whatever L is: multiply by half = (L - 1) * 1.001 / 2.")])
 
@@ -121,6 +132,11 @@ def _one_base(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.tensor([sum(d * levels[0]**i for i, d in enumerate(row)) for row in digits])
 
 
+def _own_level_too(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
+    digits = [[round((c * (L // 2)).item()) + L // 2 for c, L in zip(row, levels, strict=True)] for row in codes]
+    return torch.tensor([sum(d * math.prod(levels[: i + 1]) for i, d in enumerate(row)) for row in digits])
+
+
 CODES_TO_IDS = Exercise(
     _ids_inputs, codes_to_ids,
     [(lambda codes, levels: _codes_to_ids(codes, levels, first_is_least=False),
@@ -131,6 +147,8 @@ CODES_TO_IDS = Exercise(
       ".long() cuts that to the next one. It is safe for some levels and wrong for others."),
      (_one_base, "every place counts in powers of the first L: the levels differ, so the worth of a place is the product of "
                  "the levels before it (as in hours, minutes, seconds)."),
+     (_own_level_too,
+      "each place is worth one level too much: the first is worth 1, the second L_1. A product of the levels BEFORE it."),
      (lambda codes, levels: _codes_to_ids(codes, levels) - _codes_to_ids(torch.zeros(1, len(levels)), levels),
       "the digits must start at 0: code -1 is digit 0 where L is even, so add the centre L // 2 to code * centre.")])
 
@@ -161,6 +179,8 @@ PERPLEXITY = Exercise(
       "this is the entropy in nats. Its exponential is the perplexity: the number of equally likely ids with that entropy."),
      (lambda ids, vocab_size: 2 ** math.log(perplexity(ids, vocab_size)),
       "the logarithm is to base e and the power to base 2: take both to one base."),
+     (lambda ids, vocab_size: math.exp(math.log(perplexity(ids, vocab_size)) / math.log(2)),
+      "the logarithm is to base 2 and the power to base e: take both to one base."),
      (lambda ids, vocab_size: float(len(set(ids.tolist()))),
       "this counts the ids that occur at all; the perplexity also tells how evenly they do.")])
 
@@ -189,6 +209,8 @@ QUANTISE = Exercise(
      (lambda z, levels: quantise(z, levels).detach(), "no gradient at all comes back: the rounding cuts it."),
      (lambda z, levels: _quantise(z, levels, offset=False),
       "no offset for even numbers of levels: L = 4 gives five values."),
+     (lambda z, levels: _quantise(z, levels) * torch.tensor([L // 2 for L in levels]),
+      "the rounded values are not scaled: divide by the centre, L // 2, so that codes lie in [-1, 1]."),
      (lambda z, levels: _quantise(z, levels, to_one="half"),
       "divided by (L - 1) / 2: for an even L the digits run from -L/2, so the lowest code falls below -1. Divide by the "
       "centre, L // 2.")],

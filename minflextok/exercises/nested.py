@@ -24,6 +24,10 @@ def unsorted(eigenvalues: Tensor) -> Tensor:
     return torch.tensor([eigenvalues[k:].sum().item() for k in range(len(eigenvalues) + 1)])
 
 
+def smallest_first(eigenvalues: Tensor) -> Tensor:
+    return unsorted(eigenvalues.sort().values)
+
+
 def kept_variance(eigenvalues: Tensor) -> Tensor:
     return eigenvalues.sum() - prefix_errors(eigenvalues)
 
@@ -57,6 +61,10 @@ def dropped_prob(p: Tensor) -> Tensor:
     return 1 - kept_prob(p)
 
 
+def shorter_draws(p: Tensor) -> Tensor:
+    return p.cumsum(0)
+
+
 def only_the_last(p: Tensor) -> Tensor:
     return p
 
@@ -81,6 +89,10 @@ def embed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tens
 
 def masked_before_positions(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
     return embed(registers, 0 * positions, mask_token, keep_k) + positions
+
+
+def no_positions(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
+    return embed(registers, 0 * positions, mask_token, keep_k)
 
 
 def one_k_for_all(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
@@ -143,17 +155,20 @@ def one_unit_less(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
 EXERCISES = {
     "prefix_errors": Exercise(spectra, prefix_errors, [
         (unsorted, "the first principal component is that of the LARGEST eigenvalue; yours come in the order given."),
+        (smallest_first, "yours keep the SMALLEST eigenvalues first. The best first number is that of the largest."),
         (kept_variance, "that is the variance that the first k components keep. The error is what they leave out."),
         (without_k_0, "k = 0 is a prefix too: nothing is kept and all the variance is lost. D + 1 numbers."),
     ]),
     "kept_prob": Exercise(distributions, kept_prob, [
         (kept_off_by_one, "off by one: j counts from 0, so keep_k = k keeps registers 0 to k - 1, and register 0 always."),
         (dropped_prob, "that is how often each register is dropped."),
+        (shorter_draws, "you added up the shorter lengths. Register j is kept by the longer ones, k > j."),
         (only_the_last, "p[k - 1] is how often k is drawn; register j is kept by every k that is larger than j."),
     ]),
     "embed": Exercise(registers, embed, [
         (masked_before_positions, "the mask went in before the positions were added, so a dropped register still tells "
                                   "where it is. Add positions first, then replace."),
+        (no_positions, "the kept registers have no position: registers + positions, where they are kept."),
         (one_k_for_all, "all images got the k of the first one. keep_k[:, None] compares each row with its own."),
         (zeroed, "the dropped registers became zero. They become the mask token, which is learned."),
         (appended, "one mask token was appended. Each dropped register is REPLACED by it: the length stays K."),

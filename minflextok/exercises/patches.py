@@ -37,6 +37,11 @@ PATCHIFY = Exercise(
       "the patches are taken down the columns. They go row by row, left to right, as one reads."),
      (lambda x, p: rearrange(x, "c (h a) (w b) -> (h w) (b a c)", a=p, b=p),
       "the pixels of each patch are transposed: down its columns instead of along its rows."),
+     (lambda x, p: rearrange(x, "c (h a) (w b) -> h w (a b c)", a=p, b=p),
+      "the values are right; put the patches on one axis: (P, p*p*C)."),
+     (lambda x, p: x.permute(1, 2, 0).reshape(-1, p * p * len(x)),
+      "a patch here is a run of pixels along one row of the image, not a square. Split H and W into (h, p) and (w, p) "
+      "first, then move the axes."),
      (lambda x, p: x.reshape(-1, p * p * len(x)),
       "reshape alone only cuts the memory into runs: a patch then is a piece of one row (or channel), not a square. Split H "
       "and W into (h, p) and (w, p) first, then move the axes.")])
@@ -93,6 +98,12 @@ def _axis(length: int, dim: int, exponent: float, steps: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def _rising(length: int, dim: int) -> Tensor:
+    """In single precision, where angles of thousands of radians come out otherwise."""
+    angles = torch.arange(length)[:, None] * 10000.0 ** (torch.arange(dim // 2) / (dim // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 AXIS = Exercise(
     _axis_inputs, axis,
     [(lambda length, dim: rearrange(axis(length, dim), "i (two n) -> i (n two)", two=2),
@@ -102,8 +113,10 @@ AXIS = Exercise(
       "cosines first. The sines come first, then the cosines."),
      (lambda length, dim: _axis(length, dim, -1, dim),
       "the exponent is j / dim. There are n = dim / 2 frequencies, and they run through the whole range: j / n."),
-     (lambda length, dim: _axis(length, dim, 1, dim // 2),
-      "the frequencies rise: 10000^(+j/n). Neighbours then turn by thousands of radians; the exponent is negative.")])
+     (lambda length, dim: _axis(length, dim, -1, dim // 2 - 1),
+      "the exponent reaches 1: in yours j / n runs from 0 to 1, as linspace does. j ends at n - 1."),
+     *((rising, "the frequencies rise: 10000^(+j/n). Neighbours then turn by thousands of radians; the exponent is negative."
+       ) for rising in (lambda length, dim: _axis(length, dim, 1, dim // 2), _rising))])
 
 
 def _grid_inputs(g: torch.Generator) -> Iterator[tuple]:

@@ -74,6 +74,10 @@ def one_base(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.stack([ids // levels[0] ** i % L for i, L in enumerate(levels)], dim=1)
 
 
+def own_level(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return torch.stack([ids // L % L for L in levels], dim=1)
+
+
 def not_whole(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
     return ids[:, None] / places % torch.tensor(levels)
@@ -101,6 +105,10 @@ def shortest(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
 
 def its_place(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor([budgets.index(k) for k in shortest(psnrs, budgets, target).tolist()])
+
+
+def places_of_argmax(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return (psnrs >= target).int().argmax(1)
 
 
 def never_is_first(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
@@ -136,11 +144,13 @@ EXERCISES = {
         (highest_first, "you took the last level as the lowest place. The first channel is the lowest here."),
         (backwards, "the right digits, from the other end: the lowest place comes first."),
         (never_divided, "after taking a digit, divide by its L: the rest is what the next digit is of."),
-        (one_base, "you divided by the first L each time. Each digit divides by its own L."),
+        (one_base, "you divided by powers of the first L. A place is worth the product of the levels before it."),
+        (own_level, "you divided by the digit's own L. A place is worth the product of the levels before it: the first, 1."),
         (not_whole, "digits are whole numbers: divide without rest (//)."),
     ]),
     "shortest": Exercise(curves, shortest, [
         (its_place, "those are places in `budgets`. Tell the number of tokens."),
+        (places_of_argmax, "those are places in `budgets`, not numbers of tokens; and argmax says 0 where none reaches it."),
         (never_is_first, "an image that never reaches the target got the least budget. It needs all there is."),
         (longest_below, "that is the longest budget that does not reach it."),
         (by_counting, "you counted the budgets below the target, which is right only where the PSNR rises with every "
