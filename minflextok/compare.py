@@ -193,10 +193,11 @@ def table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-STYLES = {"flextok": ("k", "o", "-"), "titok": ("C0", "s", "--"), "one-d-piece": ("C1", "^", "-"), "grid": ("C2", "D", ":"),
-          "no-repa": ("C3", "v", "-"), "no-nested": ("C4", "x", "-"), "uniform": ("C5", "<", "-"),
-          "full-attention": ("C6", ">", "-"), "regression": ("C7", "P", "-"),
-          "JPEG": ("0.5", "1", ":"), "WEBP": ("0.5", "2", ":")}
+STYLES = {  # colour, marker, line: each tells without the others
+    "flextok": ("k", "o", "-"), "titok": ("C0", "s", "--"), "one-d-piece": ("C1", "^", "-."), "grid": ("C2", "D", ":"),
+    "no-repa": ("C3", "v", "--"), "no-nested": ("C4", "x", ":"), "uniform": ("C5", "<", "-."),
+    "full-attention": ("C6", ">", (0, (5, 1))), "regression": ("C7", "P", (0, (1, 1))),
+    "JPEG": ("0.5", "1", ":"), "WEBP": ("0.5", "+", "--")}
 
 
 def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -> Figure:
@@ -217,7 +218,9 @@ def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -
             ax.plot(*zip(*shown, strict=True), color=colour, marker=marker, ls=style, label=family, ms=5)
         ax.set_xscale("log", base=2)
         ax.set(xlabel=against, ylabel=label)
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.3)
-    fig.axes[0].set_yscale("log")
+    fig.axes[0].set_yscale("log", base=2)
+    fig.axes[0].yaxis.set_major_formatter("{x:g}")
     fig.axes[-1].legend(fontsize=7)
     return fig

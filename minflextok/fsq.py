@@ -30,7 +30,7 @@ class FSQ(nn.Module):
     def bound(self, z: Tensor) -> Tensor:
         """Squash each channel to its own range, so that rounding gives exactly L_i values. Always float32."""
         with torch.autocast(z.device.type, enabled=False):
-            half = (self.L.float() - 1) * 1.001 / 2  # a little over, so that the outermost levels can be reached
+            half = (self.L.float() - 1) * 1.001 / 2  # a little over: atanh(offset / half) stays finite at 2 levels
             offset = torch.where(self.L % 2 == 0, 0.5, 0.0)  # an even number of levels has no level at zero
             return torch.tanh(z.float() + torch.atanh(offset / half)) * half - offset
 

@@ -39,6 +39,10 @@ def of_the_pixel_row(row: int, column: int, patch: int, width: int) -> int:
     return row * (width // patch) + column // patch
 
 
+def patches_in_a_side(row: int, column: int, patch: int, width: int) -> int:
+    return row // patch * patch + column // patch
+
+
 def from_one(row: int, column: int, patch: int, width: int) -> int:
     return raster(row, column, patch, width) + 1
 
@@ -100,6 +104,11 @@ def best_guess(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
 
 def all_alike(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return best_guess(x, torch.full_like(p, 1 / len(p)))
+
+
+def plain_mean(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean = x.mean(0)
+    return mean, squared_error(x, p, mean), best_guess(x, p)[2]
 
 
 def likeliest(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
@@ -202,6 +211,7 @@ EXERCISES = {
     "raster": Exercise(pixels, raster, [
         (down_the_columns, "row and column are exchanged: patches go as one reads, along the rows."),
         (pixels_in_a_line, "the patches of a row were counted as pixels: a row holds width // patch of them."),
+        (patches_in_a_side, "a row of patches holds width // patch of them, not patch."),
         (of_the_pixel_row, "the pixel's row was not divided: which row of PATCHES is it in?"),
         (from_one, "tokens count from 0."),
     ]),
@@ -213,6 +223,7 @@ EXERCISES = {
     ]),
     "best_guess": Exercise(possibilities, best_guess, [
         (all_alike, "all possibilities counted alike. Weigh each by its probability."),
+        (plain_mean, "the answer is a mean in which all possibilities count alike. Weigh each by its probability."),
         (likeliest, "you answered the likeliest image. Squared error prefers the mean, also where no image is like it."),
         (sample_to_mean, "that is how far a sample is from the MEAN. The original is another draw: compare two draws."),
         (summed, "errors were summed over the pixels; the mean was asked for."),
