@@ -54,8 +54,8 @@ bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the pri
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
 	$(BIN)/python benchmarks/prior.py
 
-compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20
-	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) $(if $(TEACHER),--repa $(TEACHER))
+compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20 IMAGES=2000 TEACHER=teacher-cifar10
+	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) --num-images $(or $(IMAGES),2000) $(if $(TEACHER),--repa $(TEACHER))
 
 clean:
 	rm -rf .venv outputs figures

@@ -196,7 +196,7 @@ def table(results: dict[str, dict]) -> str:
 STYLES = {  # colour, marker, line: each tells without the others
     "flextok": ("k", "o", "-"), "titok": ("C0", "s", "--"), "one-d-piece": ("C1", "^", "-."), "grid": ("C2", "D", ":"),
     "no-repa": ("C3", "v", "--"), "no-nested": ("C4", "x", ":"), "uniform": ("C5", "<", "-."),
-    "full-attention": ("C6", ">", (0, (5, 1))), "regression": ("C7", "P", (0, (1, 1))),
+    "full-attention": ("C6", ">", (0, (5, 1))), "regression": ("C8", "P", (0, (1, 1))),
     "JPEG": ("0.5", "1", ":"), "WEBP": ("0.5", "+", "--")}
 
 
