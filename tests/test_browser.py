@@ -255,6 +255,7 @@ def test_the_six_widgets(opened):
     value = handle(budget, "tokens").get_attribute("aria-valuetext")
     says(budget, f"{value} of 16 tokens")  # the last one, however many were passed
     shot(budget, "budget_slider")
+    handle(budget, "tokens").press("End")
     for k in range(15, 0, -1):  # every setting is decoded once; from then on they are kept
         handle(budget, "tokens").press("ArrowLeft")
         says(budget, f"{k} of 16 tokens")
