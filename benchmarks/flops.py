@@ -5,7 +5,9 @@ from minflextok.config import TokenizerConfig
 
 def block_flops(d: int, queries: int, keys: int, pairs: int) -> int:
     """One block that computes `queries` positions, shows `keys` to them and forms `pairs` attention logits per head."""
-    attention = 2 * d * d * (2 * queries + 2 * keys) + 4 * d * pairs  # wq, proj and wk, wv; q k^T and its product with v
+    attention = (
+        2 * d * d * (2 * queries + 2 * keys) + 4 * d * pairs
+    )  # wq, proj and wk, wv; q k^T and its product with v
     return attention + 2 * 3 * d * (8 * d // 3) * queries
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from minflextok import PRESETS, FlexTok, TokenizerConfig
-from minflextok.config import VAE_PRESETS
-from minflextok.official import RENAME, TABLES
 from minflextok.patches import sincos_positions
-from minflextok.run import peak_memory
+from minflextok.presets import VAE_PRESETS
+from minflextok.published import RENAME, TABLES
+from minflextok.training.runtime import peak_memory
 from minflextok.vae import VAE
 
 
@@ -28,9 +28,13 @@ def published_tensors(config: TokenizerConfig) -> dict[str, tuple]:
         tok, vae = FlexTok(config), VAE(VAE_PRESETS["f8"])
     shapes = {f"vae.vae.{name}": tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     for name, tensor in tok.state_dict().items():
-        theirs, ours = next((t, o) for t, o in RENAME.items() if name == o or name.startswith(o + "."))
-        theirs = theirs + name[len(ours):].replace(".adaln.", ".adaLN_modulation.1.")
-        shapes[theirs] = (1, 1, *tensor.T.shape) if ours == "decoder.register_positions" else tuple(tensor.shape)
+        theirs, ours = next(
+            (t, o) for t, o in RENAME.items() if name == o or name.startswith(o + ".")
+        )
+        theirs = theirs + name[len(ours) :].replace(".adaln.", ".adaLN_modulation.1.")
+        shapes[theirs] = (
+            (1, 1, *tensor.T.shape) if ours == "decoder.register_positions" else tuple(tensor.shape)
+        )
     for table, dim in zip(TABLES, (config.enc_dim, config.dec_dim), strict=True):
         shapes[table] = (1, dim, config.grid, config.grid)
     return shapes
@@ -38,14 +42,24 @@ def published_tensors(config: TokenizerConfig) -> dict[str, tuple]:
 
 def write_sparse(path: Path, config: TokenizerConfig) -> None:
     """A safetensors file: the length of a JSON header, the header, the tensors' bytes."""
-    settings = {"encoder": {}, "decoder": {"max_timestep": 1.0}, "regularizer": {"levels": list(config.fsq_levels)},
-                "vae": {"latent_channels": config.in_channels, "scaling_factor": 1.0}}
+    settings = {
+        "encoder": {},
+        "decoder": {"max_timestep": 1.0},
+        "regularizer": {"levels": list(config.fsq_levels)},
+        "vae": {"latent_channels": config.in_channels, "scaling_factor": 1.0},
+    }
     header, at, tables = {"__metadata__": {k: str(v) for k, v in settings.items()}}, 0, {}
     for name, shape in published_tensors(config).items():
         size = 4 * torch.Size(shape).numel()
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
         if name in TABLES:
-            tables[at] = sincos_positions(shape[1], config.grid).permute(2, 0, 1).contiguous().numpy().tobytes()
+            tables[at] = (
+                sincos_positions(shape[1], config.grid)
+                .permute(2, 0, 1)
+                .contiguous()
+                .numpy()
+                .tobytes()
+            )
         at += size
     text = json.dumps(header).encode()
     with open(path, "wb") as f:
@@ -58,7 +72,7 @@ def write_sparse(path: Path, config: TokenizerConfig) -> None:
 
 def measure(file: Path, dtype: str) -> dict:
     """To be run in a fresh process: load, then read every weight once, as a first forward pass does."""
-    from minflextok.official import load_official
+    from minflextok.published import load_official
 
     before, start = peak_memory(), time.perf_counter()
     tok = load_official(file, getattr(torch, dtype))
@@ -67,7 +81,13 @@ def measure(file: Path, dtype: str) -> dict:
     for p in tok.parameters():
         p.sum()
     used = peak_memory() - before
-    return {"weights": held, "loaded": loaded, "used": used, "ratio": used / held, "seconds": seconds}
+    return {
+        "weights": held,
+        "loaded": loaded,
+        "used": used,
+        "ratio": used / held,
+        "seconds": seconds,
+    }
 
 
 def main() -> None:
@@ -81,12 +101,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         write_sparse(file, PRESETS[a.preset])
-        print(f"{a.preset} with its VAE, {file.stat().st_size / 1e9:.2f} GB as float32; peak memory above the process's own")
-        print(f"{'as':>9}{'weights GB':>12}{'after loading':>15}{'all read once':>15}{'ratio':>7}{'seconds':>9}")
+        print(
+            f"{a.preset} with its VAE, {file.stat().st_size / 1e9:.2f} GB as float32; peak memory above the process's own"
+        )
+        print(
+            f"{'as':>9}{'weights GB':>12}{'after loading':>15}{'all read once':>15}{'ratio':>7}{'seconds':>9}"
+        )
         for dtype in ("float32", "bfloat16"):
-            done = subprocess.run([sys.executable, __file__, "--measure", file, dtype], check=True, stdout=subprocess.PIPE)
+            done = subprocess.run(
+                [sys.executable, __file__, "--measure", file, dtype],
+                check=True,
+                stdout=subprocess.PIPE,
+            )
             m = json.loads(done.stdout)
-            print(f"{dtype:>9}{m['weights']:12.2f}{m['loaded']:15.2f}{m['used']:15.2f}{m['ratio']:7.2f}{m['seconds']:9.1f}")
+            print(
+                f"{dtype:>9}{m['weights']:12.2f}{m['loaded']:15.2f}{m['used']:15.2f}{m['ratio']:7.2f}{m['seconds']:9.1f}"
+            )
 
 
 if __name__ == "__main__":

@@ -58,19 +58,29 @@ def encode(tok: FlexTok, x: Tensor, k: int) -> Tensor:
 def adaln_block(block: AdaLNBlock, x: Tensor, temb: Tensor, P: int) -> Tensor:
     """x (B, N, D), temb (B, D) -> (B, N, D)."""
     m = rearrange(block.adaln(F.silu(temb)), "b (parts m) -> b parts m", parts=block.parts)
-    m = torch.cat([m[:, :1].expand(-1, P, -1), m[:, -1:].expand(-1, x.shape[1] - P, -1)], dim=1)  # (B, N, 6D)
-    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m.chunk(6, dim=-1)  # each (B, N, D)
+    m = torch.cat(
+        [m[:, :1].expand(-1, P, -1), m[:, -1:].expand(-1, x.shape[1] - P, -1)], dim=1
+    )  # (B, N, 6D)
+    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m.chunk(
+        6, dim=-1
+    )  # each (B, N, D)
     x = x + gate_attn * attention(block.attn, layer_norm(x) * (1 + scale_attn) + shift_attn)
     return x + gate_mlp * block.mlp(layer_norm(x) * (1 + scale_mlp) + shift_mlp)
 
 
-def velocity(tok: FlexTok, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
+def velocity(
+    tok: FlexTok, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor
+) -> Tensor:
     """x_t (B, C, H, W), t (B,), codes (B, K, F), keep_k (B,), null (B,) bool -> (B, C, H, W)."""
     dec = tok.decoder
     h, w = x_t.shape[-2] // dec.patch_size, x_t.shape[-1] // dec.patch_size
     dtype = dec.patch_proj.weight.dtype
-    patches = dec.patch_proj(patchify(x_t.to(dtype), dec.patch_size)) + dec.positions[:h, :w].flatten(0, 1)
-    registers = dec.nested_dropout(dec.code_proj(codes.to(dtype)) + dec.register_positions, keep_k)  # (B, K, D)
+    patches = dec.patch_proj(patchify(x_t.to(dtype), dec.patch_size)) + dec.positions[
+        :h, :w
+    ].flatten(0, 1)
+    registers = dec.nested_dropout(
+        dec.code_proj(codes.to(dtype)) + dec.register_positions, keep_k
+    )  # (B, K, D)
     null_token = torch.zeros_like(registers[0, 0]) if dec.null_token is None else dec.null_token
     registers = torch.where(null[:, None, None], null_token.to(registers.dtype), registers)
     seq = torch.cat([patches, registers], dim=1)  # (B, P + K, D)
@@ -78,7 +88,9 @@ def velocity(tok: FlexTok, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor
     for block in dec.blocks:
         seq = adaln_block(block, seq, temb, h * w)
     shift, scale = dec.head_adaln(F.silu(temb))[:, None].chunk(2, dim=-1)
-    return unpatchify(dec.head(layer_norm(seq[:, : h * w]) * (1 + scale) + shift), dec.patch_size, h, w)
+    return unpatchify(
+        dec.head(layer_norm(seq[:, : h * w]) * (1 + scale) + shift), dec.patch_size, h, w
+    )
 
 
 @torch.no_grad()
@@ -91,7 +103,9 @@ def decode(tok: FlexTok, ids: Tensor, steps: int, guidance: float, noise: Tensor
 
     def guided(x: Tensor, t: float) -> Tensor:
         time = torch.full((B,), t, device=ids.device)
-        cond, uncond = (velocity(tok, x, time, codes, keep_k, hidden).float() for hidden in (null, ~null))
+        cond, uncond = (
+            velocity(tok, x, time, codes, keep_k, hidden).float() for hidden in (null, ~null)
+        )
         return cfg(cond, uncond, guidance)
 
     images = euler(guided, noise, steps)

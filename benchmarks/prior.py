@@ -25,7 +25,7 @@ from bench import machine
 from torch import Tensor
 
 from minflextok import PRIOR_PRESETS, Prior, PriorConfig
-from minflextok.evaluate import write
+from minflextok.evaluation.tokenizer import write
 from minflextok.gpt import can_pack
 
 try:
@@ -34,13 +34,17 @@ except ImportError:
     transformers = None
 
 
-def ours(c: PriorConfig, B: int, use_cache: bool = True, packed: bool = True) -> Callable[[], Tensor]:
+def ours(
+    c: PriorConfig, B: int, use_cache: bool = True, packed: bool = True
+) -> Callable[[], Tensor]:
     torch.manual_seed(0)
     prior, labels = Prior(c).eval(), torch.arange(B) % c.num_classes
 
     def generate() -> Tensor:
         with patch("minflextok.prior.can_pack", can_pack if packed else lambda x: False):
-            return prior.generate(labels, generator=torch.Generator().manual_seed(1), use_cache=use_cache)
+            return prior.generate(
+                labels, generator=torch.Generator().manual_seed(1), use_cache=use_cache
+            )
 
     return generate
 
@@ -48,13 +52,31 @@ def ours(c: PriorConfig, B: int, use_cache: bool = True, packed: bool = True) ->
 def llama(c: PriorConfig, B: int) -> Callable[[], Tensor]:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=c.vocab_size, hidden_size=c.dim, intermediate_size=8 * c.dim // 3, num_hidden_layers=c.depth,
-        num_attention_heads=c.dim // c.head_dim, max_position_embeddings=c.num_tokens + 1, tie_word_embeddings=True,
-        bos_token_id=0, eos_token_id=None, pad_token_id=0)
-    model, prompt = transformers.LlamaForCausalLM(config).float().eval(), torch.zeros(B, 1, dtype=torch.long)
+        vocab_size=c.vocab_size,
+        hidden_size=c.dim,
+        intermediate_size=8 * c.dim // 3,
+        num_hidden_layers=c.depth,
+        num_attention_heads=c.dim // c.head_dim,
+        max_position_embeddings=c.num_tokens + 1,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model, prompt = (
+        transformers.LlamaForCausalLM(config).float().eval(),
+        torch.zeros(B, 1, dtype=torch.long),
+    )
     n = c.num_tokens
-    return lambda: model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=True, top_k=0, min_new_tokens=n,
-                                  max_new_tokens=n, use_cache=True)[:, 1:]
+    return lambda: model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=True,
+        top_k=0,
+        min_new_tokens=n,
+        max_new_tokens=n,
+        use_cache=True,
+    )[:, 1:]
 
 
 def compare(sides: dict[str, Callable[[], Tensor]], tokens: int, turns: int) -> dict:
@@ -71,17 +93,28 @@ def compare(sides: dict[str, Callable[[], Tensor]], tokens: int, turns: int) -> 
     found = {}
     for side, seconds in times.items():
         ratios = [s / c for s, c in zip(seconds, times["cached"], strict=True)]
-        found[side] = {"seconds": median(seconds), "ratio": median(seconds) / median(times["cached"]),
-                       "ratio_low": min(ratios), "ratio_high": max(ratios), "cpu_seconds": median(cpu[side]),
-                       "cpu_ratio": median(cpu[side]) / median(cpu["cached"])}
+        found[side] = {
+            "seconds": median(seconds),
+            "ratio": median(seconds) / median(times["cached"]),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+            "cpu_seconds": median(cpu[side]),
+            "cpu_ratio": median(cpu[side]) / median(cpu["cached"]),
+        }
     return found
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--presets", nargs="+", default=["cifar10"],
-                        choices=[name for name, c in PRIOR_PRESETS.items() if not c.text])
-    parser.add_argument("--tokens", type=int, default=256, help="ids an image; replaces the preset's")
+    parser.add_argument(
+        "--presets",
+        nargs="+",
+        default=["cifar10"],
+        choices=[name for name, c in PRIOR_PRESETS.items() if not c.text],
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=256, help="ids an image; replaces the preset's"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="images at a time")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -91,12 +124,16 @@ def main(argv: list[str] | None = None) -> None:
     if min(a.tokens, a.turns, a.threads, *a.batch) < 1:
         parser.error("give numbers of at least 1")
     torch.set_num_threads(a.threads)
-    where = machine("cpu", []) | {"transformers": transformers and transformers.__version__,
-                                  "busy": round(os.getloadavg()[0], 1)}
-    print(f"{a.tokens} ids, medians of {a.turns} turns; {', '.join(f'{k} {v}' for k, v in where.items())} (busy: processes "
-          f"that want to run, before the start)\n"
-          f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  "
-          f"{'times ours [of a turn]':24}{'CPU s':>7}  times ours")
+    where = machine("cpu", []) | {
+        "transformers": transformers and transformers.__version__,
+        "busy": round(os.getloadavg()[0], 1),
+    }
+    print(
+        f"{a.tokens} ids, medians of {a.turns} turns; {', '.join(f'{k} {v}' for k, v in where.items())} (busy: processes "
+        f"that want to run, before the start)\n"
+        f"{'preset':14}{'B':>3}{'params':>8}  {'side':13}{'seconds':>8}  "
+        f"{'times ours [of a turn]':24}{'CPU s':>7}  times ours"
+    )
     rows = []
     for name in a.presets:
         c = dataclasses.replace(PRIOR_PRESETS[name], num_tokens=a.tokens)
@@ -109,8 +146,11 @@ def main(argv: list[str] | None = None) -> None:
             rows.append({"preset": name, "B": B, "params": params, **found})
             for side, r in found.items():
                 ratio = f"{r['ratio']:.2f}x [{r['ratio_low']:.2f}, {r['ratio_high']:.2f}]"
-                print(f"{name:14}{B:3}{params / 1e6:7.1f}M  {side:13}{r['seconds']:8.2f}  {ratio:24}"
-                      f"{r['cpu_seconds']:7.2f}  {r['cpu_ratio']:.2f}x", flush=True)
+                print(
+                    f"{name:14}{B:3}{params / 1e6:7.1f}M  {side:13}{r['seconds']:8.2f}  {ratio:24}"
+                    f"{r['cpu_seconds']:7.2f}  {r['cpu_ratio']:.2f}x",
+                    flush=True,
+                )
             write({"tokens": a.tokens, "turns": a.turns, "machine": where, "rows": rows}, a.out)
     print(f"-> {a.out}")
 

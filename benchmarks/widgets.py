@@ -12,8 +12,9 @@ from statistics import median
 
 import torch
 
-from minflextok import PRIOR_PRESETS, FlexTok, Prior, widgets
-from minflextok.data import load_dataset, to_float
+from minflextok import PRIOR_PRESETS, FlexTok, Prior
+from minflextok.course import widgets
+from minflextok.data.datasets import load_dataset, to_float
 
 
 def main(threads: int) -> None:
@@ -28,9 +29,16 @@ def main(threads: int) -> None:
         "trajectory_scrubber": (lambda: widgets.trajectory_scrubber(tok, images[0]), None),
         "nested_dropout_view": (lambda: widgets.nested_dropout_view(tok, images[0]), None),
         "prior_sampler": (lambda: widgets.prior_sampler(prior, tok), ("7", 9, 0.5)),
-        "prompt_explorer": (lambda: widgets.prompt_explorer(text_prior, scenes), ("a small green square", 5)),
+        "prompt_explorer": (
+            lambda: widgets.prompt_explorer(text_prior, scenes),
+            ("a small green square", 5),
+        ),
     }
-    print(f"{threads} thread(s)", *("built s", "warm-up s", "settings", "follows ms", "worst ms", "not warm ms"), sep=" | ")
+    print(
+        f"{threads} thread(s)",
+        *("built s", "warm-up s", "settings", "follows ms", "worst ms", "not warm ms"),
+        sep=" | ",
+    )
     for name, (make, far) in build.items():
         start = time.process_time()
         board = make()

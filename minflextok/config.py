@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # Embedded images and shipped weights: beside the package in a checkout, inside it when installed from a wheel.
-DATA_DIR = next(d for d in (Path(__file__).parents[1] / "data", Path(__file__).parent / "_data") if d.exists())
+DATA_DIR = next(
+    d for d in (Path(__file__).parents[1] / "data", Path(__file__).parent / "_data") if d.exists()
+)
 WEIGHTS_DIR = DATA_DIR / "weights"
 
 
@@ -21,18 +23,20 @@ def opt(default, help: str):
     return field(default=default, metadata={"help": help})
 
 
-def _require(ok: bool, message: str) -> None:
+def require(ok: bool, message: str) -> None:
     if not ok:
         raise ValueError(message)
 
 
-def _check_types(config) -> None:
+def check_types(config) -> None:
     """Every field must hold what its annotation says (a whole number will do for a float)."""
     for f in dataclasses.fields(config):
         value, kind = getattr(config, f.name), tuple if str(f.type).startswith("tuple") else f.type
         ok = type(value) is kind or (kind is float and type(value) is int)
-        _require(ok and (kind is not float or math.isfinite(value)),
-                 f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})")
+        require(
+            ok and (kind is not float or math.isfinite(value)),
+            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
+        )
 
 
 def budgets(k: int) -> list[int]:
@@ -53,44 +57,98 @@ class TokenizerConfig:
     dec_depth: int = opt(12, "decoder blocks")
     head_dim: int = opt(64, "width of one attention head")
     num_registers: int = opt(256, "K, the most tokens an image gets")
-    fsq_levels: tuple[int, ...] = opt((8, 8, 8, 5, 5, 5), "FSQ levels per channel; their product is the vocabulary")
-    separate_adaln: bool = opt(True, "modulate patches and registers apart (paper App. A.2) or alike")
-    causal_registers: bool = opt(True, "a register of the encoder sees the earlier ones; or all, for comparison")
+    fsq_levels: tuple[int, ...] = opt(
+        (8, 8, 8, 5, 5, 5), "FSQ levels per channel; their product is the vocabulary"
+    )
+    separate_adaln: bool = opt(
+        True, "modulate patches and registers apart (paper App. A.2) or alike"
+    )
+    causal_registers: bool = opt(
+        True, "a register of the encoder sees the earlier ones; or all, for comparison"
+    )
     learned_null: bool = opt(True, "null condition: a learned token, or zeros")
-    max_timestep: float = opt(1.0, "the largest timestep; the time features see 1000 * t / max_timestep")
-    null_prob: float = opt(0.1, "training: probability that an image is decoded from the null condition")
-    keep_k_mode: str = opt("pow2", "training: nested dropout draws keep_k as 'uniform', 'pow2' or 'uniform_pow2'")
-    mode_scale: float = opt(0.25, "training: s of mode-sampled timesteps (SD3, arXiv 2403.03206, sec. 3.1)")
+    max_timestep: float = opt(
+        1.0, "the largest timestep; the time features see 1000 * t / max_timestep"
+    )
+    null_prob: float = opt(
+        0.1, "training: probability that an image is decoded from the null condition"
+    )
+    keep_k_mode: str = opt(
+        "pow2", "training: nested dropout draws keep_k as 'uniform', 'pow2' or 'uniform_pow2'"
+    )
+    mode_scale: float = opt(
+        0.25, "training: s of mode-sampled timesteps (SD3, arXiv 2403.03206, sec. 3.1)"
+    )
     token_std: float = opt(0.02, "initial std of registers, their positions, mask and null token")
-    latent_std: float = opt(0.0, "initial std of the latents before FSQ; 0 as published, where all images start on one code")
-    latent_penalty: float = opt(0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation")
-    repa_weight: float = opt(1.0, "training with a teacher: weight of representation alignment (REPA)")
-    repa_block: int = opt(1, "training with a teacher: the decoder block whose patches are aligned, counted from 0")
+    latent_std: float = opt(
+        0.0,
+        "initial std of the latents before FSQ; 0 as published, where all images start on one code",
+    )
+    latent_penalty: float = opt(
+        0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation"
+    )
+    repa_weight: float = opt(
+        1.0, "training with a teacher: weight of representation alignment (REPA)"
+    )
+    repa_block: int = opt(
+        1, "training with a teacher: the decoder block whose patches are aligned, counted from 0"
+    )
 
     def __post_init__(self):
         if isinstance(self.fsq_levels, list):
             object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
-        _check_types(self)
-        for name in ("image_size", "in_channels", "patch_size", "enc_depth", "dec_depth", "head_dim", "num_registers"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
-        _require(self.repa_block >= 0, f"repa_block={self.repa_block}: give a block from 0 to dec_depth - 1")
+        check_types(self)
+        for name in (
+            "image_size",
+            "in_channels",
+            "patch_size",
+            "enc_depth",
+            "dec_depth",
+            "head_dim",
+            "num_registers",
+        ):
+            require(
+                getattr(self, name) >= 1,
+                f"{name}={getattr(self, name)}: give a whole number of at least 1",
+            )
+        require(
+            self.repa_block >= 0,
+            f"repa_block={self.repa_block}: give a block from 0 to dec_depth - 1",
+        )
         for name in ("token_std", "latent_std", "latent_penalty", "repa_weight"):
-            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
-        _require(-1 <= self.mode_scale <= 2 / (math.pi - 2),
-                 f"mode_scale={self.mode_scale}: give a number from -1 to 1.75, where timesteps stay in [0, 1]")
-        _require(self.image_size % self.patch_size == 0,
-                 f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+            require(
+                getattr(self, name) >= 0,
+                f"{name}={getattr(self, name)}: give a number of at least 0",
+            )
+        require(
+            -1 <= self.mode_scale <= 2 / (math.pi - 2),
+            f"mode_scale={self.mode_scale}: give a number from -1 to 1.75, where timesteps stay in [0, 1]",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}",
+        )
         for name in ("enc_dim", "dec_dim"):
             dim = getattr(self, name)
-            _require(dim > 0 and dim % self.head_dim == 0 and dim % 4 == 0,
-                     f"{name}={dim}: give a multiple of head_dim={self.head_dim} (and of 4, for the sin-cos positions)")
-        _require(len(self.fsq_levels) >= 1 and all(isinstance(n, int) and n >= 2 for n in self.fsq_levels),
-                 f"fsq_levels={self.fsq_levels}: give whole numbers of at least 2, such as (8, 8, 8, 5)")
-        _require(self.vocab_size <= 2**31, f"fsq_levels={self.fsq_levels}: {self.vocab_size} ids are more than 2^31")
-        _require(self.keep_k_mode in ("uniform", "pow2", "uniform_pow2"),
-                 f"keep_k_mode={self.keep_k_mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'")
-        _require(0 <= self.null_prob < 1, f"null_prob={self.null_prob}: give a probability below 1")
-        _require(self.max_timestep > 0, f"max_timestep={self.max_timestep}: give a positive number")
+            require(
+                dim > 0 and dim % self.head_dim == 0 and dim % 4 == 0,
+                f"{name}={dim}: give a multiple of head_dim={self.head_dim} (and of 4, for the sin-cos positions)",
+            )
+        require(
+            len(self.fsq_levels) >= 1
+            and all(isinstance(n, int) and n >= 2 for n in self.fsq_levels),
+            f"fsq_levels={self.fsq_levels}: give whole numbers of at least 2, such as (8, 8, 8, 5)",
+        )
+        require(
+            self.vocab_size <= 2**31,
+            f"fsq_levels={self.fsq_levels}: {self.vocab_size} ids are more than 2^31",
+        )
+        require(
+            self.keep_k_mode in ("uniform", "pow2", "uniform_pow2"),
+            f"keep_k_mode={self.keep_k_mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'",
+        )
+        require(0 <= self.null_prob < 1, f"null_prob={self.null_prob}: give a probability below 1")
+        require(self.max_timestep > 0, f"max_timestep={self.max_timestep}: give a positive number")
 
     @property
     def grid(self) -> int:
@@ -121,38 +179,77 @@ class VAEConfig:
     """Defaults are the published VAEs' (8-fold smaller latents, 16 channels: 83.8M parameters)."""
 
     latent_channels: int = opt(16, "channels of the latents")
-    widths: tuple[int, ...] = opt((128, 256, 512, 512), "channels per level; each level but the last halves the size")
+    widths: tuple[int, ...] = opt(
+        (128, 256, 512, 512), "channels per level; each level but the last halves the size"
+    )
     layers: int = opt(2, "residual blocks per level of the encoder; the decoder has one more")
     groups: int = opt(32, "groups of each group norm")
-    scaling_factor: float = opt(1.0, "latents are multiplied by it, so that their variance is 1; training measures it")
-    image_size: int = opt(256, "training: side of the images in pixels; the model takes any multiple of downscale")
-    perceptual: str = opt("vgg16", "training: distance beside L1: 'vgg16' features (downloaded), 'gradients' or 'none'")
+    scaling_factor: float = opt(
+        1.0, "latents are multiplied by it, so that their variance is 1; training measures it"
+    )
+    image_size: int = opt(
+        256, "training: side of the images in pixels; the model takes any multiple of downscale"
+    )
+    perceptual: str = opt(
+        "vgg16",
+        "training: distance beside L1: 'vgg16' features (downloaded), 'gradients' or 'none'",
+    )
     perceptual_weight: float = opt(1.0, "training: weight of that distance")
-    kl_weight: float = opt(1e-6, "training: weight of the KL divergence, summed over an image's latents")
-    adversarial_weight: float = opt(0.0, "training: weight of what a discriminator says of the reconstructions; 0: none")
-    adversarial_from: float = opt(0.5, "training: share of the run after which the discriminator comes in")
+    kl_weight: float = opt(
+        1e-6, "training: weight of the KL divergence, summed over an image's latents"
+    )
+    adversarial_weight: float = opt(
+        0.0, "training: weight of what a discriminator says of the reconstructions; 0: none"
+    )
+    adversarial_from: float = opt(
+        0.5, "training: share of the run after which the discriminator comes in"
+    )
 
     def __post_init__(self):
         if isinstance(self.widths, list):
             object.__setattr__(self, "widths", tuple(self.widths))
-        _check_types(self)
+        check_types(self)
         for name in ("latent_channels", "layers", "groups", "image_size"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
-        _require(len(self.widths) >= 1 and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
-                 f"widths={self.widths}: give multiples of groups={self.groups}")
-        _require(self.scaling_factor > 0, f"scaling_factor={self.scaling_factor}: give a positive number")
-        _require(self.image_size % self.downscale == 0,
-                 f"image_size={self.image_size} is not a multiple of {self.downscale}, by which {len(self.widths)} widths "
-                 "make latents smaller")
+            require(
+                getattr(self, name) >= 1,
+                f"{name}={getattr(self, name)}: give a whole number of at least 1",
+            )
+        require(
+            len(self.widths) >= 1
+            and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
+            f"widths={self.widths}: give multiples of groups={self.groups}",
+        )
+        require(
+            self.scaling_factor > 0, f"scaling_factor={self.scaling_factor}: give a positive number"
+        )
+        require(
+            self.image_size % self.downscale == 0,
+            f"image_size={self.image_size} is not a multiple of {self.downscale}, by which {len(self.widths)} widths "
+            "make latents smaller",
+        )
         for name in ("perceptual_weight", "kl_weight", "adversarial_weight"):
-            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
-        _require(0 <= self.adversarial_from <= 1, f"adversarial_from={self.adversarial_from}: give a share from 0 to 1")
-        _require(self.perceptual in ("vgg16", "gradients", "none"),
-                 f"perceptual={self.perceptual!r}: give 'vgg16', 'gradients' or 'none'")
-        for name, on, least in (("perceptual", self.perceptual == "vgg16", 16), ("perceptual", self.perceptual != "none", 8),
-                                ("adversarial_weight", self.adversarial_weight > 0, 24)):
-            _require(not on or self.image_size >= least, f"{name}={getattr(self, name)!r} needs images of at least {least} "
-                     f"pixels, not image_size={self.image_size}")
+            require(
+                getattr(self, name) >= 0,
+                f"{name}={getattr(self, name)}: give a number of at least 0",
+            )
+        require(
+            0 <= self.adversarial_from <= 1,
+            f"adversarial_from={self.adversarial_from}: give a share from 0 to 1",
+        )
+        require(
+            self.perceptual in ("vgg16", "gradients", "none"),
+            f"perceptual={self.perceptual!r}: give 'vgg16', 'gradients' or 'none'",
+        )
+        for name, on, least in (
+            ("perceptual", self.perceptual == "vgg16", 16),
+            ("perceptual", self.perceptual != "none", 8),
+            ("adversarial_weight", self.adversarial_weight > 0, 24),
+        ):
+            require(
+                not on or self.image_size >= least,
+                f"{name}={getattr(self, name)!r} needs images of at least {least} "
+                f"pixels, not image_size={self.image_size}",
+            )
 
     @property
     def downscale(self) -> int:
@@ -170,12 +267,21 @@ class PriorConfig:
     dim: int = opt(768, "width, a multiple of head_dim")
     depth: int = opt(12, "blocks")
     head_dim: int = opt(64, "width of one attention head")
-    null_prob: float = opt(0.1, "training: probability that an image's condition is hidden, for guidance")
-    dropout: float = opt(0.0, "training: share of the channels that a block's branch loses, for data that is small")
-    text: str = opt("", "what reads captions: 'words' or 'bytes', trained with the prior, or the name of a frozen encoder "
-                        "of the Hugging Face hub, such as google/flan-t5-small; empty for a prior that takes classes")
+    null_prob: float = opt(
+        0.1, "training: probability that an image's condition is hidden, for guidance"
+    )
+    dropout: float = opt(
+        0.0, "training: share of the channels that a block's branch loses, for data that is small"
+    )
+    text: str = opt(
+        "",
+        "what reads captions: 'words' or 'bytes', trained with the prior, or the name of a frozen encoder "
+        "of the Hugging Face hub, such as google/flan-t5-small; empty for a prior that takes classes",
+    )
     words: tuple[str, ...] = opt((), "text 'words': those known")
-    text_dim: int = opt(128, "width of the text embeddings, a multiple of head_dim; the frozen encoder's own")
+    text_dim: int = opt(
+        128, "width of the text embeddings, a multiple of head_dim; the frozen encoder's own"
+    )
     text_depth: int = opt(2, "blocks of the text encoder that is trained with the prior")
     text_length: int = opt(64, "most words, bytes or pieces in a caption")
     class_names: tuple[str, ...] = opt((), "names of the classes, where they are known")
@@ -185,21 +291,47 @@ class PriorConfig:
         for name in ("words", "class_names"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-            _require(all(isinstance(w, str) and w for w in getattr(self, name)), f"{name}: give strings that are not empty")
-        _check_types(self)
-        for name in ("vocab_size", "num_tokens", "dim", "depth", "head_dim", "text_dim", "text_depth", "text_length"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
+            require(
+                all(isinstance(w, str) and w for w in getattr(self, name)),
+                f"{name}: give strings that are not empty",
+            )
+        check_types(self)
+        for name in (
+            "vocab_size",
+            "num_tokens",
+            "dim",
+            "depth",
+            "head_dim",
+            "text_dim",
+            "text_depth",
+            "text_length",
+        ):
+            require(
+                getattr(self, name) >= 1,
+                f"{name}={getattr(self, name)}: give a whole number of at least 1",
+            )
         for name in ("dim", "text_dim")[: 2 if self.text in ("words", "bytes") else 1]:
-            _require(getattr(self, name) % self.head_dim == 0,
-                     f"{name}={getattr(self, name)}: give a multiple of head_dim={self.head_dim}")
+            require(
+                getattr(self, name) % self.head_dim == 0,
+                f"{name}={getattr(self, name)}: give a multiple of head_dim={self.head_dim}",
+            )
         for name in ("null_prob", "dropout"):
-            _require(0 <= getattr(self, name) < 1, f"{name}={getattr(self, name)}: give a probability below 1")
-        _require((self.num_classes > 0) == (not self.text) and self.num_classes >= 0,
-                 f"num_classes={self.num_classes} and text={self.text!r}: give classes, or num_classes=0 and a text encoder")
-        _require((self.text == "words") == bool(self.words) and len(set(self.words)) == len(self.words),
-                 f"text={self.text!r} with {len(self.words)} words: 'words' wants a list of different ones, others none")
-        _require(len(self.class_names) in (0, self.num_classes),
-                 f"{len(self.class_names)} class_names for {self.num_classes} classes: give one each, or none")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"{name}={getattr(self, name)}: give a probability below 1",
+            )
+        require(
+            (self.num_classes > 0) == (not self.text) and self.num_classes >= 0,
+            f"num_classes={self.num_classes} and text={self.text!r}: give classes, or num_classes=0 and a text encoder",
+        )
+        require(
+            (self.text == "words") == bool(self.words) and len(set(self.words)) == len(self.words),
+            f"text={self.text!r} with {len(self.words)} words: 'words' wants a list of different ones, others none",
+        )
+        require(
+            len(self.class_names) in (0, self.num_classes),
+            f"{len(self.class_names)} class_names for {self.num_classes} classes: give one each, or none",
+        )
 
     @property
     def budgets(self) -> list[int]:
@@ -211,11 +343,19 @@ class PriorConfig:
 class TrainConfig:
     """The recipe. Defaults suit the small presets on a CPU."""
 
-    steps: int = opt(6000, "optimiser steps; warmup, cosine and nested dropout are laid out over them")
-    minutes: float = opt(0.0, "wall-clock budget; where it ends first it lays out the schedule instead (0: none)")
-    processor_time: bool = opt(False, "minutes, and the time in the log, are the processor's: fair on a busy CPU")
+    steps: int = opt(
+        6000, "optimiser steps; warmup, cosine and nested dropout are laid out over them"
+    )
+    minutes: float = opt(
+        0.0, "wall-clock budget; where it ends first it lays out the schedule instead (0: none)"
+    )
+    processor_time: bool = opt(
+        False, "minutes, and the time in the log, are the processor's: fair on a busy CPU"
+    )
     batch_size: int = opt(64, "images per step, over all processes together")
-    micro_batch: int = opt(0, "images per forward pass and process; gradients are summed (0: all at once)")
+    micro_batch: int = opt(
+        0, "images per forward pass and process; gradients are summed (0: all at once)"
+    )
     lr: float = opt(4e-3, "peak learning rate")
     min_lr: float = opt(0.02, "the cosine ends at this share of lr")
     warmup: int = opt(200, "steps of linear warmup")
@@ -223,7 +363,9 @@ class TrainConfig:
     beta2: float = opt(0.95, "AdamW's second beta; the first is 0.9")
     clip: float = opt(1.0, "largest gradient norm")
     ema: float = opt(0.999, "decay of the averaged weights per step (shorter at the start)")
-    nested_from: float = opt(0.0, "share of the run after which nested dropout is mixed in; before, all K are kept")
+    nested_from: float = opt(
+        0.0, "share of the run after which nested dropout is mixed in; before, all K are kept"
+    )
     nested_full: float = opt(0.67, "share of the run from which on every image has nested dropout")
     flip: bool = opt(True, "mirror images at random")
     bf16: bool = opt(True, "bfloat16 autocast")
@@ -235,90 +377,64 @@ class TrainConfig:
     workers: int = opt(4, "decoding processes for sets that stream")
 
     def __post_init__(self):
-        _check_types(self)
+        check_types(self)
         for name in ("steps", "batch_size", "log_every", "eval_every", "val_images"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: give a whole number of at least 1")
+            require(
+                getattr(self, name) >= 1,
+                f"{name}={getattr(self, name)}: give a whole number of at least 1",
+            )
         for name in ("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"):
-            _require(getattr(self, name) >= 0, f"{name}={getattr(self, name)}: give a number of at least 0")
-        _require(self.lr > 0 and self.clip > 0, f"lr={self.lr}, clip={self.clip}: give positive numbers")
-        _require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
-        _require(0 <= self.nested_from <= self.nested_full <= 1,
-                 f"nested_from={self.nested_from}, nested_full={self.nested_full}: give 0 <= from <= full <= 1")
+            require(
+                getattr(self, name) >= 0,
+                f"{name}={getattr(self, name)}: give a number of at least 0",
+            )
+        require(
+            self.lr > 0 and self.clip > 0, f"lr={self.lr}, clip={self.clip}: give positive numbers"
+        )
+        require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
+        require(
+            0 <= self.nested_from <= self.nested_full <= 1,
+            f"nested_from={self.nested_from}, nested_full={self.nested_full}: give 0 <= from <= full <= 1",
+        )
 
 
-def _published(enc_depth: int, dec_depth: int) -> TokenizerConfig:
-    return TokenizerConfig(image_size=32, in_channels=16, patch_size=2, enc_dim=64 * enc_depth, enc_depth=enc_depth,
-                           dec_dim=64 * dec_depth, dec_depth=dec_depth)
+@dataclass(frozen=True)
+class JudgeConfig:
+    image_size: int = opt(32, "side of the images in pixels")
+    widths: tuple[int, ...] = opt(
+        (64, 128, 192), "channels of each stage; the stem has half of the first"
+    )
+    strides: tuple[int, ...] = opt((2, 2, 2), "by how much each stage shrinks the map")
+    num_features: int = opt(128, "length of the feature vector that the classes are read from")
+    num_classes: int = opt(10, "classes")
+    label_smoothing: float = opt(
+        0.1, "training: share of the target that is spread over all classes"
+    )
 
-
-# What makes small models order their tokens soon; `make sweep` measures it, one change at a time.
-def _pixels(size: int, patch: int, dim: int, enc_depth: int, dec_depth: int, registers: int, levels) -> TokenizerConfig:
-    return TokenizerConfig(image_size=size, patch_size=patch, enc_dim=dim, enc_depth=enc_depth, dec_dim=dim,
-                           dec_depth=dec_depth, num_registers=registers, fsq_levels=levels,
-                           token_std=1.0, latent_std=1.0, latent_penalty=0.1, mode_scale=-0.5)
-
-
-PRESETS: dict[str, TokenizerConfig] = {
-    "shapes": _pixels(16, 4, 128, 3, 4, 16, (8, 8, 8, 5)),
-    "cifar10-tiny": _pixels(32, 4, 128, 4, 4, 16, (8, 8, 8, 5)),
-    "cifar10": _pixels(32, 4, 128, 4, 4, 32, (8, 8, 8, 5)),
-    "cifar10-large": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
-    "tiny-imagenet": dataclasses.replace(_pixels(16, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)), in_channels=8),  # with f4-small
-    "d12-d12": _published(12, 12),
-    "d18-d18": _published(18, 18),
-    "d18-d28": _published(18, 28),
-}
-
-# The sizes of the paper, which gives no widths and depths. They are 49152 depth^3 (49.2M, 84.9M, 201.3M, 393.2M, 679.5M,
-# 1.327B), what blocks of width 64 * depth hold without embeddings; so that is what we take.
-PRIOR_PRESETS: dict[str, PriorConfig] = {
-    "cifar10-tiny": PriorConfig(2560, 16, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
-    "cifar10": PriorConfig(2560, 32, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
-    "cifar10-large": PriorConfig(12_800, 32, 10, dim=320, depth=6, dropout=0.1),
-    "shapes": PriorConfig(2560, 16, 0, dim=192, depth=6, head_dim=32, dropout=0.1, text="words", text_dim=96, text_length=32,
-                          words=("a", "above", "below", "blue", "circle", "green", "is", "large", "left", "of", "purple",
-                                 "red", "right", "small", "square", "the", "to", "triangle", "which", "white", "yellow")),
-    **{f"ar-{size}": PriorConfig(dim=64 * depth, depth=depth) for size, depth in
-       (("49m", 10), ("85m", 12), ("201m", 16), ("393m", 20), ("679m", 24), ("1.33b", 30))},
-}
-
-VAE_PRESETS: dict[str, VAEConfig] = {
-    "f8": VAEConfig(adversarial_weight=0.1),
-    "f8-c4": VAEConfig(latent_channels=4, adversarial_weight=0.1),
-    "f8-c8": VAEConfig(latent_channels=8, adversarial_weight=0.1),
-    "f2-small": VAEConfig(latent_channels=4, widths=(32, 64), layers=1, groups=8, image_size=32, perceptual="none"),
-    "f4-small": VAEConfig(latent_channels=8, widths=(32, 64, 96), layers=1, groups=8, image_size=64, perceptual="none"),
-}
-
-# How each preset is trained. The three published models: batch and learning rate are ours, the paper's are not public
-# in full; two hundred thousand steps of 2,048 images are what a lab would start from. The same holds for the f8 VAEs,
-# and for their adversarial_weight. Not yet run: tiny-imagenet (on the latents of f4-small).
-_LARGE = TrainConfig(steps=200_000, batch_size=2048, lr=5e-4, warmup=5000, weight_decay=0.05, beta2=0.99, ema=0.9999,
-                     nested_full=0.1, val_images=2048, log_every=100, eval_every=5000, workers=12)
-_SMALL_VAE = TrainConfig(steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=60, weight_decay=0.0, log_every=100)
-_LARGE_VAE = TrainConfig(steps=400_000, batch_size=64, lr=1e-4, warmup=5000, weight_decay=0.0, beta2=0.99, ema=0.9999,
-                         val_images=1024, log_every=100, eval_every=5000, workers=12)
-RECIPES: dict[str, TrainConfig] = {
-    "shapes": TrainConfig(steps=4900, eval_every=200, val_images=256),
-    "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(steps=8800, lr=3e-3, nested_full=0.3, eval_every=1000),  # with --init, --repa: see its card
-    "cifar10-large": TrainConfig(steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
-    "tiny-imagenet": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000),
-    "d12-d12": _LARGE, "d18-d18": _LARGE, "d18-d28": _LARGE,
-    "f2-small": _SMALL_VAE, "f4-small": dataclasses.replace(_SMALL_VAE, minutes=30),
-    "f8": _LARGE_VAE, "f8-c4": _LARGE_VAE, "f8-c8": _LARGE_VAE,
-}
-
-_LARGE_PRIOR = TrainConfig(steps=250_000, batch_size=1024, lr=3e-4, warmup=5000, weight_decay=0.05, ema=0.9999, flip=True,
-                           val_images=2048, log_every=100, eval_every=5000, workers=12)
-PRIOR_RECIPES: dict[str, TrainConfig] = {
-    **dict.fromkeys(("cifar10-tiny", "cifar10"), TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3,
-                                                             weight_decay=0.05, flip=True)),
-    "cifar10-large": TrainConfig(steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, weight_decay=0.05,
-                                 flip=True, val_images=2048, eval_every=1000),
-    "shapes": TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=False),
-    **{name: _LARGE_PRIOR for name in PRIOR_PRESETS if name.startswith("ar-")},
-}
+    def __post_init__(self):
+        for name in ("widths", "strides"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_types(self)
+        for name in ("image_size", "num_features", "num_classes"):
+            require(
+                getattr(self, name) >= 1,
+                f"{name}={getattr(self, name)}: give a whole number of at least 1",
+            )
+        require(
+            len(self.widths) == len(self.strides) >= 1,
+            f"widths={self.widths}, strides={self.strides}: give one each",
+        )
+        for name in ("widths", "strides"):
+            values = getattr(self, name)
+            require(
+                all(isinstance(n, int) and n >= 1 for n in values),
+                f"{name}={values}: give positive whole numbers",
+            )
+        require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing={self.label_smoothing}: give a share below 1",
+        )
 
 
 def to_json(config) -> str:
@@ -327,8 +443,14 @@ def to_json(config) -> str:
 
 def from_dict(cls, values: dict):
     """Build a config from plain values; an unknown key is an error that lists the known ones."""
-    _require(isinstance(values, dict), f"a {cls.__name__} is an object of settings, not a {type(values).__name__}")
+    require(
+        isinstance(values, dict),
+        f"a {cls.__name__} is an object of settings, not a {type(values).__name__}",
+    )
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
-    _require(not unknown, f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}")
+    require(
+        not unknown,
+        f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}",
+    )
     return cls(**values)

@@ -15,7 +15,9 @@ from .transformer import AdaLNBlock, init_linears, layer_norm, zero_init
 def time_features(t: Tensor, max_timestep: float = 1.0, dim: int = 256) -> Tensor:
     """t (B,) in [0, max_timestep] -> (B, dim): cosines then sines at periods from 2*pi to 256*2*pi of 1000*t."""
     n = dim // 2
-    freqs = 1000 / max_timestep * torch.exp(-math.log(256) / n * torch.arange(n, device=t.device))  # (n,)
+    freqs = (
+        1000 / max_timestep * torch.exp(-math.log(256) / n * torch.arange(n, device=t.device))
+    )  # (n,)
     angles = t.float()[:, None] * freqs
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -49,9 +51,13 @@ class Decoder(nn.Module):
         That one stands for all K - m registers that no image of the batch keeps: they are the same vector.
         """
         m, K = codes.shape[1], len(self.register_positions)
-        registers = self.code_proj(codes.to(self.code_proj.weight.dtype)) + self.register_positions[:m]
+        registers = (
+            self.code_proj(codes.to(self.code_proj.weight.dtype)) + self.register_positions[:m]
+        )
         registers = self.nested_dropout(F.pad(registers, (0, 0, 0, int(m < K))), keep_k)
-        null_token = torch.zeros_like(registers[0, 0]) if self.null_token is None else self.null_token
+        null_token = (
+            torch.zeros_like(registers[0, 0]) if self.null_token is None else self.null_token
+        )
         return torch.where(null[:, None, None], null_token.to(registers.dtype), registers)
 
     def modulations(self, t: Tensor) -> list[Tensor]:
@@ -59,11 +65,20 @@ class Decoder(nn.Module):
 
         These matrices are half of the decoder's weights, so a sampler asks once a step, not once a call or an image.
         """
-        temb = self.time_mlp(time_features(t, self.max_timestep).to(self.patch_proj.weight.dtype))  # (B or 1, D)
+        temb = self.time_mlp(
+            time_features(t, self.max_timestep).to(self.patch_proj.weight.dtype)
+        )  # (B or 1, D)
         return [*(block.modulation(temb) for block in self.blocks), self.head_adaln(F.silu(temb))]
 
-    def forward(self, x_t: Tensor, t: Tensor | list[Tensor], codes: Tensor, keep_k: Tensor, null: Tensor,
-                tap: int | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | list[Tensor],
+        codes: Tensor,
+        keep_k: Tensor,
+        null: Tensor,
+        tap: int | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """The velocity (B, C, H, W) at x_t (B, C, H, W), t (B,) or (1,) with 1 = noise, or the `modulations` of t.
 
         codes (B, m, F) FSQ values, of which image b shows its first keep_k[b] <= m; null (B,) bool hides all of them.
@@ -81,11 +96,15 @@ class Decoder(nn.Module):
         seq = torch.cat([patches, registers], dim=1)  # (B, P + m + 1, D), or P + K
         bias, copies = None, len(self.register_positions) - codes.shape[1]
         if copies > 1:
-            bias = F.pad(torch.full((1,), math.log(copies), device=seq.device), (seq.shape[1] - 1, 0))  # (N,)
+            bias = F.pad(
+                torch.full((1,), math.log(copies), device=seq.device), (seq.shape[1] - 1, 0)
+            )  # (N,)
         *modulations, m = t if isinstance(t, list) else self.modulations(t)
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
-            seq = block(seq, modulations[i], h * w, end=h * w if last else None, bias=bias)  # the head reads patches alone
+            seq = block(
+                seq, modulations[i], h * w, end=h * w if last else None, bias=bias
+            )  # the head reads patches alone
             if i == tap:
                 hidden = seq[:, : h * w]
         shift, scale = m[:, None].chunk(2, dim=-1)

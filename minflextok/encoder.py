@@ -25,11 +25,15 @@ class Encoder(nn.Module):
         self.patch_proj = nn.Linear(c.patch_size**2 * c.in_channels, c.enc_dim)
         self.register_buffer("positions", sincos_positions(c.enc_dim, c.grid), persistent=False)
         self.registers = nn.Parameter(torch.empty(c.num_registers, c.enc_dim))
-        self.blocks = nn.ModuleList(Block(c.enc_dim, c.head_dim, c.causal_registers) for _ in range(c.enc_depth))
+        self.blocks = nn.ModuleList(
+            Block(c.enc_dim, c.head_dim, c.causal_registers) for _ in range(c.enc_depth)
+        )
         self.head = nn.Linear(c.enc_dim, len(c.fsq_levels))
         init_linears(self)
         zero_init(self.head)
-        nn.init.normal_(self.head.weight, std=c.latent_std * c.enc_dim**-0.5)  # its input has unit variance
+        nn.init.normal_(
+            self.head.weight, std=c.latent_std * c.enc_dim**-0.5
+        )  # its input has unit variance
         nn.init.normal_(self.registers, std=c.token_std)
 
     def forward(self, x: Tensor, num_registers: int | None = None) -> Tensor:
@@ -38,11 +42,17 @@ class Encoder(nn.Module):
         Registers look only back, so the first k need none of the others (unless c.causal_registers is off).
         """
         h, w = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
-        patches = self.patch_proj(patchify(x, self.patch_size)) + self.positions[:h, :w].flatten(0, 1)  # (B, P, D)
+        patches = self.patch_proj(patchify(x, self.patch_size)) + self.positions[:h, :w].flatten(
+            0, 1
+        )  # (B, P, D)
         needed = num_registers if self.causal else None
-        registers = self.registers[:needed].expand(len(x), -1, -1)  # (B, k, D), no position but their own value
+        registers = self.registers[:needed].expand(
+            len(x), -1, -1
+        )  # (B, k, D), no position but their own value
         seq = torch.cat([patches, registers], dim=1)  # (B, P + k, D)
         for block in self.blocks[:-1]:
             seq = block(seq, prefix=h * w)
-        seq = self.blocks[-1](seq, prefix=h * w, start=h * w)  # (B, k, D): the head reads registers alone
+        seq = self.blocks[-1](
+            seq, prefix=h * w, start=h * w
+        )  # (B, k, D): the head reads registers alone
         return self.head(layer_norm(seq))[:, :num_registers]

@@ -47,8 +47,12 @@ class APG:
         return cond + (scale - 1) * (diff - parallel + self.eta * parallel).to(cond.dtype)
 
 
-def euler(velocity: Callable[[Tensor, float], Tensor], noise: Tensor, steps: int,
-          wrap: Callable[[Iterable], Iterable] = iter) -> Tensor:
+def euler(
+    velocity: Callable[[Tensor, float], Tensor],
+    noise: Tensor,
+    steps: int,
+    wrap: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
     """Walk from noise (t = 1) to an image (t = 0) in equal steps; velocity(x, t) is asked at t = 1, ..., 1/steps.
 
     `wrap` may wrap the step indices, for a progress bar.

@@ -17,7 +17,9 @@ class FSQ(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         self.vocab_size = math.prod(levels)
-        basis = [math.prod(levels[:i]) for i in range(len(levels))]  # the first channel is the least significant digit
+        basis = [
+            math.prod(levels[:i]) for i in range(len(levels))
+        ]  # the first channel is the least significant digit
         # Whole numbers, so that casting the model to bfloat16 leaves them exact.
         self.register_buffer("L", torch.tensor(levels, device="cpu"), persistent=False)
         self.register_buffer("basis", torch.tensor(basis, device="cpu"), persistent=False)
@@ -30,8 +32,12 @@ class FSQ(nn.Module):
     def bound(self, z: Tensor) -> Tensor:
         """Squash each channel to its own range, so that rounding gives exactly L_i values. Always float32."""
         with torch.autocast(z.device.type, enabled=False):
-            half = (self.L.float() - 1) * 1.001 / 2  # a little over: atanh(offset / half) stays finite at 2 levels
-            offset = torch.where(self.L % 2 == 0, 0.5, 0.0)  # an even number of levels has no level at zero
+            half = (
+                (self.L.float() - 1) * 1.001 / 2
+            )  # a little over: atanh(offset / half) stays finite at 2 levels
+            offset = torch.where(
+                self.L % 2 == 0, 0.5, 0.0
+            )  # an even number of levels has no level at zero
             return torch.tanh(z.float() + torch.atanh(offset / half)) * half - offset
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

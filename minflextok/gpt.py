@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from .config import PriorConfig
 from .transformer import MLP, attend, layer_norm
 
-Context = tuple[Tensor, Tensor, Tensor]  # a text as one block sees it: keys and values (B, H, L, d), bias (B, 1, 1, L)
+Context = tuple[
+    Tensor, Tensor, Tensor
+]  # a text as one block sees it: keys and values (B, H, L, d), bias (B, 1, 1, L)
 
 
 class CausalAttention(nn.Module):
@@ -48,14 +50,20 @@ class CrossAttention(nn.Module):
 
     def context(self, text: Tensor, mask: Tensor) -> Context:
         """text (B, L, Dt) and mask (B, L), True at words -> what `forward` attends to; the same for all positions."""
-        k, v = self.wkv(text).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()  # (B, H, L, d)
-        bias = torch.zeros(mask.shape, dtype=k.dtype, device=k.device).masked_fill(~mask, float("-inf"))
+        k, v = (
+            self.wkv(text).unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4).unbind()
+        )  # (B, H, L, d)
+        bias = torch.zeros(mask.shape, dtype=k.dtype, device=k.device).masked_fill(
+            ~mask, float("-inf")
+        )
         return layer_norm(k), v, bias[:, None, None]
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, M, D) -> (B, M, D)."""
         k, v, bias = context
-        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)  # (B, H, M, d)
+        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(
+            1, 2
+        )  # (B, H, M, d)
         return self.proj(attend(q, k, v, self.head_dim**-0.5, bias).transpose(1, 2).flatten(2))
 
 
@@ -68,9 +76,16 @@ class PriorBlock(nn.Module):
         self.cross = CrossAttention(c.dim, c.text_dim, c.head_dim) if c.text else None
         self.mlp = MLP(c.dim)
 
-    def forward(self, x: Tensor, context: Context | None = None, keep: Tensor | None = None, cache: Tensor | None = None,
-                at: int = 0) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Context | None = None,
+        keep: Tensor | None = None,
+        cache: Tensor | None = None,
+        at: int = 0,
+    ) -> Tensor:
         """x (B, M, D) -> (B, M, D); cache and `at` as in CausalAttention. keep (B, branches, 1, D): factors (dropout)."""
+
         def dropped(y: Tensor, branch: int) -> Tensor:
             return y if keep is None else y * keep[:, branch]
 
@@ -101,8 +116,13 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(x: Tensor) -> bool:
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-            and not torch.is_autocast_enabled("cpu") and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
 
 
 def packed(module: nn.Module, rows: int) -> nn.Module:

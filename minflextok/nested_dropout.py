@@ -13,8 +13,13 @@ def round_up_pow2(k: Tensor) -> Tensor:
     return 2 ** torch.ceil(torch.log2(k.double())).long()
 
 
-def sample_keep_k(batch: int, num_registers: int, mode: str, generator: torch.Generator | None = None,
-                  device: torch.device | str | None = None) -> Tensor:
+def sample_keep_k(
+    batch: int,
+    num_registers: int,
+    mode: str,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """How many registers each image keeps: (B,) int64 in 1..K, one draw per image.
 
     uniform: each of 1..K alike. pow2: each of 1, 2, 4, ..., K alike (K too where it is no power of two).
@@ -23,7 +28,9 @@ def sample_keep_k(batch: int, num_registers: int, mode: str, generator: torch.Ge
     K = num_registers
     if mode == "pow2":
         choices = (K - 1).bit_length() + 1  # 1, 2, 4, ... below K, and K
-        return (2 ** torch.randint(choices, (batch,), generator=generator, device=device)).clamp(max=K)
+        return (2 ** torch.randint(choices, (batch,), generator=generator, device=device)).clamp(
+            max=K
+        )
     k = torch.randint(1, K + 1, (batch,), generator=generator, device=device)
     if mode == "uniform":
         return k
@@ -44,5 +51,7 @@ class NestedDropout(nn.Module):
 
     def forward(self, registers: Tensor, keep_k: Tensor) -> Tensor:
         """registers (B, K, D), keep_k (B,) int -> (B, K, D)."""
-        dropped = torch.arange(registers.shape[1], device=registers.device) >= keep_k[:, None]  # (B, K)
+        dropped = (
+            torch.arange(registers.shape[1], device=registers.device) >= keep_k[:, None]
+        )  # (B, K)
         return torch.where(dropped[..., None], self.mask_token.to(registers.dtype), registers)

@@ -23,7 +23,9 @@ def sincos_positions(dim: int, grid: int) -> Tensor:
     Each half holds sines then cosines of the index times n = dim/4 frequencies 10000^(-j/n).
     """
     n = dim // 4
-    count = partial(torch.arange, dtype=torch.float64, device="cpu")  # real also inside a torch.device("meta") block
+    count = partial(
+        torch.arange, dtype=torch.float64, device="cpu"
+    )  # real also inside a torch.device("meta") block
     freqs = 10000.0 ** (-count(n) / n)  # (n,)
     angles = count(grid)[:, None] * freqs  # (grid, n)
     axis = torch.cat([angles.sin(), angles.cos()], dim=-1).float()  # (grid, 2n)

@@ -33,8 +33,13 @@ from .transformer import init_linears, layer_norm
 Conditions = Tensor | list[str]  # classes (B,) int64, or captions
 
 
-def sample(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
-           ) -> Tensor:
+def sample(
+    logits: Tensor,
+    u: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Tensor:
     """One id a row: logits (B, V), u (B, V) uniform in [0, 1) -> (B,) int64. Temperature 0 takes the likeliest.
 
     top_k keeps the k likeliest ids; top_p, of these, the fewest that hold this share of the probability. The id is the
@@ -49,9 +54,13 @@ def sample(logits: Tensor, u: Tensor, temperature: float = 1.0, top_k: int | Non
     if top_p is not None and top_p < 1:
         falling = logits.sort(descending=True).values
         p = falling.softmax(-1)
-        kept = (p.cumsum(-1) - p < top_p).sum(-1, keepdim=True)  # those before it hold less than top_p
+        kept = (p.cumsum(-1) - p < top_p).sum(
+            -1, keepdim=True
+        )  # those before it hold less than top_p
         logits = logits.masked_fill(logits < falling.gather(-1, kept - 1), float("-inf"))
-    waits = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(-1)  # infinite where p = 0 alone
+    waits = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(
+        -1
+    )  # infinite where p = 0 alone
     return waits.argmin(-1)
 
 
@@ -66,13 +75,21 @@ class Prior(nn.Module):
         c = self.config = config
         self.ids = nn.Embedding(c.vocab_size, c.dim)  # the head too
         self.positions = nn.Parameter(torch.empty(c.num_tokens, c.dim))
-        self.first = nn.Embedding(c.num_classes + 1, c.dim)  # the last is the null class, and what a text prior starts with
+        self.first = nn.Embedding(
+            c.num_classes + 1, c.dim
+        )  # the last is the null class, and what a text prior starts with
         self.text_encoder = text_encoder(c) if c.text else None
         self.blocks = nn.ModuleList(PriorBlock(c) for _ in range(c.depth))
         self.packed_head = None  # see _packed
         init_linears(self)
-        for block in self.blocks:  # so that the sum of all branches starts at unit scale, whatever the depth (GPT-2)
-            for linear in (block.attn.proj, block.mlp.fc2, *([block.cross.proj] if block.cross else [])):
+        for block in (
+            self.blocks
+        ):  # so that the sum of all branches starts at unit scale, whatever the depth (GPT-2)
+            for linear in (
+                block.attn.proj,
+                block.mlp.fc2,
+                *([block.cross.proj] if block.cross else []),
+            ):
                 linear.weight.data *= (3 * c.depth) ** -0.5
         for table in (self.ids.weight, self.positions, self.first.weight):
             nn.init.normal_(table, std=0.02)
@@ -93,7 +110,9 @@ class Prior(nn.Module):
         null = torch.rand(batch, generator=generator) < c.null_prob
         if c.dropout == 0:
             return null, torch.ones(batch, 0, dtype=torch.bool)
-        return null, torch.rand(batch, c.depth, 3 if c.text else 2, c.dim, generator=generator) >= c.dropout
+        return null, torch.rand(
+            batch, c.depth, 3 if c.text else 2, c.dim, generator=generator
+        ) >= c.dropout
 
     def forward(self, ids: Tensor, conditions: Tensor, null: Tensor, keep: Tensor) -> Tensor:
         """The objective for given draws: mean cross-entropy of the ids (B, k), a scalar in nats a token.
@@ -102,13 +121,22 @@ class Prior(nn.Module):
         """
         return self.token_losses(ids, conditions, null, keep).mean()
 
-    def token_losses(self, ids: Tensor, conditions: Tensor, null: Tensor | None = None, keep: Tensor | None = None
-                     ) -> Tensor:
+    def token_losses(
+        self,
+        ids: Tensor,
+        conditions: Tensor,
+        null: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """-log p(id | condition and ids before it) of each id: (B, k) in nats. Arguments as for `forward`."""
         logits = self.logits(ids[:, :-1], conditions, null, keep)  # (B, k, V)
-        return F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none").view_as(ids)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), ids.flatten(), reduction="none"
+        ).view_as(ids)
 
-    def loss(self, ids: Tensor, labels: Conditions, generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self, ids: Tensor, labels: Conditions, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The training objective on ids (B, k) and their classes (B,) or captions, with fresh draws: a scalar."""
         conditions = self.prepare(labels)
         ids = self._check_ids(ids, len(conditions), "ids")
@@ -122,11 +150,15 @@ class Prior(nn.Module):
         """What is put first, (B, 1, D), and what each block sees of the text; where null (B,), nothing is told."""
         hidden = torch.full_like(null, self.config.num_classes, dtype=torch.long)
         if self.text_encoder is None:
-            return self.first(torch.where(null, hidden, conditions))[:, None], [None] * len(self.blocks)
+            return self.first(torch.where(null, hidden, conditions))[:, None], [None] * len(
+                self.blocks
+            )
         text, mask = self.text_encoder(conditions)  # (B, L, Dt), (B, L)
         text = torch.where(null[:, None, None], self.null_text.to(text.dtype), text)
         text = layer_norm(text)
-        return self.first(hidden)[:, None], [block.cross.context(text, mask) for block in self.blocks]
+        return self.first(hidden)[:, None], [
+            block.cross.context(text, mask) for block in self.blocks
+        ]
 
     def place(self, tokens: Tensor, at: int = 0) -> Tensor:
         """Embedded tokens (B, M, D) with their positions from `at` on, at unit scale."""
@@ -137,7 +169,13 @@ class Prior(nn.Module):
         x = layer_norm(x)
         return F.linear(x, self.ids.weight) if self.packed_head is None else self.packed_head(x)
 
-    def logits(self, ids: Tensor, conditions: Tensor, null: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        ids: Tensor,
+        conditions: Tensor,
+        null: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """Logits of the first id and of those after each of ids (B, k), k < K: (B, k + 1, V).
 
         conditions: as `prepare` gives them. null (B,) bool hides them. keep: as drawn by `draw` (None: no dropout).
@@ -154,9 +192,18 @@ class Prior(nn.Module):
 
     # ---- generation ----------------------------------------------------------------------------------------------
 
-    def generate(self, labels: Conditions, num_tokens: int | None = None, guidance: float | Callable[[int], float] = 1.0,
-                 temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None,
-                 prefix: Tensor | None = None, generator: torch.Generator | None = None, use_cache: bool = True) -> Tensor:
+    def generate(
+        self,
+        labels: Conditions,
+        num_tokens: int | None = None,
+        guidance: float | Callable[[int], float] = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        prefix: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Tensor:
         """Sample num_tokens (default: all K) ids for each class (B,) int64 or caption -> (B, num_tokens) int64.
 
         guidance: scale s of classifier-free guidance, uncond + s * (cond - uncond) on the logits, 1 for none; or a
@@ -172,12 +219,18 @@ class Prior(nn.Module):
         B, n = len(conditions), c.num_tokens if num_tokens is None else num_tokens
         if not hasattr(n, "__index__") or isinstance(n, bool) or not 1 <= n <= c.num_tokens:
             raise ValueError(f"num_tokens={n!r}: give a whole number from 1 to {c.num_tokens}")
-        prefix = self._check_ids(torch.empty(B, 0, dtype=torch.long) if prefix is None else prefix, B, "prefix")
+        prefix = self._check_ids(
+            torch.empty(B, 0, dtype=torch.long) if prefix is None else prefix, B, "prefix"
+        )
         j = prefix.shape[1]
         if j > n:
-            raise ValueError(f"prefix has {j} ids an image, num_tokens is {n}: give at most so many")
+            raise ValueError(
+                f"prefix has {j} ids an image, num_tokens is {n}: give at most so many"
+            )
         scales = self._check_sampling(guidance, temperature, top_k, top_p, range(j, n))
-        seeds = torch.randint(2**62, (B,), generator=generator, device=generator.device if generator else "cpu")
+        seeds = torch.randint(
+            2**62, (B,), generator=generator, device=generator.device if generator else "cpu"
+        )
         draws = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
         u = torch.empty(B, c.vocab_size, device=device)
 
@@ -199,20 +252,35 @@ class Prior(nn.Module):
         twin.packed_head = PackedLinear(self.ids.weight, rows)
         return twin
 
-    def _generate(self, conditions: Tensor, prefix: Tensor, n: int, scales: dict[int, float], use_cache: bool,
-                  choose: Callable[[Tensor], Tensor]) -> Tensor:
+    def _generate(
+        self,
+        conditions: Tensor,
+        prefix: Tensor,
+        n: int,
+        scales: dict[int, float],
+        use_cache: bool,
+        choose: Callable[[Tensor], Tensor],
+    ) -> Tensor:
         """The loop of `generate`: logits of position i, guided, to ids (B,) by `choose`, n - j times."""
         (B, j), c = prefix.shape, self.config
-        both = 2 if any(s != 1 for s in scales.values()) else 1  # conditional rows, then the same without condition
+        both = (
+            2 if any(s != 1 for s in scales.values()) else 1
+        )  # conditional rows, then the same without condition
         null = torch.arange(both, device=prefix.device).repeat_interleave(B) == 1
-        first, contexts = self.condition(conditions.repeat(both, *[1] * (conditions.ndim - 1)), null)
+        first, contexts = self.condition(
+            conditions.repeat(both, *[1] * (conditions.ndim - 1)), null
+        )
         seen = prefix[:, : n - 1].repeat(both, 1)  # with n ids given, there is nothing to do
-        x = self.place(torch.cat([first, self.ids(seen)], 1))  # (both * B, j + 1, D): all that is new
+        x = self.place(
+            torch.cat([first, self.ids(seen)], 1)
+        )  # (both * B, j + 1, D): all that is new
         caches = [None] * c.depth
         if use_cache:
             kind = x.device.type
             dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-            caches = x.new_empty(c.depth, 2, both * B, c.dim // c.head_dim, n, c.head_dim, dtype=dtype)
+            caches = x.new_empty(
+                c.depth, 2, both * B, c.dim // c.head_dim, n, c.head_dim, dtype=dtype
+            )
         ids, at = torch.cat([prefix, prefix.new_empty(B, n - j)], 1), 0
         for i in range(j, n):
             h = x
@@ -234,11 +302,15 @@ class Prior(nn.Module):
         """Raise ValueError unless the ids of this prior are those of `tok`."""
         c, t = self.config, tok.config
         if (c.vocab_size, c.num_tokens) != (t.vocab_size, t.num_registers):
-            raise ValueError(f"this prior writes {c.num_tokens} ids of {c.vocab_size}, the tokenizer has {t.num_registers} "
-                             f"of {t.vocab_size}: give the tokenizer that it was trained with")
+            raise ValueError(
+                f"this prior writes {c.num_tokens} ids of {c.vocab_size}, the tokenizer has {t.num_registers} "
+                f"of {t.vocab_size}: give the tokenizer that it was trained with"
+            )
         if c.tokenizer and c.tokenizer != (found := tok.fingerprint()):
-            raise ValueError(f"this prior was trained with the tokenizer {c.tokenizer}, this is {found}: the same id "
-                             "means something else to it; give the one that it was trained with")
+            raise ValueError(
+                f"this prior was trained with the tokenizer {c.tokenizer}, this is {found}: the same id "
+                "means something else to it; give the one that it was trained with"
+            )
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json. A frozen text encoder is named, not stored."""
@@ -266,59 +338,102 @@ class Prior(nn.Module):
         for name in names:
             if name not in known:
                 near = difflib.get_close_matches(name, self.class_names, n=3, cutoff=0)
-                raise ValueError(f"no class {name!r}: give a number from 0 to {self.config.num_classes - 1}, or a name such "
-                                 f"as {', '.join(near)}")
+                raise ValueError(
+                    f"no class {name!r}: give a number from 0 to {self.config.num_classes - 1}, or a name such "
+                    f"as {', '.join(near)}"
+                )
         return torch.tensor([known[name] for name in names])
 
     def prepare(self, labels: Conditions) -> Tensor:
         """Classes (B,), or captions as numbers (B, L): checked, int64, on the model's device."""
         c, device = self.config, self.positions.device
         if self.text_encoder is not None:
-            if isinstance(labels, str) or not isinstance(labels, list | tuple) or not labels \
-                    or not all(isinstance(text, str) for text in labels):
-                raise ValueError(f"this prior takes text, not {_describe(labels)}: give a list of captions")
+            if (
+                isinstance(labels, str)
+                or not isinstance(labels, list | tuple)
+                or not labels
+                or not all(isinstance(text, str) for text in labels)
+            ):
+                raise ValueError(
+                    f"this prior takes text, not {_describe(labels)}: give a list of captions"
+                )
             return self.text_encoder.tokenize(list(labels)).to(device)
-        if not isinstance(labels, Tensor) or labels.ndim != 1 or len(labels) == 0 \
-                or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise ValueError(f"this prior takes classes 0 to {c.num_classes - 1}, not {_describe(labels)}: "
-                             "give a (B,) int64 tensor")
+        if (
+            not isinstance(labels, Tensor)
+            or labels.ndim != 1
+            or len(labels) == 0
+            or labels.is_floating_point()
+            or labels.is_complex()
+            or labels.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"this prior takes classes 0 to {c.num_classes - 1}, not {_describe(labels)}: "
+                "give a (B,) int64 tensor"
+            )
         low, high = (v.item() for v in labels.aminmax())
         if low < 0 or high >= c.num_classes:
-            raise ValueError(f"classes range from {low} to {high}: this prior's are 0 to {c.num_classes - 1}")
+            raise ValueError(
+                f"classes range from {low} to {high}: this prior's are 0 to {c.num_classes - 1}"
+            )
         return labels.to(device, torch.long)
 
     def _check_ids(self, ids: Tensor, rows: int, what: str) -> Tensor:
         c = self.config
-        if not isinstance(ids, Tensor) or ids.ndim != 2 or len(ids) != rows or ids.is_floating_point() \
-                or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"{what}: {_describe(ids)} for {rows} conditions; give a ({rows}, k) int64 tensor")
+        if (
+            not isinstance(ids, Tensor)
+            or ids.ndim != 2
+            or len(ids) != rows
+            or ids.is_floating_point()
+            or ids.is_complex()
+            or ids.dtype == torch.bool
+        ):
+            raise ValueError(
+                f"{what}: {_describe(ids)} for {rows} conditions; give a ({rows}, k) int64 tensor"
+            )
         if ids.shape[1] > c.num_tokens:
-            raise ValueError(f"{what}: {ids.shape[1]} ids an image, this prior has at most {c.num_tokens}")
+            raise ValueError(
+                f"{what}: {ids.shape[1]} ids an image, this prior has at most {c.num_tokens}"
+            )
         if ids.numel() and (ids.min() < 0 or ids.max() >= c.vocab_size):
-            raise ValueError(f"{what} range from {ids.min()} to {ids.max()}: this prior's are 0 to {c.vocab_size - 1}")
+            raise ValueError(
+                f"{what} range from {ids.min()} to {ids.max()}: this prior's are 0 to {c.vocab_size - 1}"
+            )
         return ids.to(self.positions.device, torch.long)
 
     @staticmethod
     def _check_sampling(guidance, temperature, top_k, top_p, positions: range) -> dict[int, float]:
         """The guidance scale at each position; what cannot be sampled with is an error."""
+
         def number(x) -> bool:
             return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < float("inf")
 
         scales = {i: guidance(i) if callable(guidance) else guidance for i in positions}
         for i, s in scales.items():
             if not number(s):
-                raise ValueError(f"guidance={s!r} at position {i}: give a finite number, or a function of the position "
-                                 "that returns one")
+                raise ValueError(
+                    f"guidance={s!r} at position {i}: give a finite number, or a function of the position "
+                    "that returns one"
+                )
         if not number(temperature) or temperature < 0:
-            raise ValueError(f"temperature={temperature!r}: give a number of at least 0 (0 takes the likeliest id)")
-        if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-            raise ValueError(f"top_k={top_k!r}: give a whole number of at least 1, or None for all ids")
+            raise ValueError(
+                f"temperature={temperature!r}: give a number of at least 0 (0 takes the likeliest id)"
+            )
+        if top_k is not None and (
+            not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1
+        ):
+            raise ValueError(
+                f"top_k={top_k!r}: give a whole number of at least 1, or None for all ids"
+            )
         if top_p is not None and (not number(top_p) or not 0 < top_p <= 1):
-            raise ValueError(f"top_p={top_p!r}: give a share above 0 and up to 1, or None for all ids")
+            raise ValueError(
+                f"top_p={top_p!r}: give a share above 0 and up to 1, or None for all ids"
+            )
         return scales
 
 
 def _describe(x: object) -> str:
-    if isinstance(x, str) or (isinstance(x, list | tuple) and x and all(isinstance(text, str) for text in x)):
+    if isinstance(x, str) or (
+        isinstance(x, list | tuple) and x and all(isinstance(text, str) for text in x)
+    ):
         return "one text" if isinstance(x, str) else "text"
     return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

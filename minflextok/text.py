@@ -33,7 +33,9 @@ def pad(rows: list[list[int]], captions: list[str], what: str, longest: int) -> 
         if not row:
             raise ValueError(f"caption {caption!r} has no {what}: say what the image shows")
         if len(row) > longest:
-            raise ValueError(f"caption {caption[:60]!r} has {len(row)} {what}, this prior reads {longest}: shorten it")
+            raise ValueError(
+                f"caption {caption[:60]!r} has {len(row)} {what}, this prior reads {longest}: shorten it"
+            )
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
@@ -51,18 +53,27 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, captions: list[str]) -> Tensor:
         if not self.words:
-            return pad([[b + 1 for b in caption.strip().encode()] for caption in captions], captions, "bytes", self.longest)
+            return pad(
+                [[b + 1 for b in caption.strip().encode()] for caption in captions],
+                captions,
+                "bytes",
+                self.longest,
+            )
         rows = [split_words(caption) for caption in captions]
         for word in (w for row in rows for w in row if w not in self.words):
             near = difflib.get_close_matches(word, self.words, n=3, cutoff=0)
-            raise ValueError(f"unknown word {word!r}: this prior learned {len(self.words)} words, the closest are "
-                             f"{', '.join(near)}")
+            raise ValueError(
+                f"unknown word {word!r}: this prior learned {len(self.words)} words, the closest are "
+                f"{', '.join(near)}"
+            )
         return pad([[self.words[w] for w in row] for row in rows], captions, "words", self.longest)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         mask = tokens > 0  # (B, L)
         x = layer_norm(self.embeddings(tokens) + self.positions[: tokens.shape[1]])  # (B, L, Dt)
-        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(~mask, float("-inf"))[:, None, None]
+        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(
+            ~mask, float("-inf")
+        )[:, None, None]
         for block in self.blocks:
             x = x + block.attn(layer_norm(x), bias=bias)
             x = x + block.mlp(layer_norm(x))
@@ -90,7 +101,9 @@ class FrozenTextEncoder(nn.Module):
         mask = tokens != tokenizer.pad_token_id
         x = model.to(tokens.device)(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         if x.shape[-1] != self.width:
-            raise ValueError(f"{self.name} gives embeddings of width {x.shape[-1]}, not {self.width}: set text_dim to it")
+            raise ValueError(
+                f"{self.name} gives embeddings of width {x.shape[-1]}, not {self.width}: set text_dim to it"
+            )
         return x, mask
 
 
@@ -100,14 +113,18 @@ def pretrained(name: str):
     try:
         from transformers import AutoModelForTextEncoding, AutoTokenizer
     except ImportError as e:
-        raise ValueError(f"text encoder {name!r} needs transformers ({e}): pip install \"minflextok[text]\", or take "
-                         "text='words' or 'bytes', which need nothing") from None
+        raise ValueError(
+            f'text encoder {name!r} needs transformers ({e}): pip install "minflextok[text]", or take '
+            "text='words' or 'bytes', which need nothing"
+        ) from None
     try:
         model = AutoModelForTextEncoding.from_pretrained(name, use_safetensors=True)
         return AutoTokenizer.from_pretrained(name), model.requires_grad_(False).eval()
     except (OSError, ValueError) as e:
-        raise ValueError(f"no text encoder {name!r}: give 'words', 'bytes', a directory, or a name on the Hugging Face hub "
-                         f"({(str(e) or type(e).__name__).splitlines()[0]})") from None
+        raise ValueError(
+            f"no text encoder {name!r}: give 'words', 'bytes', a directory, or a name on the Hugging Face hub "
+            f"({(str(e) or type(e).__name__).splitlines()[0]})"
+        ) from None
 
 
 def text_encoder(c: PriorConfig) -> nn.Module:

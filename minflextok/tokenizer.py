@@ -43,8 +43,10 @@ class FlexTok(nn.Module):
     def attach(self, vae: VAE) -> "FlexTok":
         """Take and return images from now on, by way of this VAE; it is frozen. Returns self."""
         if vae.config.latent_channels != self.config.in_channels or self.config.in_channels == 3:
-            raise ValueError(f"a VAE with latent_channels={vae.config.latent_channels} for a tokenizer with "
-                             f"in_channels={self.config.in_channels}: they must agree, and 3 stands for pixels")
+            raise ValueError(
+                f"a VAE with latent_channels={vae.config.latent_channels} for a tokenizer with "
+                f"in_channels={self.config.in_channels}: they must agree, and 3 stands for pixels"
+            )
         self.vae = vae.requires_grad_(False).eval()
         return self
 
@@ -55,23 +57,33 @@ class FlexTok(nn.Module):
 
     # ---- training ------------------------------------------------------------------------------------------------
 
-    def draw(self, x: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
-             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def draw(
+        self, x: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All randomness of one training step for images like x: noise (B,C,H,W), t (B,), keep_k (B,), null (B,).
 
         With probability 1 - nested_prob an image keeps all K registers. `generator` is one of the CPU, where keep_k
         and null stay: `forward` lays out its work by them, and must not wait for a GPU to tell.
         """
         c, B, g = self.config, len(x), generator
-        on_device = torch.Generator(x.device).manual_seed(int(torch.randint(2**62, (), generator=g)))
+        on_device = torch.Generator(x.device).manual_seed(
+            int(torch.randint(2**62, (), generator=g))
+        )
         noise = torch.randn(x.shape, device=x.device, generator=on_device)
         t = mode_timesteps(torch.rand(B, generator=g), c.mode_scale).to(x.device, non_blocking=True)
         keep_k = sample_keep_k(B, c.num_registers, c.keep_k_mode, generator=g)
         keep_k = torch.where(torch.rand(B, generator=g) < nested_prob, keep_k, c.num_registers)
         return noise, t, keep_k, torch.rand(B, generator=g) < c.null_prob
 
-    def forward(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor, features: Tensor | None = None
-                ) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        keep_k: Tensor,
+        null: Tensor,
+        features: Tensor | None = None,
+    ) -> Tensor:
         """The objective for given draws: mean squared error of the velocity (paper, eq. 1), a scalar. With a teacher's
         features (B, D, h, w) of the images, also the alignment of the decoder with them (REPA).
 
@@ -82,7 +94,9 @@ class FlexTok(nn.Module):
         (as it always does where K is at most P/4).
         """
         P, K = x.shape[-1] * x.shape[-2] // self.config.patch_size**2, self.config.num_registers
-        seen = torch.where(null, 1, keep_k)  # the null condition hides all registers; one is the least to carry
+        seen = torch.where(
+            null, 1, keep_k
+        )  # the null condition hides all registers; one is the least to carry
         sizes = round_up_pow2(seen).clamp(min=P // 8 if K > P // 4 else K, max=K)
         total = 0.0
         for m in sizes.unique().tolist():
@@ -92,8 +106,16 @@ class FlexTok(nn.Module):
             total = total + self._group_loss(x[i], noise[i], t[i], k, hidden, target, m) * len(i)
         return total / len(x)
 
-    def _group_loss(self, x: Tensor, noise: Tensor, t: Tensor, keep_k: Tensor, null: Tensor, features: Tensor | None,
-                    m: int) -> Tensor:
+    def _group_loss(
+        self,
+        x: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        keep_k: Tensor,
+        null: Tensor,
+        features: Tensor | None,
+        m: int,
+    ) -> Tensor:
         """The objective on images that keep at most m registers each."""
         c = self.config
         z = self.encoder(x, m)  # (B, m, F)
@@ -101,7 +123,9 @@ class FlexTok(nn.Module):
         if features is None:
             v, alignment = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null), 0.0
         else:
-            v, hidden = self.decoder(interpolate(x, noise, t), t, codes, keep_k, null, tap=c.repa_block)
+            v, hidden = self.decoder(
+                interpolate(x, noise, t), t, codes, keep_k, null, tap=c.repa_block
+            )
             alignment = c.repa_weight * self.repa(hidden, features)
         loss = F.mse_loss(v.float(), noise - x) + alignment
         if c.latent_penalty:  # on what the decoder sees
@@ -110,7 +134,9 @@ class FlexTok(nn.Module):
             loss = loss + c.latent_penalty * (over * kept).sum() / (len(x) * c.num_registers)
         return loss
 
-    def loss(self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The training objective on images (B, C, H, W) with fresh draws: a scalar."""
         x = self.to_latents(images)
         return self(x, *self.draw(x, nested_prob, generator))
@@ -122,13 +148,17 @@ class FlexTok(nn.Module):
 
         With a VAE, an input of in_channels channels is taken for latents already.
         """
-        if self.vae is None or (isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] != 3):
+        if self.vae is None or (
+            isinstance(images, Tensor) and images.ndim == 4 and images.shape[1] != 3
+        ):
             x = self._check_shape(images, "images", self.config.in_channels)
             x = check_range(x) if self.config.in_channels == 3 else check_finite(x, "images")
             return x.to(self.encoder.registers.dtype)
         images = self._check_shape(images, "images", 3, self.vae.config.downscale)
         with torch.no_grad():  # a few at a time: at 256x256 the published VAE takes 0.3 GB an image
-            return torch.cat([self.vae.encode(x) for x in images.split(8)]).to(self.encoder.registers.dtype)
+            return torch.cat([self.vae.encode(x) for x in images.split(8)]).to(
+                self.encoder.registers.dtype
+            )
 
     def encode_continuous(self, images: Tensor) -> Tensor:
         """Register latents before FSQ: (B, C, H, W) -> (B, K, F)."""
@@ -143,7 +173,9 @@ class FlexTok(nn.Module):
 
     # ---- ids to images -------------------------------------------------------------------------------------------
 
-    def velocity(self, x_t: Tensor, t: Tensor | float, ids: Ids | None, null: bool | Tensor = False) -> Tensor:
+    def velocity(
+        self, x_t: Tensor, t: Tensor | float, ids: Ids | None, null: bool | Tensor = False
+    ) -> Tensor:
         """One decoder evaluation: x_t (B, C, H, W), t in [0,1] (B,) or one number for all -> velocity (B, C, H, W).
 
         null (a bool, or (B,) bool) hides the ids of those images; ids may be None where it hides all.
@@ -151,24 +183,40 @@ class FlexTok(nn.Module):
         x_t = self._check_shape(x_t, "x_t", self.config.in_channels)
         null = torch.as_tensor(null, device=x_t.device)
         if null.dtype != torch.bool or null.shape not in ((), (len(x_t),)):
-            raise ValueError(f"null is {null.dtype} {tuple(null.shape)}: give a bool, or a (B,) bool tensor")
+            raise ValueError(
+                f"null is {null.dtype} {tuple(null.shape)}: give a bool, or a (B,) bool tensor"
+            )
         null = null.expand(len(x_t))
         if ids is None and bool(null.all()):
             ids = torch.zeros(len(x_t), 1, dtype=torch.long)
         codes, keep_k = self._check_ids(ids)
         if len(codes) != len(x_t):
-            raise ValueError(f"{len(codes)} rows of ids for {len(x_t)} images x_t: give one row an image")
-        t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).reshape(-1)  # one t broadcasts over the batch
+            raise ValueError(
+                f"{len(codes)} rows of ids for {len(x_t)} images x_t: give one row an image"
+            )
+        t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).reshape(
+            -1
+        )  # one t broadcasts over the batch
         if len(t) not in (1, len(x_t)):
-            raise ValueError(f"t has {len(t)} values for {len(x_t)} images: give one, or one an image")
+            raise ValueError(
+                f"t has {len(t)} values for {len(x_t)} images: give one, or one an image"
+            )
         if not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t={t.tolist()}: give timesteps from 0 (the image) to 1 (noise)")
         return self.decoder(x_t, t, codes, keep_k, null).float()
 
     @torch.no_grad()
-    def decode(self, ids: Ids, steps: int = 25, guidance: float | Callable[[float], float] = 1.0, apg: bool | APG = False,
-               noise: Tensor | None = None, generator: torch.Generator | None = None, progress: bool = False,
-               to_images: bool = True) -> Tensor:
+    def decode(
+        self,
+        ids: Ids,
+        steps: int = 25,
+        guidance: float | Callable[[float], float] = 1.0,
+        apg: bool | APG = False,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        to_images: bool = True,
+    ) -> Tensor:
         """Sample an image for each row of ids (any 1 <= k <= K; or a list of 1-D ids) -> (B, C, H, W).
 
         guidance: scale of classifier-free guidance, 1 for none, or a function of t. apg: adaptive projected guidance
@@ -181,8 +229,11 @@ class FlexTok(nn.Module):
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps={steps!r}: give a whole number of at least 1 (25 is usual)")
         if noise is None:
-            noise = torch.randn((B, c.in_channels, c.image_size, c.image_size), generator=generator,
-                                device=generator.device if generator else device)
+            noise = torch.randn(
+                (B, c.in_channels, c.image_size, c.image_size),
+                generator=generator,
+                device=generator.device if generator else device,
+            )
         noise = self._check_shape(noise, "noise", c.in_channels).float()
         if not bool(noise.isfinite().all()):
             raise ValueError("noise holds NaN or infinite values: draw it with torch.randn")
@@ -192,44 +243,75 @@ class FlexTok(nn.Module):
         scales = {i / steps: scale(i / steps) for i in range(steps, 0, -1)}
         for t, s in scales.items():
             if not isinstance(s, (int, float)) or not abs(s) < float("inf"):
-                raise ValueError(f"guidance={s!r} at t={t:g}: give a finite number, or a function of t that returns one")
-        guide = (APG(apg.momentum, apg.threshold, apg.eta) if isinstance(apg, APG) else APG()) if apg else cfg
+                raise ValueError(
+                    f"guidance={s!r} at t={t:g}: give a finite number, or a function of t that returns one"
+                )
+        guide = (
+            (APG(apg.momentum, apg.threshold, apg.eta) if isinstance(apg, APG) else APG())
+            if apg
+            else cfg
+        )
         null = torch.zeros(B, dtype=torch.bool, device=device)
         # A GPU likes one batch better, unless the conditional half is much the longer.
-        together = device.type == "cuda" and codes.shape[1] <= noise.shape[-1] * noise.shape[-2] // c.patch_size**2 // 2
+        together = (
+            device.type == "cuda"
+            and codes.shape[1] <= noise.shape[-1] * noise.shape[-2] // c.patch_size**2 // 2
+        )
 
         def velocity(x: Tensor, t: float) -> Tensor:
             s, time = scales[t], self.decoder.modulations(torch.tensor([t], device=device))
             if s == 1:
                 return self.decoder(x, time, codes, keep_k, null).float()
             if together:
-                twice = (x.repeat(2, 1, 1, 1), time, codes.repeat(2, 1, 1), keep_k.repeat(2), torch.cat([null, ~null]))
+                twice = (
+                    x.repeat(2, 1, 1, 1),
+                    time,
+                    codes.repeat(2, 1, 1),
+                    keep_k.repeat(2),
+                    torch.cat([null, ~null]),
+                )
                 v = self.decoder(*twice)
                 return guide(*v.float().chunk(2), s)
-            uncond = self.decoder(x, time, codes[:, :0], 0 * keep_k, ~null).float()  # P + 1 positions
+            uncond = self.decoder(
+                x, time, codes[:, :0], 0 * keep_k, ~null
+            ).float()  # P + 1 positions
             return guide(self.decoder(x, time, codes, keep_k, null).float(), uncond, s)
 
-        x = euler(velocity, noise, steps, wrap=lambda i: tqdm(i, "decode", disable=not progress, leave=False))
+        x = euler(
+            velocity,
+            noise,
+            steps,
+            wrap=lambda i: tqdm(i, "decode", disable=not progress, leave=False),
+        )
         if self.vae is not None and to_images:
             x = torch.cat([self.vae.decode(part) for part in x.split(8)])
         return x.clamp(-1, 1) if x.shape[1] == 3 else x
 
-    def reconstruct(self, images: Tensor, num_tokens: int | None = None, **decode_options) -> Tensor:
+    def reconstruct(
+        self, images: Tensor, num_tokens: int | None = None, **decode_options
+    ) -> Tensor:
         """encode, then decode; options as for `decode`. (B, C, H, W) -> (B, C, H, W)."""
         x = self.to_latents(images)
         ids = self.encode(x, num_tokens)
         if decode_options.get("noise") is None:  # latents may be smaller than image_size
             g = decode_options.get("generator")
-            decode_options["noise"] = torch.randn(x.shape, generator=g, device=g.device if g else x.device)
+            decode_options["noise"] = torch.randn(
+                x.shape, generator=g, device=g.device if g else x.device
+            )
         return self.decode(ids, **decode_options)
 
     # ---- weights on disk -----------------------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
         """Names what makes ids of images: encoder, quantiser and VAE. Training the decoder further leaves it as it is."""
-        c, parts = self.config, {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")}
+        c, parts = (
+            self.config,
+            {name: x for name, x in self.state_dict().items() if not name.startswith("decoder.")},
+        )
         scale = self.vae.config.scaling_factor if self.vae is not None else 1
-        settings = torch.tensor([c.patch_size, c.head_dim, c.causal_registers, scale], dtype=torch.float64)
+        settings = torch.tensor(
+            [c.patch_size, c.head_dim, c.causal_registers, scale], dtype=torch.float64
+        )
         return weights.fingerprint(parts | {"fsq.levels": self.fsq.L, "settings": settings})
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -245,25 +327,33 @@ class FlexTok(nn.Module):
 
         The model comes in eval mode, on the CPU, as `dtype` (float32 or bfloat16); its VAE stays float32.
         """
-        from .official import is_published, load_official  # it builds on this file
+        from .published import is_published, load_official  # it builds on this file
 
         directory = weights.find(name)
         if is_published(directory):
             return load_official(directory, dtype)
         tok = weights.load(cls, TokenizerConfig, directory, dtype)
-        return tok.attach(VAE.from_pretrained(directory / "vae")) if (directory / "vae").is_dir() else tok
+        return (
+            tok.attach(VAE.from_pretrained(directory / "vae"))
+            if (directory / "vae").is_dir()
+            else tok
+        )
 
     # ---- checks of what users give -------------------------------------------------------------------------------
 
     def _check_k(self, k: int, what: str) -> None:
         whole = not isinstance(k, bool) and hasattr(k, "__index__")  # numpy's whole numbers too
         if not whole or not 1 <= k <= self.config.num_registers:
-            raise ValueError(f"{what}={k!r}: give a whole number from 1 to {self.config.num_registers}")
+            raise ValueError(
+                f"{what}={k!r}: give a whole number from 1 to {self.config.num_registers}"
+            )
 
     def _check_shape(self, x: Tensor, what: str, channels: int, scale: int = 1) -> Tensor:
         """Any multiple of the patch up to image_size, for latents and (`scale` times larger) images of a VAE."""
         c = self.config
-        x = check_shape(x, what, channels, c.patch_size * scale, c.image_size * scale, fixed=c.in_channels == 3)
+        x = check_shape(
+            x, what, channels, c.patch_size * scale, c.image_size * scale, fixed=c.in_channels == 3
+        )
         return x.to(self.encoder.registers.device)
 
     def _check_ids(self, ids: Ids) -> tuple[Tensor, Tensor]:
@@ -272,16 +362,22 @@ class FlexTok(nn.Module):
         rows = list(ids) if isinstance(ids, (Tensor, list, tuple)) else None
         if not rows or not all(isinstance(row, Tensor) and row.ndim == 1 for row in rows):
             got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-            raise ValueError(f"ids are {got}: give a (B, k) int64 tensor, or a list of 1-D int64 tensors")
+            raise ValueError(
+                f"ids are {got}: give a (B, k) int64 tensor, or a list of 1-D int64 tensors"
+            )
         for row in rows:
             if row.is_floating_point() or row.is_complex() or row.dtype == torch.bool:
                 raise ValueError(f"ids have dtype {row.dtype}: give int64")
             self._check_k(len(row), "number of ids k")
         device = self.encoder.registers.device
         keep_k = torch.tensor([len(row) for row in rows], device=device)
-        padded = ids if isinstance(ids, Tensor) else nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        padded = (
+            ids if isinstance(ids, Tensor) else nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        )
         padded = padded.to(device, torch.long)  # with zeros, which keep_k masks
         low, high = (v.item() for v in padded.aminmax())
         if low < 0 or high >= c.vocab_size:
-            raise ValueError(f"ids range from {low} to {high}: this model's are 0 to {c.vocab_size - 1}")
+            raise ValueError(
+                f"ids range from {low} to {high}: this model's are 0 to {c.vocab_size - 1}"
+            )
         return self.fsq.ids_to_codes(padded), keep_k

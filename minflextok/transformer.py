@@ -13,7 +13,9 @@ def layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """softmax(scale * q k^T + bias) v for q (B, H, M, d), k and v (B, H, N, d); bias is added per key, (N,) or
     (B, 1, 1, N).
 
@@ -47,15 +49,23 @@ class Attention(nn.Module):
         self.wv = nn.Linear(dim, dim, bias=False)
         self.proj = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Tensor, start: int = 0, end: int | None = None, prefix: int | None = None,
-                bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        start: int = 0,
+        end: int | None = None,
+        prefix: int | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """x (B, N, D) -> (B, M, D), for the queries at positions start to end (default: all N).
 
         prefix = P: the first P positions see each other only, a later one sees them, itself and what lies between.
         bias, (N,) or (B, 1, 1, N): added to the logit of each key.
         """
-        q, k, v = (rearrange(w(h), "b n (h d) -> b h n d", d=self.head_dim)
-                   for w, h in ((self.wq, x[:, start:end]), (self.wk, x), (self.wv, x)))
+        q, k, v = (
+            rearrange(w(h), "b n (h d) -> b h n d", d=self.head_dim)
+            for w, h in ((self.wq, x[:, start:end]), (self.wk, x), (self.wv, x))
+        )
         q, k = layer_norm(q), layer_norm(k)
         # The published scale is 8/head_dim, the muP form of 1/sqrt(head_dim); they agree at head_dim 64.
         see = partial(attend, scale=8 / self.head_dim)
@@ -65,7 +75,9 @@ class Attention(nn.Module):
             inside = max(0, prefix - start)  # queries that belong to the prefix
             out = see(q[:, :, inside:], k, v, causal=self.causal)
             if inside:
-                out = torch.cat([see(q[:, :, :inside], k[:, :, :prefix], v[:, :, :prefix]), out], dim=2)
+                out = torch.cat(
+                    [see(q[:, :, :inside], k[:, :, :prefix], v[:, :, :prefix]), out], dim=2
+                )
         return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -113,16 +125,27 @@ class AdaLNBlock(nn.Module):
     def modulation(self, temb: Tensor) -> Tensor:
         """temb (B, D), or (1, D) where all images share one condition -> two gates, then shift and scale, twice:
         (6, B or 1, parts, D)."""
-        return rearrange(self.adaln(F.silu(temb)), "b (parts six d) -> six b parts d", parts=self.parts, six=6)
+        return rearrange(
+            self.adaln(F.silu(temb)), "b (parts six d) -> six b parts d", parts=self.parts, six=6
+        )
 
-    def forward(self, x: Tensor, m: Tensor, num_patches: int, end: int | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        m: Tensor,
+        num_patches: int,
+        end: int | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """x (B, N, D); m as `modulation` gives it; bias (N,) as in `attend`.
 
         -> (B, end, D) (default: N): positions from `end` on are seen, but not computed further.
         """
         if self.parts == 2:  # to one row per position: (6, B, N, D)
             sizes = (num_patches, x.shape[1] - num_patches)
-            m = torch.cat([m[:, :, i : i + 1].expand(-1, -1, n, -1) for i, n in enumerate(sizes)], dim=2)
+            m = torch.cat(
+                [m[:, :, i : i + 1].expand(-1, -1, n, -1) for i, n in enumerate(sizes)], dim=2
+            )
         _, _, shift, scale, _, _ = m
         seen = layer_norm(x) * (1 + scale) + shift
         gate_attn, gate_mlp, _, _, shift, scale = m[:, :, :end]

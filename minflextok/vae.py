@@ -19,8 +19,14 @@ from .config import VAEConfig
 class ResBlock(nn.Module):
     def __init__(self, cin: int, cout: int, groups: int):
         super().__init__()
-        self.norm1, self.conv1 = nn.GroupNorm(groups, cin, eps=1e-6), nn.Conv2d(cin, cout, 3, padding=1)
-        self.norm2, self.conv2 = nn.GroupNorm(groups, cout, eps=1e-6), nn.Conv2d(cout, cout, 3, padding=1)
+        self.norm1, self.conv1 = (
+            nn.GroupNorm(groups, cin, eps=1e-6),
+            nn.Conv2d(cin, cout, 3, padding=1),
+        )
+        self.norm2, self.conv2 = (
+            nn.GroupNorm(groups, cout, eps=1e-6),
+            nn.Conv2d(cout, cout, 3, padding=1),
+        )
         if cin != cout:
             self.conv_shortcut = nn.Conv2d(cin, cout, 1)
 
@@ -64,7 +70,9 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1 if up else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1)))  # right and bottom
+        return self.conv(
+            F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1))
+        )  # right and bottom
 
 
 class Level(nn.Module):
@@ -72,7 +80,9 @@ class Level(nn.Module):
 
     def __init__(self, cin: int, cout: int, layers: int, groups: int, up: bool, last: bool):
         super().__init__()
-        self.resnets = nn.ModuleList(ResBlock(cin if i == 0 else cout, cout, groups) for i in range(layers))
+        self.resnets = nn.ModuleList(
+            ResBlock(cin if i == 0 else cout, cout, groups) for i in range(layers)
+        )
         self.name = "upsamplers" if up else "downsamplers"
         setattr(self, self.name, nn.ModuleList([] if last else [Resample(cout, up)]))
 
@@ -88,7 +98,9 @@ class VAEEncoder(nn.Module):
         w, n = c.widths, len(c.widths)
         self.conv_in = nn.Conv2d(3, w[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Level(w[max(0, i - 1)], w[i], c.layers, c.groups, up=False, last=i == n - 1) for i in range(n))
+            Level(w[max(0, i - 1)], w[i], c.layers, c.groups, up=False, last=i == n - 1)
+            for i in range(n)
+        )
         self.mid_block = Middle(w[-1], c.groups)
         self.conv_norm_out = nn.GroupNorm(c.groups, w[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(w[-1], 2 * c.latent_channels, 3, padding=1)
@@ -107,7 +119,9 @@ class VAEDecoder(nn.Module):
         self.conv_in = nn.Conv2d(c.latent_channels, w[0], 3, padding=1)
         self.mid_block = Middle(w[0], c.groups)
         self.up_blocks = nn.ModuleList(
-            Level(w[max(0, i - 1)], w[i], c.layers + 1, c.groups, up=True, last=i == n - 1) for i in range(n))
+            Level(w[max(0, i - 1)], w[i], c.layers + 1, c.groups, up=True, last=i == n - 1)
+            for i in range(n)
+        )
         self.conv_norm_out = nn.GroupNorm(c.groups, w[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(w[-1], 3, 3, padding=1)
 
@@ -134,18 +148,26 @@ class VAE(nn.Module):
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
-    def encode(self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
+    def encode(
+        self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Scaled latents: the mode of the posterior, or a sample of it."""
         images = check_shape(images, "images", 3, self.config.downscale).to(self.quant_conv.weight)
         mean, logvar = self.posterior(check_range(images))
         if sample:
-            eps = torch.randn(mean.shape, generator=generator, device=generator.device if generator else mean.device)
+            eps = torch.randn(
+                mean.shape,
+                generator=generator,
+                device=generator.device if generator else mean.device,
+            )
             mean = mean + torch.exp(logvar / 2) * eps.to(mean)
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to images, not clamped."""
-        latents = check_shape(latents, "latents", self.config.latent_channels, 1).to(self.post_quant_conv.weight)
+        latents = check_shape(latents, "latents", self.config.latent_channels, 1).to(
+            self.post_quant_conv.weight
+        )
         return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -156,10 +178,14 @@ class VAE(nn.Module):
     def from_pretrained(cls, name: str | Path) -> "VAE":
         """Load weights, float32 and in eval mode: shipped ones by name, a directory that `save_pretrained` or a
         training run wrote, or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
-        from .official import is_published, load_official_vae  # it builds on this file
+        from .published import is_published, load_official_vae  # it builds on this file
 
         directory = weights.find(name)
-        return load_official_vae(directory) if is_published(directory) else weights.load(cls, VAEConfig, directory)
+        return (
+            load_official_vae(directory)
+            if is_published(directory)
+            else weights.load(cls, VAEConfig, directory)
+        )
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -17,26 +17,38 @@ from torch.overrides import TorchFunctionMode
 from .config import WEIGHTS_DIR, from_dict, to_json
 
 
-def save(model: nn.Module, directory: str | Path, dtype: torch.dtype | None = None, skip: tuple[str, ...] = ()) -> None:
+def save(
+    model: nn.Module,
+    directory: str | Path,
+    dtype: torch.dtype | None = None,
+    skip: tuple[str, ...] = (),
+) -> None:
     """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all.
 
     Tensors whose name starts with one of `skip` are left out.
     """
     directory = Path(directory)
-    state = {k: v.detach().to(dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
-             for k, v in model.state_dict().items() if not k.startswith(skip)}
+    state = {
+        k: v.detach().to(dtype if dtype and v.is_floating_point() else v.dtype).contiguous()
+        for k, v in model.state_dict().items()
+        if not k.startswith(skip)
+    }
     part = directory / f".model.{os.getpid()}.part"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         part.touch()
         mode = part.stat().st_mode
-        save_file(state, part, metadata={"minflextok": type(model).__name__})  # one key: the order of several is random
+        save_file(
+            state, part, metadata={"minflextok": type(model).__name__}
+        )  # one key: the order of several is random
         part.chmod(mode)  # safetensors makes files that their owner alone can read
         os.replace(part, directory / "model.safetensors")
         part.write_text(to_json(model.config))
         os.replace(part, directory / "config.json")
     except (OSError, SafetensorError) as e:
-        raise OSError(f"could not write weights to {directory} ({e}): is the disk full or read-only?") from None
+        raise OSError(
+            f"could not write weights to {directory} ({e}): is the disk full or read-only?"
+        ) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -50,16 +62,23 @@ def find(name: str | Path, prefix: str = "") -> Path:
     for directory in (Path(name), WEIGHTS_DIR / f"{prefix}{name}"):
         if directory.is_dir():
             return directory
-    shipped = ", ".join(sorted(d.name.removeprefix(prefix) for d in WEIGHTS_DIR.glob(f"{prefix}*/"))) or "none"
-    problem = (f"no weights {str(name)!r}: shipped are {shipped}; "
-               "else give a directory with model.safetensors and config.json")
+    shipped = (
+        ", ".join(sorted(d.name.removeprefix(prefix) for d in WEIGHTS_DIR.glob(f"{prefix}*/")))
+        or "none"
+    )
+    problem = (
+        f"no weights {str(name)!r}: shipped are {shipped}; "
+        "else give a directory with model.safetensors and config.json"
+    )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         raise FileNotFoundError(problem)
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.safetensors", "config.json"]))
     except Exception as e:  # no connection, no such repository, no access, ...
         why = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise FileNotFoundError(f"{problem}, or a repository of the Hugging Face hub (it answered: {why})") from None
+        raise FileNotFoundError(
+            f"{problem}, or a repository of the Hugging Face hub (it answered: {why})"
+        ) from None
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -73,11 +92,18 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dtype: torch.dtype = torch.float32):
+def load(
+    cls: Callable[..., nn.Module],
+    config_class: type,
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+):
     """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that names it."""
     for name in ("config.json", "model.safetensors"):
         if not (directory / name).exists():
-            raise FileNotFoundError(f"{directory} has no {name}: was it written by save_pretrained?")
+            raise FileNotFoundError(
+                f"{directory} has no {name}: was it written by save_pretrained?"
+            )
     try:
         config = from_dict(config_class, json.loads((directory / "config.json").read_text()))
     except (ValueError, TypeError, OSError) as e:
@@ -85,7 +111,9 @@ def load(cls: Callable[..., nn.Module], config_class: type, directory: Path, dty
     file = directory / "model.safetensors"
     held = read_metadata(file).get("minflextok", cls.__name__)
     if held != cls.__name__:
-        raise ValueError(f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained")
+        raise ValueError(
+            f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained"
+        )
     return build(cls, config, read_tensors(file, dtype), file).to(dtype)
 
 
@@ -99,8 +127,10 @@ def start_from(model: nn.Module, other: nn.Module, source: str | Path) -> None:
     for name in sorted(mine.keys() | theirs.keys()):
         a, b = (s[name].shape if name in s else None for s in (mine, theirs))
         if a is None or b is None or a[1:] != b[1:] or (a != b and len(a) < 2):
-            raise ValueError(f"cannot start from {source}: {name} is {tuple(b) if b else 'absent'} there and "
-                             f"{tuple(a) if a else 'absent'} here; only the number of registers may differ")
+            raise ValueError(
+                f"cannot start from {source}: {name} is {tuple(b) if b else 'absent'} there and "
+                f"{tuple(a) if a else 'absent'} here; only the number of registers may differ"
+            )
     for name, tensor in mine.items():
         rows = min(len(tensor), len(theirs[name]))
         tensor[:rows] = theirs[name][:rows]
@@ -115,18 +145,26 @@ class NothingToDraw(TorchFunctionMode):
 
 def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], source: str | Path):
     """A model around given tensors, uncopied, in eval mode; what does not fit is an error that names `source`."""
-    with torch.device("meta"), NothingToDraw():  # shapes without memory: the weights take the parameters' places
+    with (
+        torch.device("meta"),
+        NothingToDraw(),
+    ):  # shapes without memory: the weights take the parameters' places
         model = cls(config)
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        tell = [f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
-                for what, names in (("lacks", missing), ("has unknown", extra)) if names]
+        tell = [
+            f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
+            for what, names in (("lacks", missing), ("has unknown", extra))
+            if names
+        ]
         raise ValueError(f"{source} does not fit its config: it {' and '.join(tell)}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
-            raise ValueError(f"{source} does not fit its config: {name} is {tuple(tensor.shape)}, "
-                             f"the config makes it {tuple(own[name].shape)}")
+            raise ValueError(
+                f"{source} does not fit its config: {name} is {tuple(tensor.shape)}, "
+                f"the config makes it {tuple(own[name].shape)}"
+            )
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
@@ -137,10 +175,14 @@ def read_metadata(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as f:
             return f.metadata() or {}
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}): download or save it again") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({e}): download or save it again"
+        ) from None
 
 
-def read_tensors(path: Path, dtype: torch.dtype | None = None, only: Callable[[str], bool] = bool) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, dtype: torch.dtype | None = None, only: Callable[[str], bool] = bool
+) -> dict[str, Tensor]:
     """The tensors of a file whose names are `only` those; floats as `dtype`, where given.
 
     Those stored as `dtype` stay memory-mapped: they are read when first used, and many processes share them. Others
@@ -155,4 +197,6 @@ def read_tensors(path: Path, dtype: torch.dtype | None = None, only: Callable[[s
                     mapped[name] = f.get_tensor(name).to(dtype)
         return mapped
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is not a whole safetensors file ({e}): download or save it again") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({e}): download or save it again"
+        ) from None

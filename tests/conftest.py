@@ -7,15 +7,29 @@ import pytest
 import torch
 from torch import nn
 
-from minflextok import FlexTok, TokenizerConfig, train
+from minflextok import FlexTok, TokenizerConfig
+from minflextok.training import loop as train
 
 ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared"  # numerical fixtures of the published implementation, where they are at hand
+SHARED = (
+    ROOT.parent / "shared"
+)  # numerical fixtures of the published implementation, where they are at hand
 
-needs_parity = pytest.mark.skipif(not (SHARED / "parity").is_dir(), reason=f"no fixtures in {SHARED / 'parity'}")
+needs_parity = pytest.mark.skipif(
+    not (SHARED / "parity").is_dir(), reason=f"no fixtures in {SHARED / 'parity'}"
+)
 
-TINY = TokenizerConfig(image_size=8, patch_size=2, enc_dim=64, enc_depth=2, dec_dim=64, dec_depth=2, num_registers=6,
-                       fsq_levels=(8, 5, 3), token_std=1.0)
+TINY = TokenizerConfig(
+    image_size=8,
+    patch_size=2,
+    enc_dim=64,
+    enc_depth=2,
+    dec_dim=64,
+    dec_depth=2,
+    num_registers=6,
+    fsq_levels=(8, 5, 3),
+    token_std=1.0,
+)
 
 
 def randomised(config: TokenizerConfig = TINY, seed: int = 0) -> FlexTok:
@@ -43,12 +57,20 @@ def changed(**fields) -> TokenizerConfig:
 
 # ---- training runs ---------------------------------------------------------------------------------------------------
 
+
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def lines(out, key):
-    return [(r["step"], r[key]) for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if key in r]
+    return [
+        (r["step"], r[key])
+        for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if key in r
+    ]
 
 
 class Killed(BaseException):

@@ -21,6 +21,7 @@ levels_strategy = st.lists(st.integers(2, 9), min_size=1, max_size=4).map(tuple)
 
 # ---- patches ---------------------------------------------------------------------------------------------------------
 
+
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
 @settings(max_examples=20, deadline=None)
 def test_patchify_by_loops_and_back(p, c, h, w):
@@ -28,7 +29,12 @@ def test_patchify_by_loops_and_back(p, c, h, w):
     patches = patchify(x, p)
     for row in range(h):
         for col in range(w):
-            flat = [x[1, ch, row * p + i, col * p + j] for i in range(p) for j in range(p) for ch in range(c)]
+            flat = [
+                x[1, ch, row * p + i, col * p + j]
+                for i in range(p)
+                for j in range(p)
+                for ch in range(c)
+            ]
             assert torch.equal(patches[1, row * w + col], torch.stack(flat))
     assert torch.equal(unpatchify(patches, p, h, w), x)
 
@@ -42,6 +48,7 @@ def test_positions_tell_rows_first():
 
 
 # ---- who sees whom ---------------------------------------------------------------------------------------------------
+
 
 def test_prefix_mask_by_its_definition():
     mask = prefix_mask(4, 3)
@@ -74,10 +81,13 @@ def test_registers_that_all_see_each_other(images):
 
 
 def test_images_of_a_batch_do_not_see_each_other(tok, images):
-    torch.testing.assert_close(tok.encode_continuous(images)[1:2], tok.encode_continuous(images[1:2]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tok.encode_continuous(images)[1:2], tok.encode_continuous(images[1:2]), atol=1e-5, rtol=0
+    )
 
 
 # ---- FSQ -------------------------------------------------------------------------------------------------------------
+
 
 @given(levels_strategy)
 @settings(max_examples=25, deadline=None)
@@ -109,6 +119,7 @@ def test_fsq_stays_exact_in_a_bfloat16_model(tok, images):
 
 
 # ---- nested dropout --------------------------------------------------------------------------------------------------
+
 
 @given(st.integers(1, 40), st.sampled_from(["uniform", "pow2", "uniform_pow2"]))
 @settings(max_examples=40, deadline=None)
@@ -147,11 +158,14 @@ def test_null_condition_overrides_ids_and_length(tok, images):
     ids = tok.encode(images)
     a = tok.velocity(images, 0.3, ids, null=True)
     torch.testing.assert_close(a, tok.velocity(images, 0.3, None, null=True))
-    torch.testing.assert_close(a[:1], tok.velocity(images, 0.3, ids[:, :2], null=torch.tensor([True, False, False]))[:1])
+    torch.testing.assert_close(
+        a[:1], tok.velocity(images, 0.3, ids[:, :2], null=torch.tensor([True, False, False]))[:1]
+    )
     assert (a - tok.velocity(images, 0.3, ids)).abs().max() > 1e-3
 
 
 # ---- decoder ---------------------------------------------------------------------------------------------------------
+
 
 def test_at_initialisation_blocks_are_identities_and_velocity_is_zero(images):
     block = AdaLNBlock(64, 64, 2)
@@ -159,7 +173,10 @@ def test_at_initialisation_blocks_are_identities_and_velocity_is_zero(images):
         torch.nn.init.zeros_(p)
     x = torch.randn(2, 5, 64)
     assert torch.equal(block(x, block.modulation(torch.randn(2, 64)), 3), x)
-    assert torch.equal(FlexTok(TINY).velocity(images, 0.5, torch.zeros(3, 6, dtype=torch.long)), torch.zeros_like(images))
+    assert torch.equal(
+        FlexTok(TINY).velocity(images, 0.5, torch.zeros(3, 6, dtype=torch.long)),
+        torch.zeros_like(images),
+    )
 
 
 def test_a_blocks_branch_does_not_feel_the_scale_of_its_input():
@@ -181,7 +198,9 @@ def test_patches_and_registers_are_modulated_apart():
     block.adaln.bias.data = bias.flatten()
     x = torch.randn(2, 5, 64)
     out = block(x, block.modulation(torch.randn(2, 64)), 3)
-    assert torch.equal(out[:, :3], x[:, :3]) and (out[:, 3:] - x[:, 3:]).abs().min(0).values.max() > 0
+    assert (
+        torch.equal(out[:, :3], x[:, :3]) and (out[:, 3:] - x[:, 3:]).abs().min(0).values.max() > 0
+    )
 
 
 def test_a_guided_step_computes_its_modulations_once(tok, images):
@@ -189,22 +208,33 @@ def test_a_guided_step_computes_its_modulations_once(tok, images):
     for linear in (tok.decoder.blocks[0].adaln, tok.decoder.head_adaln):
         linear.register_forward_hook(lambda _, x, __: rows.append(len(x[0])))
     tok.decode(tok.encode(images)[:, :2], steps=3, guidance=2.0)
-    assert rows == [1] * 6  # one row for all images and both halves of guidance, in each of three steps
+    assert (
+        rows == [1] * 6
+    )  # one row for all images and both halves of guidance, in each of three steps
 
 
 def test_one_timestep_for_all_equals_one_each(tok, images):
     ids = tok.encode(images)
-    torch.testing.assert_close(tok.velocity(images, 0.4, ids), tok.velocity(images, torch.full((3,), 0.4), ids), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tok.velocity(images, 0.4, ids),
+        tok.velocity(images, torch.full((3,), 0.4), ids),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------
+
 
 def test_time_runs_from_image_to_noise():
     x, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     assert torch.equal(interpolate(x, noise, torch.zeros(2)), x)
     assert torch.equal(interpolate(x, noise, torch.ones(2)), noise)
     h = 1e-3
-    slope = (interpolate(x, noise, torch.full((2,), 0.5 + h)) - interpolate(x, noise, torch.full((2,), 0.5))) / h
+    slope = (
+        interpolate(x, noise, torch.full((2,), 0.5 + h))
+        - interpolate(x, noise, torch.full((2,), 0.5))
+    ) / h
     torch.testing.assert_close(slope, noise - x, atol=1e-2, rtol=0)
 
 
@@ -234,7 +264,9 @@ def test_guidance_formulas():
         unit = c[b] / c[b].norm()
         assert (step[b] * unit).sum().abs() < 1e-4
         diff = c[b] - u[b]
-        torch.testing.assert_close(step[b], 2 * (diff - (diff * unit).sum() * unit), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            step[b], 2 * (diff - (diff * unit).sum() * unit), atol=1e-4, rtol=0
+        )
     assert torch.equal(APG()(c, u, 1.0), c)
     assert torch.isfinite(APG()(torch.zeros_like(c), torch.zeros_like(c), 3.0)).all()
 
@@ -247,12 +279,21 @@ def test_an_apg_object_carries_nothing_from_one_decode_to_the_next(tok, images):
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
+
 def test_decode_takes_ragged_ids_and_is_deterministic(tok, images):
-    ids, noise = tok.encode(images), torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    ids, noise = (
+        tok.encode(images),
+        torch.randn(images.shape, generator=torch.Generator().manual_seed(0)),
+    )
     ragged = tok.decode([ids[0, :2], ids[1], ids[2, :1]], steps=3, noise=noise)
     assert ragged.shape == images.shape and ragged.abs().max() <= 1
     for i, k in enumerate((2, 6, 1)):
-        torch.testing.assert_close(ragged[i], tok.decode(ids[i : i + 1, :k], steps=3, noise=noise[i : i + 1])[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            ragged[i],
+            tok.decode(ids[i : i + 1, :k], steps=3, noise=noise[i : i + 1])[0],
+            atol=1e-5,
+            rtol=0,
+        )
     a, b = (tok.decode(ids, steps=3, generator=torch.Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(a, b)
 
@@ -263,14 +304,22 @@ def test_batched_guidance_equals_two_calls(tok, images, options):
     guide, expected = (APG() if options.get("apg") else cfg), x
     with torch.no_grad():
         for t in (1.0, 0.5):
-            cond, uncond = tok.velocity(expected, t, ids), tok.velocity(expected, t, None, null=True)
+            cond, uncond = (
+                tok.velocity(expected, t, ids),
+                tok.velocity(expected, t, None, null=True),
+            )
             expected = expected - guide(cond, uncond, 2.0) / 2
-    torch.testing.assert_close(tok.decode(ids, steps=2, noise=x, **options), expected.clamp(-1, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        tok.decode(ids, steps=2, noise=x, **options), expected.clamp(-1, 1), atol=1e-5, rtol=0
+    )
 
 
 def test_reconstruct_is_encode_then_decode(tok, images):
     noise = torch.randn_like(images)
-    assert torch.equal(tok.reconstruct(images, 2, steps=2, noise=noise), tok.decode(tok.encode(images, 2), steps=2, noise=noise))
+    assert torch.equal(
+        tok.reconstruct(images, 2, steps=2, noise=noise),
+        tok.decode(tok.encode(images, 2), steps=2, noise=noise),
+    )
 
 
 def test_latent_models_take_other_sizes_and_ranges():
@@ -278,10 +327,14 @@ def test_latent_models_take_other_sizes_and_ranges():
     x = 30 * torch.randn(2, 5, 4, 8)
     out = latents.reconstruct(x, num_tokens=3, steps=2)
     assert out.shape == x.shape
-    assert latents.decode(latents.encode(x), steps=1, noise=100 * torch.randn_like(x)).abs().max() > 1  # not clamped
+    assert (
+        latents.decode(latents.encode(x), steps=1, noise=100 * torch.randn_like(x)).abs().max() > 1
+    )  # not clamped
 
 
-@pytest.mark.parametrize("separate, learned", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    "separate, learned", [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_every_parameter_learns(separate, learned, images):
     tok = randomised(changed(separate_adaln=separate, learned_null=learned, null_prob=0.3)).train()
     for seed in range(3):
@@ -307,7 +360,9 @@ def test_loss_is_the_mean_squared_velocity_error(tok, images):
         v = tok.velocity(x_t[None], t[b : b + 1], ids[b : b + 1, : keep_k[b]], null=bool(null[b]))
         total += (v[0] - (noise[b] - images[b])).square().mean().item()
     assert tok(images, noise, t, keep_k, null).item() == pytest.approx(total / 3, abs=1e-5)
-    assert tok.loss(images, generator=torch.Generator().manual_seed(3)).item() == pytest.approx(total / 3, abs=1e-5)
+    assert tok.loss(images, generator=torch.Generator().manual_seed(3)).item() == pytest.approx(
+        total / 3, abs=1e-5
+    )
 
 
 def full_objective(tok, x, noise, t, keep_k, null):
@@ -316,11 +371,16 @@ def full_objective(tok, x, noise, t, keep_k, null):
     v = tok.decoder(interpolate(x, noise, t), t, tok.fsq(z)[0], keep_k, null)
     over = (z.abs() - 1).clamp(min=0).square()
     kept = torch.stack([torch.arange(z.shape[1]) < k for k in keep_k.masked_fill(null, 0)])
-    return (v - (noise - x)).square().mean() + tok.config.latent_penalty * (over * kept[..., None]).mean()
+    return (v - (noise - x)).square().mean() + tok.config.latent_penalty * (
+        over * kept[..., None]
+    ).mean()
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=7), st.sampled_from([0.0, 0.3]))
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=7),
+    st.sampled_from([0.0, 0.3]),
+)
 def test_the_packed_objective_is_the_full_one(rows, penalty):
     tok = randomised(changed(num_registers=12, latent_penalty=penalty))
     tok.encoder.head.weight.data *= 3  # so that the penalty bites
@@ -333,9 +393,14 @@ def test_the_packed_objective_is_the_full_one(rows, penalty):
         tok.zero_grad()
         loss = objective(x, *draws)
         loss.backward()
-        grads.append([loss.detach()] + [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in tok.parameters()])
+        grads.append(
+            [loss.detach()]
+            + [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in tok.parameters()]
+        )
     for packed, full in zip(*grads, strict=True):
-        torch.testing.assert_close(packed, full, atol=1e-5 * full.abs().max().item() + 1e-7, rtol=1e-4)
+        torch.testing.assert_close(
+            packed, full, atol=1e-5 * full.abs().max().item() + 1e-7, rtol=1e-4
+        )
 
 
 def test_packing_computes_no_register_that_nobody_keeps(tok, images):
@@ -344,7 +409,11 @@ def test_packing_computes_no_register_that_nobody_keeps(tok, images):
     x = images.repeat(3, 1, 1, 1)
     keep_k, null = torch.tensor([1, 1, 2, 2, 3, 4, 5, 6, 6]), torch.tensor([False] * 8 + [True])
     tok(x, *tok.draw(x)[:2], keep_k, null)
-    assert sorted(rows) == [(2, 4), (2, 6), (5, 2)]  # P/8 = 2 registers for 1, 1, 2, 2 and the null condition
+    assert sorted(rows) == [
+        (2, 4),
+        (2, 6),
+        (5, 2),
+    ]  # P/8 = 2 registers for 1, 1, 2, 2 and the null condition
 
 
 def test_bfloat16_autocast_stays_close(tok, images):
@@ -372,7 +441,11 @@ def test_cuda_agrees_with_cpu(tok, images):
 
 def test_published_sizes():
     """Parameter counts that the published state dicts imply (their fixed position tables counted in)."""
-    for name, want in {"d12-d12": 257_830_726, "d18-d18": 865_913_542, "d18-d28": 2_457_061_830}.items():
+    for name, want in {
+        "d12-d12": 257_830_726,
+        "d18-d18": 865_913_542,
+        "d18-d28": 2_457_061_830,
+    }.items():
         with torch.device("meta"):
             tok = FlexTok(PRESETS[name])
         tables = (tok.config.enc_dim + tok.config.dec_dim) * 16 * 16

@@ -13,18 +13,25 @@ from minflextok.decoder import time_features
 from minflextok.encoder import prefix_mask
 from minflextok.flow import APG, cfg, interpolate, mode_timesteps
 from minflextok.fsq import FSQ
-from minflextok.official import RENAME, load_official
 from minflextok.patches import patchify
+from minflextok.published import RENAME, load_official
 from minflextok.vae import VAE, VAEConfig, kl_divergence
 
 pytestmark = needs_parity
 PARITY = SHARED / "parity"
-MODELS = {"parity_public": "published_format.safetensors", "parity_public_shared_adaln": "published_format_hub"}
+MODELS = {
+    "parity_public": "published_format.safetensors",
+    "parity_public_shared_adaln": "published_format_hub",
+}
 
 
 @pytest.fixture(params=MODELS, scope="module")
 def pair(request):
-    return load_official(PARITY / MODELS[request.param]), load_file(PARITY / f"{request.param}.safetensors"), request.param
+    return (
+        load_official(PARITY / MODELS[request.param]),
+        load_file(PARITY / f"{request.param}.safetensors"),
+        request.param,
+    )
 
 
 def close(ours, theirs, atol):
@@ -57,7 +64,13 @@ def test_velocities(pair):
     close(tok.velocity(x, t, ids), d["vel.all"], 2e-5)
     close(tok.velocity(x, t, ids[:, :1]), d["vel.k1"], 2e-5)
     close(tok.velocity(x, t, ids[:, :4]), d["vel.k4"], 2e-5)
-    close(tok.velocity(x, t, [i[:k] for i, k in zip(ids, d["in.keep_k_mixed"].tolist(), strict=True)]), d["vel.mixed"], 2e-5)
+    close(
+        tok.velocity(
+            x, t, [i[:k] for i, k in zip(ids, d["in.keep_k_mixed"].tolist(), strict=True)]
+        ),
+        d["vel.mixed"],
+        2e-5,
+    )
     close(tok.velocity(x, t, None, null=True), d["vel.uncond"], 2e-5)
     close(tok.velocity(x, t, ids[:, :3], null=True), d["vel.uncond"], 2e-5)
 
@@ -65,30 +78,49 @@ def test_velocities(pair):
 def test_register_embedding_and_time(pair):
     tok, d, _ = pair
     dec = tok.decoder
-    close(dec.code_proj(d["out.quant"]) + dec.register_positions, d["stage.dec_registers_posemb"], 2e-5)
+    close(
+        dec.code_proj(d["out.quant"]) + dec.register_positions,
+        d["stage.dec_registers_posemb"],
+        2e-5,
+    )
     features = time_features(d["in.t"])
     close(features, d["stage.temb_freq"], 2e-5)
     close(dec.time_mlp(features), d["stage.temb"], 2e-5)
     dec.max_timestep = 1000.0
     try:
-        close(tok.velocity(d["in.noised"], d["in.t"], d["out.tokens"]), d["alt.vel.all.other_max_timestep"], 2e-5)
+        close(
+            tok.velocity(d["in.noised"], d["in.t"], d["out.tokens"]),
+            d["alt.vel.all.other_max_timestep"],
+            2e-5,
+        )
     finally:
         dec.max_timestep = 1.0
 
 
 @pytest.mark.parametrize("steps", [4, 10])
-@pytest.mark.parametrize("name, options", [("plain", {}), ("cfg3", {"guidance": 3.0}), ("apg7p5", {"guidance": 7.5, "apg": True})])
+@pytest.mark.parametrize(
+    "name, options",
+    [("plain", {}), ("cfg3", {"guidance": 3.0}), ("apg7p5", {"guidance": 7.5, "apg": True})],
+)
 def test_samples(pair, steps, name, options):
     tok, d, _ = pair
     for k in (None, 4):
         key = f"sample.s{steps}.{name}.{'all' if k is None else 'k4'}"
         if key in d:
-            close(tok.decode(d["out.tokens"][:, :k], steps=steps, noise=d["in.sample_noise"], **options), d[key], 1e-4)
+            close(
+                tok.decode(
+                    d["out.tokens"][:, :k], steps=steps, noise=d["in.sample_noise"], **options
+                ),
+                d[key],
+                1e-4,
+            )
 
 
 def test_sample_with_guidance_schedule(pair):
     tok, d, _ = pair
-    ours = tok.decode(d["out.tokens"], steps=4, guidance=lambda t: 1 + 2 * t, noise=d["in.sample_noise"])
+    ours = tok.decode(
+        d["out.tokens"], steps=4, guidance=lambda t: 1 + 2 * t, noise=d["in.sample_noise"]
+    )
     close(ours, d["sample.s4.cfg_linear.all"], 1e-4)
 
 
@@ -110,7 +142,9 @@ def test_loss_and_gradients(pair):
         names = json.loads(f.metadata()["grad_names"])
     for theirs, norm in zip(names, d["train.grad_norms"], strict=True):
         mine = ours(theirs)
-        torch.testing.assert_close(torch.zeros(()) if mine is None else mine.norm(), norm, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            torch.zeros(()) if mine is None else mine.norm(), norm, rtol=1e-4, atol=1e-7
+        )
     for key in (k for k in d if k.startswith("train.grad.")):
         full = d[key]
         mine = ours(key.removeprefix("train.grad."))
@@ -131,10 +165,19 @@ def test_noising_and_units():
     close(interpolate(d["in.latents"], d["in.noise"], d["in.t"]), d["in.noised"], 1e-6)
     close(time_features(d["unit.t"], 1.0), d["unit.t_freq.max1"], 2e-5)
     close(time_features(d["unit.t"], 1000.0), d["unit.t_freq.max1000"], 2e-5)
-    close(torch.stack([cfg(c, u, 3.0) for c, u in zip(d["unit.cond"], d["unit.uncond"], strict=True)]), d["unit.cfg3"], 1e-5)
+    close(
+        torch.stack(
+            [cfg(c, u, 3.0) for c, u in zip(d["unit.cond"], d["unit.uncond"], strict=True)]
+        ),
+        d["unit.cfg3"],
+        1e-5,
+    )
     for suffix, scale in (("", 1.0), ("_small", 0.05)):
         apg = APG()
-        ours = [apg(c * scale, u * scale, 7.5) for c, u in zip(d["unit.cond"], d["unit.uncond"], strict=True)]
+        ours = [
+            apg(c * scale, u * scale, 7.5)
+            for c, u in zip(d["unit.cond"], d["unit.uncond"], strict=True)
+        ]
         close(torch.stack(ours), d[f"unit.apg7p5{suffix}"], 2e-5)
 
 
@@ -158,15 +201,29 @@ def test_published_file_that_is_not_understood_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=match):
             load_official(tmp_path / "m.safetensors")
 
-    attempt(tensors | {"decoder.module_dict.dec_new.weight": torch.zeros(2)}, metadata, "dec_new.weight")
-    attempt({k: v for k, v in tensors.items() if "enc_to_latents" not in k}, metadata, "encoder.head")
+    attempt(
+        tensors | {"decoder.module_dict.dec_new.weight": torch.zeros(2)}, metadata, "dec_new.weight"
+    )
+    attempt(
+        {k: v for k, v in tensors.items() if "enc_to_latents" not in k}, metadata, "encoder.head"
+    )
     attempt(tensors, {"_target_": "x"}, "no config")
-    attempt(tensors, metadata | {"encoder": metadata["encoder"].replace("'use_mup_readout': False", "'use_mup_readout': True")},
-            "use_mup_readout=True")
+    attempt(
+        tensors,
+        metadata
+        | {
+            "encoder": metadata["encoder"].replace(
+                "'use_mup_readout': False", "'use_mup_readout': True"
+            )
+        },
+        "use_mup_readout=True",
+    )
     table = "encoder.module_dict.enc_posemb_module.posembs"
     attempt(tensors | {table: tensors[table] + 1}, metadata, "sin-cos")
     attempt(tensors, metadata | {"regularizer": "{}"}, "FSQ levels")
-    evil = metadata | {"pipeline": "__import__('os').system('touch " + str(tmp_path / "pwned") + "')"}
+    evil = metadata | {
+        "pipeline": "__import__('os').system('touch " + str(tmp_path / "pwned") + "')"
+    }
     save_file(tensors, tmp_path / "m.safetensors", metadata=evil)
     load_official(tmp_path / "m.safetensors")
     assert not (tmp_path / "pwned").exists()
@@ -179,9 +236,18 @@ def with_vae(tensors: dict, metadata: dict) -> tuple[VAE, dict, dict]:
     """A published file's contents with a small VAE added, as the real ones have it."""
     torch.manual_seed(0)
     vae = VAE(SMALL_VAE).eval()
-    section = {"_target_": "flextok.vae_wrapper.StableDiffusionVAE", "latent_channels": 16, "scaling_factor": 0.5,
-               "norm_num_groups": 8, "sample_posterior": True}
-    return vae, tensors | {f"vae.vae.{k}": v for k, v in vae.state_dict().items()}, metadata | {"vae": str(section)}
+    section = {
+        "_target_": "flextok.vae_wrapper.StableDiffusionVAE",
+        "latent_channels": 16,
+        "scaling_factor": 0.5,
+        "norm_num_groups": 8,
+        "sample_posterior": True,
+    }
+    return (
+        vae,
+        tensors | {f"vae.vae.{k}": v for k, v in vae.state_dict().items()},
+        metadata | {"vae": str(section)},
+    )
 
 
 def test_a_file_with_its_vae_maps_images_to_images(tmp_path):
@@ -204,9 +270,15 @@ def test_a_file_with_its_vae_maps_images_to_images(tmp_path):
     tok.save_pretrained(tmp_path / "ours")
     again = type(tok).from_pretrained(tmp_path / "ours")
     assert again.config == tok.config and again.vae.config == tok.vae.config
-    assert all(torch.equal(a, b) for a, b in zip(tok.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(tok.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     half = type(tok).from_pretrained(tmp_path, torch.bfloat16)
-    assert half.encoder.registers.dtype == torch.bfloat16 and half.vae.quant_conv.weight.dtype == torch.float32
+    assert (
+        half.encoder.registers.dtype == torch.bfloat16
+        and half.vae.quant_conv.weight.dtype == torch.float32
+    )
     assert (half.encode(images, 5) == ids).float().mean() > 0.3
     assert half.decode(ids, steps=1, noise=noise).isfinite().all()
     with pytest.raises(ValueError, match="multiples of 4 up to 64"):
@@ -218,12 +290,17 @@ def test_what_is_wrong_with_a_vae_is_named(tmp_path):
 
     def attempt(tensors, match, **section):
         literal = ast.literal_eval(metadata["vae"]) | section
-        save_file(tensors, tmp_path / "model.safetensors", metadata=metadata | {"vae": str(literal)})
+        save_file(
+            tensors, tmp_path / "model.safetensors", metadata=metadata | {"vae": str(literal)}
+        )
         with pytest.raises(ValueError, match=match):
             load_official(tmp_path)
 
     attempt(tensors | {"vae.vae.encoder.new.weight": torch.zeros(2)}, "unknown encoder.new.weight")
-    attempt({k: v for k, v in tensors.items() if "post_quant_conv.weight" not in k}, "lacks post_quant_conv.weight")
+    attempt(
+        {k: v for k, v in tensors.items() if "post_quant_conv.weight" not in k},
+        "lacks post_quant_conv.weight",
+    )
     attempt(tensors, "act_fn='relu'", act_fn="relu")
     attempt(tensors, "scaling_factor", scaling_factor=None)
     attempt(tensors, "multiples of groups=32", norm_num_groups=32)
@@ -232,8 +309,13 @@ def test_what_is_wrong_with_a_vae_is_named(tmp_path):
 
 def test_diffusers_directories_and_old_attention_names(tmp_path, vae_pair):
     vae, d = vae_pair
-    settings = {"_class_name": "AutoencoderKL", "norm_num_groups": 8, "scaling_factor": 0.5, "act_fn": "silu",
-                "down_block_types": ["DownEncoderBlock2D"] * 2}
+    settings = {
+        "_class_name": "AutoencoderKL",
+        "norm_num_groups": 8,
+        "scaling_factor": 0.5,
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+    }
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = {}
     for name, tensor in vae.state_dict().items():
@@ -244,12 +326,15 @@ def test_diffusers_directories_and_old_attention_names(tmp_path, vae_pair):
     save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(settings))
     close(VAE.from_pretrained(tmp_path).encode(d["in.image"]), d["out.scaled_latents_mode"], 2e-5)
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"down_block_types": ["AttnDownEncoderBlock2D"] * 2}))
+    (tmp_path / "config.json").write_text(
+        json.dumps(settings | {"down_block_types": ["AttnDownEncoderBlock2D"] * 2})
+    )
     with pytest.raises(ValueError, match="AttnDownEncoderBlock2D"):
         VAE.from_pretrained(tmp_path)
 
 
 # ---- the VAE ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def vae_pair():
@@ -257,9 +342,18 @@ def vae_pair():
     d = load_file(file)
     with safe_open(file, "pt") as f:
         c = json.loads(f.metadata()["effective_config"])
-    vae = VAE(VAEConfig(c["latent_channels"], tuple(c["block_out_channels"]), c["layers_per_block"], c["norm_num_groups"],
-                        c["scaling_factor"])).requires_grad_(False)
-    vae.load_state_dict({k.removeprefix("state."): v for k, v in d.items() if k.startswith("state.")})
+    vae = VAE(
+        VAEConfig(
+            c["latent_channels"],
+            tuple(c["block_out_channels"]),
+            c["layers_per_block"],
+            c["norm_num_groups"],
+            c["scaling_factor"],
+        )
+    ).requires_grad_(False)
+    vae.load_state_dict(
+        {k.removeprefix("state."): v for k, v in d.items() if k.startswith("state.")}
+    )
     return vae, d
 
 

@@ -13,18 +13,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig, TrainConfig
-from minflextok.cli import main
-from minflextok.config import PRIOR_RECIPES, WEIGHTS_DIR
-from minflextok.data import Folder, Images, Stream, to_float
+from minflextok.cli.parser import main
+from minflextok.config import WEIGHTS_DIR
+from minflextok.data.datasets import Folder, Images, Stream, in_order, to_float
 from minflextok.gpt import can_pack
-from minflextok.ids import extract_ids, in_order, views
+from minflextok.presets import PRIOR_RECIPES
 from minflextok.prior import sample
-from minflextok.stages import train_prior
+from minflextok.training.prior import train_prior
+from minflextok.training.token_cache import extract_ids, views
 
-SMALL = PriorConfig(TINY.vocab_size, TINY.num_registers, 5, dim=32, depth=2, head_dim=8, class_names=tuple("abcde"))
+SMALL = PriorConfig(
+    TINY.vocab_size, TINY.num_registers, 5, dim=32, depth=2, head_dim=8, class_names=tuple("abcde")
+)
 V, K = SMALL.vocab_size, SMALL.num_tokens
-TEXT = dataclasses.replace(SMALL, num_classes=0, class_names=(), text="words", text_dim=16, text_depth=1, text_length=4,
-                           words=("blue", "circle", "red", "square"))
+TEXT = dataclasses.replace(
+    SMALL,
+    num_classes=0,
+    class_names=(),
+    text="words",
+    text_dim=16,
+    text_depth=1,
+    text_length=4,
+    words=("blue", "circle", "red", "square"),
+)
 
 
 def small(config=SMALL, seed=0) -> Prior:
@@ -48,6 +59,7 @@ PRIORS = {"class": (small(), labels), "text": (small(TEXT), CAPTIONS)}
 
 # ---- the network -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("kind", PRIORS)
 def test_an_id_is_not_seen_before_its_turn(kind):
     prior, cond = PRIORS[kind]
@@ -58,7 +70,9 @@ def test_an_id_is_not_seen_before_its_turn(kind):
         changed[:, j] = (changed[:, j] + 1) % V
         moved = (prior.logits(changed, cond) - before).abs().amax((0, 2)) > 1e-4
         assert moved.tolist() == [i > j for i in range(K)]
-    assert (prior.logits(ids[:, :-1], cond.roll(1, 0)) - before).abs().amax((0, 2)).min() > 1e-3  # all see the condition
+    assert (prior.logits(ids[:, :-1], cond.roll(1, 0)) - before).abs().amax(
+        (0, 2)
+    ).min() > 1e-3  # all see the condition
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -68,24 +82,36 @@ def test_loss_is_the_cross_entropy_of_each_id_given_those_before(kind):
     by_hand = torch.zeros(3, K)
     for b in range(3):
         for i in range(K):
-            logits = prior.logits(ids[b : b + 1, :i], prepared[b : b + 1], null[b : b + 1])[0, -1].double()
+            logits = prior.logits(ids[b : b + 1, :i], prepared[b : b + 1], null[b : b + 1])[
+                0, -1
+            ].double()
             by_hand[b, i] = torch.logsumexp(logits, 0) - logits[ids[b, i]]
-    torch.testing.assert_close(prior.token_losses(ids, prepared, null), by_hand, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(prior(ids, prepared, null, torch.ones(3, 0)), by_hand.mean(), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(prior.token_losses(ids[:, :2], prepared, null), by_hand[:, :2], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        prior.token_losses(ids, prepared, null), by_hand, atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        prior(ids, prepared, null, torch.ones(3, 0)), by_hand.mean(), atol=1e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        prior.token_losses(ids[:, :2], prepared, null), by_hand[:, :2], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", PRIORS)
 def test_a_hidden_condition_tells_nothing(kind):
     prior, cond = PRIORS[kind]
     cond, null = prior.prepare(cond), torch.tensor([True, True, True])
-    torch.testing.assert_close(prior.logits(ids[:, :-1], cond, null), prior.logits(ids[:, :-1], cond.roll(1, 0), null))
+    torch.testing.assert_close(
+        prior.logits(ids[:, :-1], cond, null), prior.logits(ids[:, :-1], cond.roll(1, 0), null)
+    )
 
 
 def test_draws_have_their_rates_and_dropout_drops_them():
     config = dataclasses.replace(SMALL, null_prob=0.3, dropout=0.2)
     null, keep = Prior(config).draw(4000, g())
-    assert null.float().mean() == pytest.approx(0.3, abs=0.02) and keep.float().mean() == pytest.approx(0.8, abs=0.01)
+    assert null.float().mean() == pytest.approx(
+        0.3, abs=0.02
+    ) and keep.float().mean() == pytest.approx(0.8, abs=0.01)
     assert Prior(SMALL).draw(7, g())[1].shape == (7, 0)
     prior, block = small(config), small(config).blocks[0]
     x, keep = torch.randn(2, 3, 32, generator=g()), torch.ones(2, 2, 1, 32)
@@ -93,9 +119,13 @@ def test_draws_have_their_rates_and_dropout_drops_them():
     whole, dropped = block(x), block(x, keep=keep)
     h = x + block.attn(F.layer_norm(x, (32,)))
     torch.testing.assert_close(dropped[0, :, 5], h[0, :, 5])
-    assert torch.equal(dropped[1], whole[1]) and not torch.allclose(whole[0, :, 5], h[0, :, 5], atol=1e-3)
+    assert torch.equal(dropped[1], whole[1]) and not torch.allclose(
+        whole[0, :, 5], h[0, :, 5], atol=1e-3
+    )
     all_kept = torch.ones(3, 2, 2, 32, dtype=torch.bool)  # what is kept is scaled up
-    assert not torch.allclose(prior.token_losses(ids, labels, keep=all_kept), prior.token_losses(ids, labels), atol=1e-3)
+    assert not torch.allclose(
+        prior.token_losses(ids, labels, keep=all_kept), prior.token_losses(ids, labels), atol=1e-3
+    )
 
 
 def test_loss_draws_its_null_conditions_from_the_generator():
@@ -105,17 +135,34 @@ def test_loss_draws_its_null_conditions_from_the_generator():
     always = small(dataclasses.replace(SMALL, null_prob=0.999999))
     assert torch.equal(always.loss(ids, labels), always.loss(ids, labels.roll(1)))
     prior.generate(labels, generator=g())
-    prior.loss(prior.generate(labels, generator=g()), labels).backward()  # ids from generate can be trained on
+    prior.loss(
+        prior.generate(labels, generator=g()), labels
+    ).backward()  # ids from generate can be trained on
     assert all(p.grad is not None for p in prior.parameters())
 
 
-@pytest.mark.parametrize("name, millions", [("ar-49m", 49), ("ar-85m", 85), ("ar-201m", 201), ("ar-393m", 393),
-                                            ("ar-679m", 679), ("ar-1.33b", 1330)])
+@pytest.mark.parametrize(
+    "name, millions",
+    [
+        ("ar-49m", 49),
+        ("ar-85m", 85),
+        ("ar-201m", 201),
+        ("ar-393m", 393),
+        ("ar-679m", 679),
+        ("ar-1.33b", 1330),
+    ],
+)
 def test_sizes_of_the_paper(name, millions):
     with torch.device("meta"):
         prior = Prior(PRIOR_PRESETS[name])
-    assert sum(p.numel() for p in prior.blocks.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
-    assert (prior.config.vocab_size, prior.config.num_tokens, prior.config.num_classes) == (64_000, 256, 1000)
+    assert sum(p.numel() for p in prior.blocks.parameters()) / 1e6 == pytest.approx(
+        millions, rel=0.01
+    )
+    assert (prior.config.vocab_size, prior.config.num_tokens, prior.config.num_classes) == (
+        64_000,
+        256,
+        1000,
+    )
 
 
 def test_presets_have_recipes():
@@ -124,24 +171,38 @@ def test_presets_have_recipes():
 
 # ---- generation ------------------------------------------------------------------------------------------------------
 
-options = st.fixed_dictionaries({
-    "num_tokens": st.integers(1, K), "temperature": st.sampled_from([0.0, 0.7, 1.0]),
-    "guidance": st.sampled_from([1.0, 2.5, 0.0, lambda i: 1 + i / 2]), "top_k": st.sampled_from([None, 1, 7, 10**6]),
-    "top_p": st.sampled_from([None, 0.6, 1.0]), "j": st.integers(0, K), "rows": st.sampled_from([1, 3, 9]),
-    "kind": st.sampled_from(list(PRIORS)), "seed": st.integers(0, 3)})
+options = st.fixed_dictionaries(
+    {
+        "num_tokens": st.integers(1, K),
+        "temperature": st.sampled_from([0.0, 0.7, 1.0]),
+        "guidance": st.sampled_from([1.0, 2.5, 0.0, lambda i: 1 + i / 2]),
+        "top_k": st.sampled_from([None, 1, 7, 10**6]),
+        "top_p": st.sampled_from([None, 0.6, 1.0]),
+        "j": st.integers(0, K),
+        "rows": st.sampled_from([1, 3, 9]),
+        "kind": st.sampled_from(list(PRIORS)),
+        "seed": st.integers(0, 3),
+    }
+)
 
 
 @given(options)
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_the_cache_changes_no_id(options):
-    (prior, cond), rows, seed = PRIORS[options.pop("kind")], options.pop("rows"), options.pop("seed")
+    (prior, cond), rows, seed = (
+        PRIORS[options.pop("kind")],
+        options.pop("rows"),
+        options.pop("seed"),
+    )
     cond = [cond[i % 3] for i in range(rows)]
     cond = cond if isinstance(cond[0], str) else torch.stack(cond)
     n, j = options["num_tokens"], min(options.pop("j"), options["num_tokens"])
     prefix = torch.randint(V, (rows, j), generator=g(seed))
     out = prior.generate(cond, prefix=prefix, generator=g(seed), **options)
     assert out.shape == (rows, n) and out.dtype == torch.int64 and torch.equal(out[:, :j], prefix)
-    assert torch.equal(out, prior.generate(cond, prefix=prefix, generator=g(seed), use_cache=False, **options))
+    assert torch.equal(
+        out, prior.generate(cond, prefix=prefix, generator=g(seed), use_cache=False, **options)
+    )
 
 
 def test_greedy_takes_the_likeliest_of_the_guided_logits():
@@ -152,7 +213,9 @@ def test_greedy_takes_the_likeliest_of_the_guided_logits():
             prepared, hidden = prior.prepare(cond), torch.ones(3, dtype=torch.bool)
             for i in range(K):
                 s = scale(i) if callable(scale) else scale
-                told, untold = (prior.logits(out[:, :i], prepared, h)[:, -1] for h in (~hidden, hidden))
+                told, untold = (
+                    prior.logits(out[:, :i], prepared, h)[:, -1] for h in (~hidden, hidden)
+                )
                 assert torch.equal((untold + s * (told - untold)).argmax(-1), out[:, i])
 
 
@@ -163,14 +226,21 @@ def test_samples_follow_the_model():
     both = prior.generate(torch.full((n,), 3), guidance=1.5, temperature=0.8, generator=g())
     counts = torch.bincount(both[:, 0] * 4 + both[:, 1], minlength=16) / n
     all_ids, label = torch.arange(4)[:, None], torch.full((4,), 3)
-    told, untold = (prior.logits(all_ids, label, torch.full((4,), h)).double() for h in (False, True))
+    told, untold = (
+        prior.logits(all_ids, label, torch.full((4,), h)).double() for h in (False, True)
+    )
     p = ((untold + 1.5 * (told - untold)) / 0.8).softmax(-1)  # (4, 2, 4)
     want = (p[0, 0][:, None] * p[:, 1]).flatten()
     assert (counts - want).abs().max() < 4 * math.sqrt(0.25 / n)
 
 
-@given(st.integers(2, 12), st.integers(1, 14), st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.999]), st.sampled_from([0.5, 1.0, 3.0]),
-       st.integers(0, 10**6))
+@given(
+    st.integers(2, 12),
+    st.integers(1, 14),
+    st.sampled_from([0.05, 0.3, 0.5, 0.9, 0.999]),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.integers(0, 10**6),
+)
 @settings(max_examples=60, deadline=None)
 def test_top_k_and_top_p_keep_what_a_slow_reference_keeps(size, top_k, top_p, temperature, seed):
     logits = 2 * torch.randn(1, size, generator=g(seed))
@@ -186,13 +256,17 @@ def test_top_k_and_top_p_keep_what_a_slow_reference_keeps(size, top_k, top_p, te
     assert set(drawn.tolist()) <= kept
     for i in kept:
         p = weights[i] / sum(weights[k] for k in kept)
-        assert (drawn == i).float().mean().item() == pytest.approx(p, abs=5 * math.sqrt(0.25 / 3000))
+        assert (drawn == i).float().mean().item() == pytest.approx(
+            p, abs=5 * math.sqrt(0.25 / 3000)
+        )
 
 
 def test_sample_never_takes_an_impossible_id():
     logits = torch.tensor([[0.0, float("-inf"), -1e4, 1.0]]).expand(2000, -1)
     assert set(sample(logits, torch.rand(2000, 4, generator=g())).tolist()) == {0, 3}
-    assert sample(torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3), top_k=1).item() == 2  # log 0 is not p = 0
+    assert (
+        sample(torch.tensor([[0.0, 1.0, 2.0]]), torch.zeros(1, 3), top_k=1).item() == 2
+    )  # log 0 is not p = 0
     assert sample(torch.tensor([[1.0, 2.0]]), torch.rand(1, 2), 1e-6).item() == 1
 
 
@@ -222,15 +296,22 @@ def test_packed_weights_are_the_same_weights(kind, monkeypatch):
     prepared = prior.prepare(cond)
     with torch.inference_mode():
         for rows in (1, 3):  # one row has its weights transposed
-            torch.testing.assert_close(prior._packed(rows).logits(ids[:, :-1], prepared),
-                                       prior.logits(ids[:, :-1], prepared), atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                prior._packed(rows).logits(ids[:, :-1], prepared),
+                prior.logits(ids[:, :-1], prepared),
+                atol=1e-4,
+                rtol=1e-4,
+            )
     assert isinstance(prior.blocks[0].attn.wqkv, torch.nn.Linear) and prior.packed_head is None
     long = small(dataclasses.replace(prior.config, num_tokens=40))
     calls, real = [], Prior._packed
     monkeypatch.setattr(Prior, "_packed", lambda self, rows: calls.append(rows) or real(self, rows))
     many = [*cond] * 6 if kind == "text" else cond.repeat(6)
-    work = [lambda: prior.generate(many, generator=g()), lambda: long.generate(cond[:1], generator=g()),
-            lambda: long.generate(cond[:1], guidance=2.0, generator=g())]
+    work = [
+        lambda: prior.generate(many, generator=g()),
+        lambda: long.generate(cond[:1], generator=g()),
+        lambda: long.generate(cond[:1], guidance=2.0, generator=g()),
+    ]
     packed = [f() for f in work]
     assert calls == [18, 1, 2]
     monkeypatch.setattr("minflextok.prior.can_pack", lambda x: False)
@@ -248,60 +329,104 @@ def test_generation_in_bfloat16_and_under_autocast():
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("kind, args, match", [
-    ("class", dict(labels=torch.tensor([5])), "classes range from 5 to 5: this prior's are 0 to 4"),
-    ("class", dict(labels=torch.tensor([-1, 2])), "range from -1 to 2"),
-    ("class", dict(labels=torch.tensor([1.0])), r"not torch.float32 \(1,\): give a \(B,\) int64"),
-    ("class", dict(labels=torch.tensor([True])), "torch.bool"),
-    ("class", dict(labels=torch.tensor([[1]])), r"\(1, 1\)"),
-    ("class", dict(labels=torch.empty(0, dtype=torch.long)), r"\(0,\)"),
-    ("class", dict(labels=["red circle"]), "takes classes 0 to 4, not text"),
-    ("class", dict(labels=3), "not a int"),
-    ("text", dict(labels=labels), r"takes text, not torch.int64 \(3,\): give a list of captions"),
-    ("text", dict(labels="red circle"), "not one text: give a list"),
-    ("text", dict(labels=[]), "takes text"),
-    ("text", dict(labels=["red", 3]), "takes text"),
-    ("class", dict(num_tokens=0), "num_tokens=0: give a whole number from 1 to 6"),
-    ("class", dict(num_tokens=K + 1), "num_tokens=7"),
-    ("class", dict(num_tokens=2.0), "num_tokens=2.0"),
-    ("class", dict(guidance=float("nan")), "guidance=nan at position 0: give a finite"),
-    ("class", dict(guidance=lambda i: float("inf") if i == 3 else 1), "guidance=inf at position 3"),
-    ("class", dict(guidance="2"), "guidance='2'"),
-    ("class", dict(temperature=-0.1), "temperature=-0.1: give a number of at least 0"),
-    ("class", dict(temperature=float("nan")), "temperature=nan"),
-    ("class", dict(top_k=0), "top_k=0: give a whole number of at least 1"),
-    ("class", dict(top_k=2.5), "top_k=2.5"),
-    ("class", dict(top_p=0), "top_p=0: give a share above 0"),
-    ("class", dict(top_p=1.01), "top_p=1.01"),
-    ("class", dict(prefix=ids[:, :3], num_tokens=2), "prefix has 3 ids an image, num_tokens is 2"),
-    ("class", dict(prefix=ids[:2]), "for 3 conditions"),
-    ("class", dict(prefix=ids.float()), "float32"),
-    ("class", dict(prefix=ids[0]), r"\(6,\)"),
-    ("class", dict(prefix=torch.full((3, 1), V)), f"prefix range from {V} to {V}: this prior's are 0 to {V - 1}"),
-    ("class", dict(prefix=torch.full((3, 1), -1)), "range from -1"),
-    ("class", dict(prefix=torch.zeros(3, K + 1, dtype=torch.long)), "at most 6"),
-])
+
+@pytest.mark.parametrize(
+    "kind, args, match",
+    [
+        (
+            "class",
+            dict(labels=torch.tensor([5])),
+            "classes range from 5 to 5: this prior's are 0 to 4",
+        ),
+        ("class", dict(labels=torch.tensor([-1, 2])), "range from -1 to 2"),
+        (
+            "class",
+            dict(labels=torch.tensor([1.0])),
+            r"not torch.float32 \(1,\): give a \(B,\) int64",
+        ),
+        ("class", dict(labels=torch.tensor([True])), "torch.bool"),
+        ("class", dict(labels=torch.tensor([[1]])), r"\(1, 1\)"),
+        ("class", dict(labels=torch.empty(0, dtype=torch.long)), r"\(0,\)"),
+        ("class", dict(labels=["red circle"]), "takes classes 0 to 4, not text"),
+        ("class", dict(labels=3), "not a int"),
+        (
+            "text",
+            dict(labels=labels),
+            r"takes text, not torch.int64 \(3,\): give a list of captions",
+        ),
+        ("text", dict(labels="red circle"), "not one text: give a list"),
+        ("text", dict(labels=[]), "takes text"),
+        ("text", dict(labels=["red", 3]), "takes text"),
+        ("class", dict(num_tokens=0), "num_tokens=0: give a whole number from 1 to 6"),
+        ("class", dict(num_tokens=K + 1), "num_tokens=7"),
+        ("class", dict(num_tokens=2.0), "num_tokens=2.0"),
+        ("class", dict(guidance=float("nan")), "guidance=nan at position 0: give a finite"),
+        (
+            "class",
+            dict(guidance=lambda i: float("inf") if i == 3 else 1),
+            "guidance=inf at position 3",
+        ),
+        ("class", dict(guidance="2"), "guidance='2'"),
+        ("class", dict(temperature=-0.1), "temperature=-0.1: give a number of at least 0"),
+        ("class", dict(temperature=float("nan")), "temperature=nan"),
+        ("class", dict(top_k=0), "top_k=0: give a whole number of at least 1"),
+        ("class", dict(top_k=2.5), "top_k=2.5"),
+        ("class", dict(top_p=0), "top_p=0: give a share above 0"),
+        ("class", dict(top_p=1.01), "top_p=1.01"),
+        (
+            "class",
+            dict(prefix=ids[:, :3], num_tokens=2),
+            "prefix has 3 ids an image, num_tokens is 2",
+        ),
+        ("class", dict(prefix=ids[:2]), "for 3 conditions"),
+        ("class", dict(prefix=ids.float()), "float32"),
+        ("class", dict(prefix=ids[0]), r"\(6,\)"),
+        (
+            "class",
+            dict(prefix=torch.full((3, 1), V)),
+            f"prefix range from {V} to {V}: this prior's are 0 to {V - 1}",
+        ),
+        ("class", dict(prefix=torch.full((3, 1), -1)), "range from -1"),
+        ("class", dict(prefix=torch.zeros(3, K + 1, dtype=torch.long)), "at most 6"),
+    ],
+)
 def test_generate_says_what_is_wrong(kind, args, match):
     prior, cond = PRIORS[kind]
     with pytest.raises(ValueError, match=match):
         prior.generate(**({"labels": cond} | args))
 
 
-@pytest.mark.parametrize("bad, match", [(ids[:, :0], "no column"), (ids + V, "ids range"), (ids[:2], "for 3 conditions"),
-                                        (torch.cat([ids, ids], 1), "12 ids an image, this prior has at most 6")])
+@pytest.mark.parametrize(
+    "bad, match",
+    [
+        (ids[:, :0], "no column"),
+        (ids + V, "ids range"),
+        (ids[:2], "for 3 conditions"),
+        (torch.cat([ids, ids], 1), "12 ids an image, this prior has at most 6"),
+    ],
+)
 def test_loss_says_what_is_wrong(bad, match):
     with pytest.raises(ValueError, match=match):
         PRIORS["class"][0].loss(bad, labels)
 
 
-@pytest.mark.parametrize("change, match", [
-    (dict(num_classes=0), "give classes, or num_classes=0 and a text encoder"), (dict(text="bytes"), "give classes"),
-    (dict(dim=30), "dim=30: give a multiple of head_dim=8"), (dict(null_prob=1.0), "null_prob=1.0"),
-    (dict(dropout=-0.1), "dropout=-0.1"), (dict(depth=0), "depth=0"), (dict(class_names=("a",)), "1 class_names for 5"),
-    (dict(words=("a",)), "1 words"), (dict(num_classes=0, class_names=(), text="words"), "0 words"),
-    (dict(class_names=(1, 2, 3, 4, 5)), "class_names: give strings"), (dict(vocab_size="7"), "vocab_size='7'"),
-    (dict(num_classes=0, class_names=(), text="bytes", text_dim=12), "text_dim=12"),
-])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        (dict(num_classes=0), "give classes, or num_classes=0 and a text encoder"),
+        (dict(text="bytes"), "give classes"),
+        (dict(dim=30), "dim=30: give a multiple of head_dim=8"),
+        (dict(null_prob=1.0), "null_prob=1.0"),
+        (dict(dropout=-0.1), "dropout=-0.1"),
+        (dict(depth=0), "depth=0"),
+        (dict(class_names=("a",)), "1 class_names for 5"),
+        (dict(words=("a",)), "1 words"),
+        (dict(num_classes=0, class_names=(), text="words"), "0 words"),
+        (dict(class_names=(1, 2, 3, 4, 5)), "class_names: give strings"),
+        (dict(vocab_size="7"), "vocab_size='7'"),
+        (dict(num_classes=0, class_names=(), text="bytes", text_dim=12), "text_dim=12"),
+    ],
+)
 def test_configs_that_cannot_be(change, match):
     with pytest.raises(ValueError, match=match):
         dataclasses.replace(SMALL, **change)
@@ -309,11 +434,14 @@ def test_configs_that_cannot_be(change, match):
 
 def test_names_of_classes():
     assert PRIORS["class"][0].classes(["e", "0", "b"]).tolist() == [4, 0, 1]
-    with pytest.raises(ValueError, match="no class 'f': give a number from 0 to 4, or a name such as"):
+    with pytest.raises(
+        ValueError, match="no class 'f': give a number from 0 to 4, or a name such as"
+    ):
         PRIORS["class"][0].classes(["f"])
 
 
 # ---- on disk, and the tokenizer --------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("kind", PRIORS)
 def test_weights_come_back(kind, tmp_path, monkeypatch):
@@ -338,17 +466,23 @@ def test_a_prior_knows_its_tokenizer(tok):
     decoder_moved.decoder.head.bias.data += 1
     prior.check_tokenizer(decoder_moved)
     encoder_moved.encoder.registers.data[0, 0] += 0.1
-    with pytest.raises(ValueError, match=f"trained with the tokenizer {tok.fingerprint()}, this is [0-9a-f]{{16}}"):
+    with pytest.raises(
+        ValueError, match=f"trained with the tokenizer {tok.fingerprint()}, this is [0-9a-f]{{16}}"
+    ):
         prior.check_tokenizer(encoder_moved)
     for change in (dict(fsq_levels=(8, 5, 4)), dict(num_registers=5), dict(num_registers=7)):
         other = FlexTok(dataclasses.replace(TINY, **change))
-        with pytest.raises(ValueError, match="writes 6 ids of 120, the tokenizer has .* give the tokenizer"):
+        with pytest.raises(
+            ValueError, match="writes 6 ids of 120, the tokenizer has .* give the tokenizer"
+        ):
             small().check_tokenizer(other)  # without a fingerprint too
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
 
-RECIPE = TrainConfig(steps=8, batch_size=6, warmup=2, eval_every=4, log_every=2, val_images=4, bf16=False, lr=1e-3)
+RECIPE = TrainConfig(
+    steps=8, batch_size=6, warmup=2, eval_every=4, log_every=2, val_images=4, bf16=False, lr=1e-3
+)
 
 
 def data(n=40, seed=0, **more):
@@ -357,21 +491,39 @@ def data(n=40, seed=0, **more):
 
 
 def run(out, config=SMALL, recipe=RECIPE, tok=None, **options):
-    return train_prior(config, recipe, tok or randomised(), options.pop("data", None) or data(), out, "cpu", quiet=True,
-                       cache=out.parent / "cache", **options)
+    return train_prior(
+        config,
+        recipe,
+        tok or randomised(),
+        options.pop("data", None) or data(),
+        out,
+        "cpu",
+        quiet=True,
+        cache=out.parent / "cache",
+        **options,
+    )
 
 
 def lines(out, key):
-    return [(r["step"], r[key]) for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if key in r]
+    return [
+        (r["step"], r[key])
+        for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if key in r
+    ]
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_training_learns_a_small_set_by_heart(tmp_path):
     tok, images = randomised(), data(12)
-    recipe = dataclasses.replace(RECIPE, steps=250, batch_size=11, lr=3e-3, flip=False, eval_every=250, ema=0.9)
+    recipe = dataclasses.replace(
+        RECIPE, steps=250, batch_size=11, lr=3e-3, flip=False, eval_every=250, ema=0.9
+    )
     config = dataclasses.replace(SMALL, dim=64, null_prob=0.0)
     images.labels = torch.arange(12)
     images.classes = [str(i) for i in range(12)]
@@ -388,17 +540,30 @@ def test_the_log_has_bits_by_position_of_held_out_training_images(tmp_path):
     prior, tok = run(tmp_path / "run"), randomised()
     assert [s for s, _ in lines(tmp_path / "run", "bits")] == [4, 8]
     held = torch.randperm(40, generator=g())[:4]
-    losses = prior.token_losses(tok.encode(to_float(data().images[held])), held % 5).detach() / math.log(2)
-    assert lines(tmp_path / "run", "bits_by_position")[-1][1] == pytest.approx(losses.mean(0).tolist(), abs=2e-3)
+    losses = prior.token_losses(
+        tok.encode(to_float(data().images[held])), held % 5
+    ).detach() / math.log(2)
+    assert lines(tmp_path / "run", "bits_by_position")[-1][1] == pytest.approx(
+        losses.mean(0).tolist(), abs=2e-3
+    )
     assert lines(tmp_path / "run", "bits")[-1][1] == pytest.approx(losses.mean().item(), abs=2e-3)
     assert (tmp_path / "run/samples/step_000008.png").stat().st_size > 3000
 
 
 def test_held_out_images_are_never_trained_on(tmp_path, monkeypatch):
     seen, real = set(), Prior.forward
-    monkeypatch.setattr(Prior, "forward", lambda self, ids, c, *draws: seen.update(c.tolist()) or real(self, ids, c, *draws))
+    monkeypatch.setattr(
+        Prior,
+        "forward",
+        lambda self, ids, c, *draws: seen.update(c.tolist()) or real(self, ids, c, *draws),
+    )
     every = Images("noise", data().images, torch.arange(40))
-    run(tmp_path / "run", dataclasses.replace(SMALL, class_names=()), dataclasses.replace(RECIPE, steps=20), data=every)
+    run(
+        tmp_path / "run",
+        dataclasses.replace(SMALL, class_names=()),
+        dataclasses.replace(RECIPE, steps=20),
+        data=every,
+    )
     assert seen == set(range(40)) - set(torch.randperm(40, generator=g())[:4].tolist())
 
 
@@ -408,7 +573,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("kind", ["class", "text"])
 def test_killed_at_any_step_it_resumes_bit_for_bit(tmp_path, kind, monkeypatch):
-    from minflextok import train
+    from minflextok.training import loop as train
 
     config = dataclasses.replace(SMALL if kind == "class" else TEXT, dropout=0.1)
     options = dict(config=config, crops=5, data=data(captions=[CAPTIONS[i % 3] for i in range(40)]))
@@ -436,14 +601,25 @@ def test_another_tokenizer_is_another_run(tmp_path):
         run(tmp_path / "run", tok=randomised(seed=1))
 
 
-@pytest.mark.parametrize("options, match", [
-    (dict(data=Images("plain", data().images)), "plain has no labels"),
-    (dict(config=TEXT), "noise has no captions: a prior with text='words'"),
-    (dict(config=TEXT, data=data(captions=["a cat on the left"] * 40)), "say left and right, which flip=True would make wrong"),
-    (dict(data=data(5)), "noise has 5 images: training wants at least 10"),
-    (dict(crops=3), "crops=3: give 1 .* or 5"),
-    (dict(config=dataclasses.replace(TEXT, text_length=1), data=data(captions=["a cat"] * 40)), "has 2 words, this prior reads 1"),
-])
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (dict(data=Images("plain", data().images)), "plain has no labels"),
+        (dict(config=TEXT), "noise has no captions: a prior with text='words'"),
+        (
+            dict(config=TEXT, data=data(captions=["a cat on the left"] * 40)),
+            "say left and right, which flip=True would make wrong",
+        ),
+        (dict(data=data(5)), "noise has 5 images: training wants at least 10"),
+        (dict(crops=3), "crops=3: give 1 .* or 5"),
+        (
+            dict(
+                config=dataclasses.replace(TEXT, text_length=1), data=data(captions=["a cat"] * 40)
+            ),
+            "has 2 words, this prior reads 1",
+        ),
+    ],
+)
 def test_training_says_what_is_wrong(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):
         run(tmp_path / "run", **options)
@@ -451,13 +627,22 @@ def test_training_says_what_is_wrong(tmp_path, options, match):
 
 # ---- ids on disk -----------------------------------------------------------------------------------------------------
 
+
 def test_views_are_the_image_its_mirror_and_its_neighbours():
     x = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).remainder(251).to(torch.uint8)
     v = views(x, flip=True, crops=5)
     assert v.shape == (2, 10, 3, 32, 32)
     assert torch.equal(v[:, 0], x) and torch.equal(v[:, 1::2], v[:, ::2].flip(-1))
-    moved = {tuple(s) for i in (2, 4, 6, 8) for s in [(dy, dx) for dy in (-2, 2) for dx in (-2, 2)
-             if torch.equal(v[:, i, :, 4:28, 4:28], x[:, :, 4 + dy : 28 + dy, 4 + dx : 28 + dx])]}
+    moved = {
+        tuple(s)
+        for i in (2, 4, 6, 8)
+        for s in [
+            (dy, dx)
+            for dy in (-2, 2)
+            for dx in (-2, 2)
+            if torch.equal(v[:, i, :, 4:28, 4:28], x[:, :, 4 + dy : 28 + dy, 4 + dx : 28 + dx])
+        ]
+    }
     assert len(moved) == 4
     assert torch.equal(v[0, 2, :, 0, 2:], x[0, :, 2, :30])  # mirrored in at the edge
 
@@ -475,7 +660,9 @@ def test_ids_are_extracted_once_for_each_tokenizer_and_set(tmp_path, monkeypatch
     ids, known, new = made(tok, images, flip=True)
     assert new and ids.shape == (20, 2, K) and isinstance(ids, np.memmap) and ids.dtype == np.uint16
     want = torch.stack([real(tok, to_float(x)) for x in (images.images, images.images.flip(-1))], 1)
-    assert torch.equal(torch.from_numpy(ids.astype(np.int64)), want) and torch.equal(known, images.labels)
+    assert torch.equal(torch.from_numpy(ids.astype(np.int64)), want) and torch.equal(
+        known, images.labels
+    )
     again, _, new = made(tok, data(20), flip=True)
     assert not new and np.array_equal(again, ids)
     assert made(tok, images, flip=False)[2] and made(tok, images, flip=True, crops=5)[2]
@@ -518,16 +705,24 @@ def test_folders_and_streams_are_read_in_order(tmp_path):
         for i, image in enumerate(images):
             file = tmp_path / f"{i}.png"
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-            for name, content in ((f"{i}.png", file.read_bytes()), (f"{i}.cls", str(i % 5).encode())):
+            for name, content in (
+                (f"{i}.png", file.read_bytes()),
+                (f"{i}.cls", str(i % 5).encode()),
+            ):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     files = [str(tmp_path / f"{i}.png") for i in range(7)]
     tok = randomised()
     want, known = extract_ids(tok, data(7), cache=tmp_path / "c", quiet=True)
-    for source in (Folder("f", files, torch.arange(7) % 5, list("abcde"), 8, 0), Stream("s", [str(tmp_path / "a.tar")], 8, 0)):
+    for source in (
+        Folder("f", files, torch.arange(7) % 5, list("abcde"), 8, 0),
+        Stream("s", [str(tmp_path / "a.tar")], 8, 0),
+    ):
         found = list(in_order(source, 3))
-        assert [len(x) for x, _ in found] == [3, 3, 1] and torch.equal(torch.cat([x for x, _ in found]), images)
+        assert [len(x) for x, _ in found] == [3, 3, 1] and torch.equal(
+            torch.cat([x for x, _ in found]), images
+        )
         ids, labels = extract_ids(tok, source, cache=tmp_path / "c", quiet=True, batch_size=3)
         assert np.array_equal(ids, want) and torch.equal(labels, known)
 
@@ -544,24 +739,86 @@ def test_shipped_priors_fit_their_tokenizers():
 
 # ---- commands --------------------------------------------------------------------------------------------------------
 
+
 def test_train_and_generate_on_the_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("minflextok.commands.load_dataset", lambda *a: data(captions=["a red circle above a blue square"] * 40))
+    monkeypatch.setattr(
+        "minflextok.commands.load_dataset",
+        lambda *a: data(captions=["a red circle above a blue square"] * 40),
+    )
     randomised().save_pretrained(tmp_path / "tok")
     flags = ["--tokenizer", str(tmp_path / "tok")]
-    for preset, words in (("cifar10-tiny", ["--classes", "b", "4"]), ("shapes", ["--text", "a red circle"])):
+    for preset, words in (
+        ("cifar10-tiny", ["--classes", "b", "4"]),
+        ("shapes", ["--text", "a red circle"]),
+    ):
         out = str(tmp_path / preset)
-        main(["train", "prior", "--preset", preset, *flags, "--out", out, "--cache", str(tmp_path / "cache"), "--steps", "2", "--batch-size", "4", "--val-images", "4",
-              "--model", "dim=32", "--model", "depth=1", "--device", "cpu", "--quiet", "--no-flip"])
-        main(["generate", "--prior", out, *flags, *words, "--samples", "2", "--tokens", "3", "--guidance", "2", "--top-k", "9",
-              "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "g.png")])
+        main(
+            [
+                "train",
+                "prior",
+                "--preset",
+                preset,
+                *flags,
+                "--out",
+                out,
+                "--cache",
+                str(tmp_path / "cache"),
+                "--steps",
+                "2",
+                "--batch-size",
+                "4",
+                "--val-images",
+                "4",
+                "--model",
+                "dim=32",
+                "--model",
+                "depth=1",
+                "--device",
+                "cpu",
+                "--quiet",
+                "--no-flip",
+            ]
+        )
+        main(
+            [
+                "generate",
+                "--prior",
+                out,
+                *flags,
+                *words,
+                "--samples",
+                "2",
+                "--tokens",
+                "3",
+                "--guidance",
+                "2",
+                "--top-k",
+                "9",
+                "--steps",
+                "1",
+                "--device",
+                "cpu",
+                "--out",
+                str(tmp_path / "g.png"),
+            ]
+        )
         assert f"{2 * (len(words) - 1)} images of 3 tokens" in capsys.readouterr().out
         assert (tmp_path / "g.png").stat().st_size > 2000
-    for wrong, match in ((["--prior", out], "does not tell its tokenizer"), (["--prior", out, *flags], "takes text: give --text"),
-                         (["--prior", out, *flags, "--text", "a red cat"], "unknown word 'cat'"),
-                         (["--prior", out, "--tokenizer", "cifar10-tiny", "--text", "a"], "give the tokenizer that it was"),
-                         (["--prior", str(tmp_path / "cifar10-tiny"), *flags, "--classes", "x"], "no class 'x': give a number"),
-                         (["--prior", out, *flags, "--text", "a", "--samples", "0"], "--samples 0"),
-                         (["--prior", "nothing"], "no weights 'nothing': shipped are")):
+    for wrong, match in (
+        (["--prior", out], "does not tell its tokenizer"),
+        (["--prior", out, *flags], "takes text: give --text"),
+        (["--prior", out, *flags, "--text", "a red cat"], "unknown word 'cat'"),
+        (
+            ["--prior", out, "--tokenizer", "cifar10-tiny", "--text", "a"],
+            "give the tokenizer that it was",
+        ),
+        (
+            ["--prior", str(tmp_path / "cifar10-tiny"), *flags, "--classes", "x"],
+            "no class 'x': give a number",
+        ),
+        (["--prior", out, *flags, "--text", "a", "--samples", "0"], "--samples 0"),
+        (["--prior", "nothing"], "no weights 'nothing': shipped are"),
+    ):
         with pytest.raises(SystemExit, match=match):
             main(["generate", *wrong, "--device", "cpu"])
     with pytest.raises(SystemExit, match="preset ar-49m names no tokenizer"):

@@ -9,9 +9,9 @@ from torch import nn
 
 from minflextok import PRESETS, FlexTok
 from minflextok.config import WEIGHTS_DIR
-from minflextok.data import load_dataset, to_float
-from minflextok.judge import Judge
-from minflextok.metrics import code_usage, psnr
+from minflextok.data.datasets import load_dataset, to_float
+from minflextok.evaluation.classifier import Judge
+from minflextok.evaluation.metrics import code_usage, psnr
 from minflextok.prior import Prior
 from minflextok.vae import VAE
 
@@ -24,14 +24,27 @@ def decoded():
     images = to_float(load_dataset("cifar10-sample", "test").images[:N])
     ids = tok.encode(images)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    return tok, images, ids, {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets}
+    return (
+        tok,
+        images,
+        ids,
+        {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets},
+    )
 
 
 def features(images: torch.Tensor) -> torch.Tensor:
     """Random convolutions, a feature space that nothing here was trained in: (B, 3, H, W) -> (B, 256)."""
     torch.manual_seed(7)
-    net = nn.Sequential(nn.Conv2d(3, 64, 5, 2, 2), nn.ReLU(), nn.Conv2d(64, 128, 3, 2, 1), nn.ReLU(), nn.Conv2d(128, 256, 3, 2, 1),
-                        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 5, 2, 2),
+        nn.ReLU(),
+        nn.Conv2d(64, 128, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(128, 256, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
     with torch.no_grad():
         return net(images)
 
@@ -39,9 +52,14 @@ def features(images: torch.Tensor) -> torch.Tensor:
 def test_more_tokens_are_better_in_pixels_and_in_features(decoded):
     tok, images, _, outputs = decoded
     pixels = [psnr(x, images).mean().item() for x in outputs.values()]
-    distance = [(features(x) - features(images)).norm(dim=1).mean().item() for x in outputs.values()]
+    distance = [
+        (features(x) - features(images)).norm(dim=1).mean().item() for x in outputs.values()
+    ]
     assert list(outputs) == [1, 2, 4, 8, 16]
-    assert pixels == sorted(pixels) and distance == sorted(distance, reverse=True), (pixels, distance)
+    assert pixels == sorted(pixels) and distance == sorted(distance, reverse=True), (
+        pixels,
+        distance,
+    )
     assert pixels[-1] > pixels[0] + 2
 
 

@@ -1,0 +1,335 @@
+"""Exercises of notebook 02: attention, registers, who sees whom."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+# ---- attention: one head, masked -------------------------------------------------------------------------------------
+
+
+def _attention_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield (
+        torch.eye(2),
+        2 * torch.eye(2),
+        torch.tensor([[1.0, 0.0], [0.0, 10.0]]),
+        torch.ones(2, 2).tril().bool(),
+    )
+    for _ in range(6):
+        N, d = randint(g, 3, 6), randint(g, 2, 5)
+        mask = (torch.rand(N, N, generator=g) < 0.6) | torch.eye(N, dtype=torch.bool)
+        yield *(torch.randn(N, d, generator=g) for _ in range(3)), mask
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, masked_after: bool = False
+) -> Tensor:
+    out = torch.zeros(len(q), v.shape[1])
+    for i in range(len(q)):
+        weights = [
+            math.exp(scale * sum(a * b for a, b in zip(q[i].tolist(), key.tolist(), strict=True)))
+            for key in k
+        ]
+        total = sum(w for j, w in enumerate(weights) if masked_after or mask[i, j])
+        for j in range(len(k)):
+            if mask[i, j]:
+                out[i] += weights[j] / total * v[j]
+    return out
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return _attention(q, k, v, mask, q.shape[1] ** -0.5)
+
+
+ATTENTION = Exercise(
+    _attention_inputs,
+    attention,
+    [
+        (
+            lambda q, k, v, mask: _attention(q, k, v, mask, 1.0),
+            "the logits are not scaled: divide q k^T by the square root of the width d.",
+        ),
+        (
+            lambda q, k, v, mask: _attention(q, k, v, mask, 1 / q.shape[1]),
+            "the logits are divided by d: it is the square root of d.",
+        ),
+        (
+            lambda q, k, v, mask: (
+                (q @ k.T / q.shape[1] ** 0.5).masked_fill(mask, float("-inf")).softmax(-1) @ v
+            ),
+            "the mask is the wrong way round: True is what a query sees, so hide ~mask. (nan is a row with all keys hidden.)",
+        ),
+        (
+            lambda q, k, v, mask: _attention(q, k, v, mask, q.shape[1] ** -0.5, masked_after=True),
+            "masked after the softmax: the weights of a row no longer add up to 1. Set the logits to -inf before it.",
+        ),
+        (
+            lambda q, k, v, mask: (
+                (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf")).softmax(0) @ v
+            ),
+            "the softmax runs over the queries. Each query (row) shares out its attention over the keys: the last axis.",
+        ),
+        (lambda q, k, v, mask: attention(q, k, v, torch.ones_like(mask)), "the mask is not used."),
+        (
+            lambda q, k, v, mask: attention(q, k, v, mask.T),
+            "the mask is transposed: its rows are queries, its columns keys.",
+        ),
+        (
+            lambda q, k, v, mask: (
+                (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, 0.0).softmax(-1) @ v
+            ),
+            "a logit of 0 is not nothing: exp(0) = 1 is a full share. Hidden keys get -inf.",
+        ),
+    ],
+)
+
+
+# ---- split_heads -----------------------------------------------------------------------------------------------------
+
+
+def _heads_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.arange(8.0).view(2, 4), 2
+    for _ in range(4):
+        N, H, d = randint(g, 2, 5), randint(g, 2, 4), randint(g, 2, 4)
+        yield torch.randn(N, H * d, generator=g), d
+
+
+def split_heads(x: Tensor, head_dim: int) -> Tensor:
+    N, D = x.shape
+    out = torch.empty(D // head_dim, N, head_dim)
+    for n in range(N):
+        for m in range(D):
+            out[m // head_dim, n, m % head_dim] = x[n, m]
+    return out
+
+
+SPLIT_HEADS = Exercise(
+    _heads_inputs,
+    split_heads,
+    [
+        (
+            lambda x, head_dim: x.reshape(-1, len(x), head_dim),
+            "the shape is right, the contents are not: a view straight to (H, N, d) mixes positions into one head. Go by way of "
+            "(N, H, d) and swap the axes.",
+        ),
+        (
+            lambda x, head_dim: split_heads(x, head_dim).transpose(0, 1),
+            "this is (N, H, d): swap the first two axes, so that each head is an (N, d) matrix of its own.",
+        ),
+        (
+            lambda x, head_dim: x.reshape(len(x), head_dim, -1).permute(2, 0, 1),
+            "each head takes every H-th channel. Head h takes the channels h * d to (h + 1) * d, side by side.",
+        ),
+    ],
+)
+
+
+# ---- prefix_mask -----------------------------------------------------------------------------------------------------
+
+
+def prefix_mask(P: int, K: int) -> Tensor:
+    mask = torch.zeros(P + K, P + K, dtype=torch.bool)
+    for query in range(P + K):
+        for key in range(P + K):
+            mask[query, key] = key < P or (query >= P and key <= query)
+    return mask
+
+
+def _masked(rule: Callable[[int, int, int], bool]):
+    return lambda P, K: torch.tensor([[rule(q, k, P) for k in range(P + K)] for q in range(P + K)])
+
+
+PREFIX_MASK = Exercise(
+    lambda g: [(2, 2)] + [(randint(g, 2, 6), randint(g, 2, 5)) for _ in range(5)],
+    prefix_mask,
+    [
+        (
+            _masked(lambda q, k, P: k <= q),
+            "causal throughout: a patch sees only the patches before it. All patches see all patches; registers are ordered.",
+        ),
+        (
+            _masked(lambda q, k, P: k <= P or k <= q),
+            "off by one: all patches see register 0, at index P. The patches are the indices below P.",
+        ),
+        (
+            _masked(lambda q, k, P: q < P or k <= q),
+            "the rows of the patches are all True, so patches see registers. Everybody sees the patches: those are columns.",
+        ),
+        (
+            _masked(lambda q, k, P: k < P),
+            "registers see the patches alone. A register also sees itself and those before it.",
+        ),
+        (_masked(lambda q, k, P: k < P or k < q), "a register sees itself too: key <= query."),
+        (
+            _masked(lambda q, k, P: k < P or q >= P),
+            "registers see all registers here, later ones too. Then the first ids would depend on how many follow.",
+        ),
+        (
+            _masked(lambda q, k, P: True),
+            "everybody sees everybody: no order among registers, and patches that look at registers.",
+        ),
+        (
+            _masked(lambda q, k, P: q < P or q <= k),
+            "rows and columns are exchanged: a row is a query, and says what it sees.",
+        ),
+    ],
+)
+
+
+# ---- block: pre-norm residual -----------------------------------------------------------------------------------------
+
+
+def _norm(x: Tensor) -> Tensor:
+    rows = []
+    for row in x.tolist():
+        mean = sum(row) / len(row)
+        variance = sum((v - mean) ** 2 for v in row) / len(row)
+        rows.append([(v - mean) / math.sqrt(variance + 1e-5) for v in row])
+    return torch.tensor(rows)
+
+
+def _block_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for N, D in ((2, 3), (3, 4), (4, 6)):
+        mix, wide = torch.randn(N, N, generator=g), torch.randn(D, D, generator=g)
+
+        def attn(h: Tensor, mix: Tensor = mix) -> Tensor:
+            return mix @ h
+
+        def mlp(h: Tensor, wide: Tensor = wide) -> Tensor:
+            return (h @ wide).relu()
+
+        yield 3 * torch.randn(N, D, generator=g) + 1, attn, mlp
+
+
+def block(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    x = x.clone()
+    for branch in (attn, mlp):
+        added = branch(_norm(x))
+        for i in range(len(x)):
+            for j in range(x.shape[1]):
+                x[i, j] += added[i, j]
+    return x
+
+
+def _post_norm(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    x = _norm(x + attn(x))
+    return _norm(x + mlp(x))
+
+
+def _normed_residual(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    h = _norm(x)
+    h = _norm(h + attn(h))
+    return h + mlp(h)
+
+
+def _parallel(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    return x + attn(_norm(x)) + mlp(_norm(x))
+
+
+def _thrown_away(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    x = x + attn(x)
+    return x + mlp(x)
+
+
+def _no_residual(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    return mlp(_norm(attn(_norm(x))))
+
+
+BLOCK = Exercise(
+    _block_inputs,
+    block,
+    [
+        (
+            _thrown_away,
+            "the norm is missing (or computed and thrown away): the branches must see layer_norm(x), not x.",
+        ),
+        (
+            _post_norm,
+            "this is post-norm: the sum is normalised. In pre-norm only what a branch reads is, and x itself runs "
+            "through untouched.",
+        ),
+        (
+            _normed_residual,
+            "what is added to is normalised too: x + attn(layer_norm(x)), with the plain x outside.",
+        ),
+        (
+            _parallel,
+            "the MLP reads the x from before the attention: it comes after it, and reads its result.",
+        ),
+        (_no_residual, "nothing is carried past the branches: x + branch(layer_norm(x)), twice."),
+    ],
+)
+
+
+# ---- reach: who depends on whom after several blocks -----------------------------------------------------------------
+
+
+def _reach_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.tensor([[0, 1, 0], [0, 0, 1], [0, 0, 0]]).bool(), 2
+    for _ in range(5):
+        N = randint(g, 4, 6)
+        yield torch.rand(N, N, generator=g) < 0.25, randint(g, 2, 3)
+    yield prefix_mask(3, 3), 4
+
+
+def reach(mask: Tensor, depth: int) -> Tensor:
+    N = len(mask)
+    out = torch.zeros(N, N, dtype=torch.bool)
+    for i in range(N):
+        known = {i}
+        for _ in range(depth):
+            known |= {j for q in known for j in range(N) if mask[q, j]}
+        out[i, list(known)] = True
+    return out
+
+
+def _power(mask: Tensor, depth: int) -> Tensor:
+    return torch.linalg.matrix_power(mask.double(), depth) > 0
+
+
+def _powers(mask: Tensor, depth: int) -> Tensor:
+    return torch.stack([_power(mask, d) for d in range(1, depth + 1)]).any(0)
+
+
+REACH = Exercise(
+    _reach_inputs,
+    reach,
+    [
+        (
+            lambda mask, depth: mask,
+            "this is one block. What i sees in block 2 has itself seen others in block 1.",
+        ),
+        *(
+            (
+                f,
+                "the residual is missing: x + ... carries a position's own content past a block, so each position also sees "
+                "itself. Put the diagonal in first.",
+            )
+            for f in (_power, _powers)
+        ),
+        (
+            lambda mask, depth: reach(mask, 1),
+            "one block, with the residual. Now let it act `depth` times.",
+        ),
+        (
+            lambda mask, depth: reach(mask, depth).T,
+            "transposed: row i tells what output i depends on.",
+        ),
+        (
+            lambda mask, depth: reach(mask, len(mask)),
+            "looks without end: `depth` blocks carry content over at most `depth` looks.",
+        ),
+    ],
+)
+
+
+EXERCISES = {
+    "attention": ATTENTION,
+    "split_heads": SPLIT_HEADS,
+    "prefix_mask": PREFIX_MASK,
+    "block": BLOCK,
+    "reach": REACH,
+}

@@ -1,0 +1,356 @@
+"""05 rectified flow."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+Velocity = Callable[[Tensor, float], Tensor]
+
+
+def points(g: torch.Generator) -> Iterator[tuple]:
+    for B in (3, 2, 1, 6):
+        a, b = (torch.randn(B, 2, generator=g) for _ in range(2))
+        yield a, b, torch.rand(B, generator=g)
+
+
+# ---- ★ where a line begins and ends ----------------------------------------------------------------------------------
+
+
+def ends(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    x = torch.stack([p - s * q for p, q, s in zip(x_t, v, t, strict=True)])
+    return x, x + v
+
+
+def ends_t_reversed(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return ends(x_t, v, 1 - t)
+
+
+def ends_swapped(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return ends(x_t, v, t)[::-1]
+
+
+def ends_uphill(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return ends(x_t, -v, t)
+
+
+def ends_whole_step(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return x_t - v, x_t + v
+
+
+# ---- ★ a training pair -----------------------------------------------------------------------------------------------
+
+
+def pair(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    x_t = torch.stack([s * n + (1 - s) * p for p, n, s in zip(x, noise, t, strict=True)])
+    return x_t, noise - x
+
+
+def pair_t_reversed(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return pair(x, noise, 1 - t)
+
+
+def target_reversed(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return pair(x, noise, t)[0], x - noise
+
+
+def both_reversed(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return pair(x, noise, 1 - t)[0], x - noise
+
+
+def target_noise(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return pair(x, noise, t)[0], noise
+
+
+def one_t_for_all(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return pair(x, noise, t[:1].expand(len(t)))
+
+
+# ---- ★★ and ★★★ walking ----------------------------------------------------------------------------------------------
+
+
+def bent(x: Tensor, t: float) -> Tensor:
+    return torch.stack([x[:, 1] + 2 * t, -x[:, 0] + t * t], dim=1)
+
+
+def walks(g: torch.Generator) -> Iterator[tuple]:
+    for B, steps in ((1, 2), (3, 1), (2, 5), (4, randint(g, 6, 12))):
+        yield bent, torch.randn(B, 2, generator=g), steps
+
+
+def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x, t = noise, 1.0
+    for _ in range(steps):
+        x = x - velocity(x, t) / steps
+        t = t - 1 / steps
+    return x
+
+
+def upwards(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(lambda x, t: -velocity(x, t), noise, steps)
+
+
+def asks_where_it_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(lambda x, t: velocity(x, t - 1 / steps), noise, steps)
+
+
+def time_from_0(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(lambda x, t: velocity(x, 1 - t), noise, steps)
+
+
+def time_from_0_upwards(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(lambda x, t: -velocity(x, 1 - t), noise, steps)
+
+
+def whole_steps(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(lambda x, t: steps * velocity(x, t), noise, steps)
+
+
+def both_ends_included(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x = noise
+    for t in torch.linspace(1, 0, steps).tolist():
+        x = x - velocity(x, t) / steps
+    return x
+
+
+def heun(
+    velocity: Velocity,
+    noise: Tensor,
+    steps: int,
+    move: float = 1.0,
+    age: float = 1.0,
+    weight: float = 0.5,
+) -> Tensor:
+    """move, age: how far the second question goes along, in place and in time; weight: that of each answer."""
+    x, h = noise, 1 / steps
+    for i in range(steps):
+        t = 1 - i * h
+        first = velocity(x, t)
+        second = velocity(x - move * h * first, t - age * h)
+        x = x - h * weight * (first + second)
+    return x
+
+
+def only_euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(velocity, noise, steps)
+
+
+def does_not_move(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return heun(velocity, noise, steps, move=0)
+
+
+def at_the_same_time(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return heun(velocity, noise, steps, age=0)
+
+
+def not_halved(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return heun(velocity, noise, steps, weight=1.0)
+
+
+def from_where_euler_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x, h = noise, 1 / steps
+    for i in range(steps):
+        first = velocity(x, 1 - i * h)
+        x = x - h * first
+        x = x - h * (first + velocity(x, 1 - (i + 1) * h)) / 2
+    return x
+
+
+# ---- ★★★ projected guidance ------------------------------------------------------------------------------------------
+
+
+def guided(g: torch.Generator) -> Iterator[tuple]:
+    for B, scale, threshold in ((1, 3.0, 1.0), (2, 1.0, 0.5), (3, 7.5, 2.5), (4, 2.0, 100.0)):
+        cond = torch.randn(B, 2, generator=g)
+        yield cond, cond + 2 * torch.randn(B, 2, generator=g), scale, threshold
+
+
+def apg(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    out = []
+    for c, u in zip(cond, uncond, strict=True):
+        diff = c - u
+        length = diff.norm()
+        if length > threshold:
+            diff = diff * threshold / length
+        parallel = (diff @ c) / (c @ c) * c
+        out.append(c + (scale - 1) * (diff - parallel))
+    return torch.stack(out)
+
+
+def apg_with_s(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    return apg(cond, uncond, scale + 1, threshold)
+
+
+def keeps_parallel(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    diff = cond - uncond
+    clipped = diff * (threshold / diff.norm(dim=1, keepdim=True)).clamp(max=1)
+    return cond + (scale - 1) * clipped - (apg(cond, uncond, scale, threshold) - cond)
+
+
+def no_projection(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    diff = cond - uncond
+    return cond + (scale - 1) * diff * (threshold / diff.norm(dim=1, keepdim=True)).clamp(max=1)
+
+
+def length_not_squared(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    clipped = no_projection(cond, uncond, 2.0, threshold) - cond
+    return cond + (scale - 1) * (
+        clipped - (clipped * cond).sum(1, keepdim=True) / cond.norm(dim=1, keepdim=True) * cond
+    )
+
+
+def projected_first(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    across = not_clipped(cond, uncond, 2.0, threshold) - cond
+    return no_projection(cond, cond - across, scale, threshold)
+
+
+def each_number_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    return not_clipped(cond, cond - (cond - uncond).clamp(-threshold, threshold), scale, threshold)
+
+
+def not_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    return apg(cond, uncond, scale, float("inf"))
+
+
+def always_that_long(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    longer = cond - 1e6 * (cond - uncond)  # the same direction, and long enough to be clipped
+    return cond - (apg(cond, longer, scale, threshold) - cond)
+
+
+def from_uncond(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    return uncond + apg(cond, uncond, scale + 1, threshold) - cond
+
+
+EXERCISES = {
+    "ends": Exercise(
+        points,
+        ends,
+        [
+            (
+                ends_t_reversed,
+                "t = 1 is noise here: from x_t it is t steps of v down to x, and 1 - t steps up to the noise.",
+            ),
+            (ends_swapped, "these are the two ends, in the other order: x first, then the noise."),
+            (
+                ends_uphill,
+                "v points from the image to the noise (v = noise - x), so the way to x is against it.",
+            ),
+            (
+                ends_whole_step,
+                "you went a whole v both ways. x_t has t of the way behind it and 1 - t before it.",
+            ),
+        ],
+    ),
+    "pair": Exercise(
+        points,
+        pair,
+        [
+            (pair_t_reversed, "t is reversed: here t = 1 is noise and t = 0 the image."),
+            (target_reversed, "the target points the wrong way. dx_t/dt = noise - x."),
+            (
+                both_reversed,
+                "a consistent flow, but of the other convention (SiT: t = 1 is the image). Here t = 1 is noise.",
+            ),
+            (
+                target_noise,
+                "that is the target of a diffusion model that predicts noise. A flow predicts the velocity.",
+            ),
+            (
+                one_t_for_all,
+                "all points got the t of the first one; t[:, None] gives each its own.",
+            ),
+        ],
+    ),
+    "euler": Exercise(
+        walks,
+        euler,
+        [
+            (
+                upwards,
+                "it walks upwards. Time falls from 1 to 0, so each step SUBTRACTS velocity / steps.",
+            ),
+            (
+                asks_where_it_arrives,
+                "the velocity is asked at the t where the step arrives. Ask where it starts: 1 first, "
+                "1/steps last, never 0.",
+            ),
+            (time_from_0, "t runs from 0 up in yours. It starts at the noise, t = 1."),
+            (
+                time_from_0_upwards,
+                "that samples a flow of the other convention (noise at t = 0). Here noise is at t = 1.",
+            ),
+            (
+                both_ends_included,
+                "linspace(1, 0, steps) asks at 0, where the walk has arrived. The last to ask at is 1/steps.",
+            ),
+            (
+                whole_steps,
+                "each step goes a whole velocity. It covers 1/steps of the time, so divide.",
+            ),
+        ],
+    ),
+    "heun": Exercise(
+        walks,
+        heun,
+        [
+            (
+                only_euler,
+                "that is Euler. Take the second velocity, where the Euler step arrives, and average both.",
+            ),
+            (
+                does_not_move,
+                "the second velocity is asked at the old place. Ask where the Euler step arrives.",
+            ),
+            (
+                at_the_same_time,
+                "the second velocity is asked at the old time. The Euler step arrives at t - h.",
+            ),
+            (
+                from_where_euler_arrives,
+                "you moved twice: Euler's step is only for asking. The mean moves x from where it was.",
+            ),
+            (
+                not_halved,
+                "two velocities are added without the half, so each step goes twice as far.",
+            ),
+        ],
+    ),
+    "apg": Exercise(
+        guided,
+        apg,
+        [
+            (
+                apg_with_s,
+                "scale where scale - 1 belongs: it is added to cond, so that scale = 1 must change nothing.",
+            ),
+            (keeps_parallel, "you kept the part along cond, which is the one to leave out."),
+            (
+                no_projection,
+                "the part along cond is still in it. Subtract it: diff - (diff . c) / (c . c) c.",
+            ),
+            (
+                length_not_squared,
+                "the part along cond is (diff . c) / (c . c) c: divide by the SQUARE of cond's length.",
+            ),
+            (
+                projected_first,
+                "the order: clip the whole difference first, then leave out its part along cond.",
+            ),
+            (
+                each_number_clipped,
+                "you clipped number by number. Clipped is the LENGTH of each difference.",
+            ),
+            (
+                not_clipped,
+                "the difference is not clipped: where it is longer than threshold, scale it to that length.",
+            ),
+            (
+                always_that_long,
+                "shorter differences were stretched to the threshold. Clipping only shortens.",
+            ),
+            (from_uncond, "it starts at uncond, as CFG does. APG starts at cond."),
+        ],
+    ),
+}

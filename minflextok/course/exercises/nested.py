@@ -1,0 +1,263 @@
+"""04 nested dropout."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise
+
+# ---- ★ the error of each prefix of principal components --------------------------------------------------------------
+
+
+def spectra(g: torch.Generator) -> Iterator[tuple]:
+    for D in (3, 2, 5, 8):
+        values = 0.1 + 4 * torch.rand(D, generator=g)
+        yield (torch.cat([values[1:].sort().values, values[:1]]),)  # in no order that helps
+
+
+def prefix_errors(eigenvalues: Tensor) -> Tensor:
+    largest_first = sorted(eigenvalues.tolist(), reverse=True)
+    return torch.tensor([sum(largest_first[k:]) for k in range(len(largest_first) + 1)])
+
+
+def unsorted(eigenvalues: Tensor) -> Tensor:
+    return torch.tensor([eigenvalues[k:].sum().item() for k in range(len(eigenvalues) + 1)])
+
+
+def smallest_first(eigenvalues: Tensor) -> Tensor:
+    return unsorted(eigenvalues.sort().values)
+
+
+def kept_variance(eigenvalues: Tensor) -> Tensor:
+    return eigenvalues.sum() - prefix_errors(eigenvalues)
+
+
+def without_k_0(eigenvalues: Tensor) -> Tensor:
+    return prefix_errors(eigenvalues)[1:]
+
+
+# ---- ★★ how often each register is kept ------------------------------------------------------------------------------
+
+
+def distributions(g: torch.Generator) -> Iterator[tuple]:
+    for K in (3, 1, 4, 7):
+        p = torch.rand(K, generator=g)
+        yield (p / p.sum(),)
+
+
+def kept_prob(p: Tensor) -> Tensor:
+    out = torch.zeros(len(p))
+    for j in range(len(p)):
+        for k in range(1, len(p) + 1):
+            if j < k:
+                out[j] += p[k - 1]
+    return out
+
+
+def kept_off_by_one(p: Tensor) -> Tensor:
+    return kept_prob(p) - p
+
+
+def dropped_prob(p: Tensor) -> Tensor:
+    return 1 - kept_prob(p)
+
+
+def shorter_draws(p: Tensor) -> Tensor:
+    return p.cumsum(0)
+
+
+def only_the_last(p: Tensor) -> Tensor:
+    return p
+
+
+# ---- ★★ registers as the decoder sees them ---------------------------------------------------------------------------
+
+
+def registers(g: torch.Generator) -> Iterator[tuple]:
+    for B, K, D in ((2, 3, 2), (3, 4, 3), (4, 6, 2), (2, 5, 4)):
+        keep_k = torch.randint(1, K, (B,), generator=g)
+        keep_k[-1] = K if keep_k[0] < K - 1 else 1  # lengths that differ
+        draw = [torch.randn(*shape, generator=g) for shape in ((B, K, D), (K, D), (D,))]
+        yield (*draw, keep_k)
+
+
+def embed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
+    out = registers.clone()
+    for b in range(len(registers)):
+        for j in range(len(positions)):
+            out[b, j] = registers[b, j] + positions[j] if j < keep_k[b] else mask_token
+    return out
+
+
+def masked_before_positions(
+    registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor
+) -> Tensor:
+    return embed(registers, 0 * positions, mask_token, keep_k) + positions
+
+
+def no_positions(
+    registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor
+) -> Tensor:
+    return embed(registers, 0 * positions, mask_token, keep_k)
+
+
+def one_k_for_all(
+    registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor
+) -> Tensor:
+    return embed(registers, positions, mask_token, keep_k[:1].expand(len(keep_k)))
+
+
+def zeroed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
+    return embed(registers, positions, 0 * mask_token, keep_k)
+
+
+def appended(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
+    left = zeroed(registers, positions, mask_token, keep_k)
+    return torch.cat([left, mask_token.expand(len(left), 1, -1)], dim=1)
+
+
+def one_too_many(
+    registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor
+) -> Tensor:
+    return embed(registers, positions, mask_token, keep_k + 1)
+
+
+# ---- ★★★ the loss of a linear autoencoder, without sampling ----------------------------------------------------------
+
+
+def autoencoders(g: torch.Generator) -> Iterator[tuple]:
+    for D, K in ((2, 2), (3, 2), (4, 3), (5, 5)):
+        root, enc, dec = (torch.randn(*shape, generator=g) for shape in ((D, D), (K, D), (D, K)))
+        p = torch.rand(K, generator=g) + torch.arange(K)
+        yield root @ root.T, enc, dec, p / p.sum()
+
+
+def prefix_loss(cov: Tensor, enc: Tensor, dec: Tensor, weight: Tensor) -> Tensor:
+    """E|x - dec (weight * enc x)|^2, a sum over all entries."""
+    D, total = len(cov), torch.zeros(())
+    left = torch.eye(D) - dec @ torch.diag(weight) @ enc
+    for i in range(D):
+        for a in range(D):
+            for b in range(D):
+                total = total + left[i, a] * cov[a, b] * left[i, b]
+    return total
+
+
+def expected_loss(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    return sum(
+        p[k - 1] * prefix_loss(cov, enc, dec, (torch.arange(len(p)) < k).float())
+        for k in range(1, len(p) + 1)
+    )
+
+
+def mean_mask(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    return prefix_loss(cov, enc, dec, kept_prob(p))
+
+
+def rescaled(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    return expected_loss(cov, enc, dec / kept_prob(p), p)
+
+
+def equal_weights(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    return expected_loss(cov, enc, dec, torch.full_like(p, 1 / len(p)))
+
+
+def one_unit_less(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    return sum(
+        p[k] * prefix_loss(cov, enc, dec, (torch.arange(len(p)) < k).float()) for k in range(len(p))
+    )
+
+
+EXERCISES = {
+    "prefix_errors": Exercise(
+        spectra,
+        prefix_errors,
+        [
+            (
+                unsorted,
+                "the first principal component is that of the LARGEST eigenvalue; yours come in the order given.",
+            ),
+            (
+                smallest_first,
+                "yours keep the SMALLEST eigenvalues first. The best first number is that of the largest.",
+            ),
+            (
+                kept_variance,
+                "that is the variance that the first k components keep. The error is what they leave out.",
+            ),
+            (
+                without_k_0,
+                "k = 0 is a prefix too: nothing is kept and all the variance is lost. D + 1 numbers.",
+            ),
+        ],
+    ),
+    "kept_prob": Exercise(
+        distributions,
+        kept_prob,
+        [
+            (
+                kept_off_by_one,
+                "off by one: j counts from 0, so keep_k = k keeps registers 0 to k - 1, and register 0 always.",
+            ),
+            (dropped_prob, "that is how often each register is dropped."),
+            (
+                shorter_draws,
+                "you added up the shorter lengths. Register j is kept by the longer ones, k > j.",
+            ),
+            (
+                only_the_last,
+                "p[k - 1] is how often k is drawn; register j is kept by every k that is larger than j.",
+            ),
+        ],
+    ),
+    "embed": Exercise(
+        registers,
+        embed,
+        [
+            (
+                masked_before_positions,
+                "the mask went in before the positions were added, so a dropped register still tells "
+                "where it is. Add positions first, then replace.",
+            ),
+            (
+                no_positions,
+                "the kept registers have no position: registers + positions, where they are kept.",
+            ),
+            (
+                one_k_for_all,
+                "all images got the k of the first one. keep_k[:, None] compares each row with its own.",
+            ),
+            (
+                zeroed,
+                "the dropped registers became zero. They become the mask token, which is learned.",
+            ),
+            (
+                appended,
+                "one mask token was appended. Each dropped register is REPLACED by it: the length stays K.",
+            ),
+            (
+                one_too_many,
+                "off by one: registers 0 to k - 1 are kept, so register k is the first that is dropped.",
+            ),
+        ],
+    ),
+    "expected_loss": Exercise(
+        autoencoders,
+        expected_loss,
+        [
+            (
+                mean_mask,
+                "you averaged the mask and then took one loss. The mean of squares is not the square of the mean: "
+                "take the loss of each prefix, then average.",
+            ),
+            (
+                rescaled,
+                "kept units are divided by their probability, as in ordinary dropout. Nested dropout does not rescale: "
+                "at test time prefixes are cut too.",
+            ),
+            (equal_weights, "every prefix counts alike in yours; prefix k counts p[k - 1]."),
+            (one_unit_less, "off by one: p[0] belongs to k = 1, where one unit is kept, not none."),
+        ],
+    ),
+}

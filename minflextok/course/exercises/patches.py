@@ -1,0 +1,236 @@
+"""Exercises of notebook 01: images, patches, positions."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from . import Exercise, randint
+
+# ---- patchify and back -----------------------------------------------------------------------------------------------
+
+
+def _image_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.arange(16.0).view(1, 4, 4), 2
+    yield torch.arange(16.0).view(2, 2, 4), 2
+    for _ in range(5):
+        p, C, h, w = (
+            randint(g, low, high) for low, high in ((2, 4), (2, 3), (2, 3), (4, 5))
+        )  # w > h
+        yield torch.randn(C, h * p, w * p, generator=g), p
+
+
+def patchify(x: Tensor, p: int) -> Tensor:
+    C, H, W = x.shape
+    rows = []
+    for top in range(0, H, p):
+        for left in range(0, W, p):
+            rows.append(
+                [
+                    float(x[c, top + i, left + j])
+                    for i in range(p)
+                    for j in range(p)
+                    for c in range(C)
+                ]
+            )
+    return torch.tensor(rows)
+
+
+PATCHIFY = Exercise(
+    _image_inputs,
+    patchify,
+    [
+        (
+            lambda x, p: rearrange(x, "c (h a) (w b) -> (h w) (c a b)", a=p, b=p),
+            "inside a patch the channels come first here. The order is row, column, channel: the three numbers of a pixel stand "
+            "side by side.",
+        ),
+        (
+            lambda x, p: rearrange(x, "c (h a) (w b) -> (w h) (a b c)", a=p, b=p),
+            "the patches are taken down the columns. They go row by row, left to right, as one reads.",
+        ),
+        (
+            lambda x, p: rearrange(x, "c (h a) (w b) -> (h w) (b a c)", a=p, b=p),
+            "the pixels of each patch are transposed: down its columns instead of along its rows.",
+        ),
+        (
+            lambda x, p: rearrange(x, "c (h a) (w b) -> h w (a b c)", a=p, b=p),
+            "the values are right; put the patches on one axis: (P, p*p*C).",
+        ),
+        (
+            lambda x, p: x.permute(1, 2, 0).reshape(-1, p * p * len(x)),
+            "a patch here is a run of pixels along one row of the image, not a square. Split H and W into (h, p) and (w, p) "
+            "first, then move the axes.",
+        ),
+        (
+            lambda x, p: x.reshape(-1, p * p * len(x)),
+            "reshape alone only cuts the memory into runs: a patch then is a piece of one row (or channel), not a square. Split H "
+            "and W into (h, p) and (w, p) first, then move the axes.",
+        ),
+    ],
+)
+
+
+def _rows_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for x, p in _image_inputs(g):
+        yield patchify(x, p), p, x.shape[1] // p, x.shape[2] // p
+
+
+def unpatchify(rows: Tensor, p: int, h: int, w: int) -> Tensor:
+    C = rows.shape[1] // p**2
+    x = torch.empty(C, h * p, w * p)
+    for n, row in enumerate(rows):
+        top, left = n // w * p, n % w * p
+        for m, value in enumerate(row):
+            pixel, c = divmod(m, C)
+            x[c, top + pixel // p, left + pixel % p] = value
+    return x
+
+
+UNPATCHIFY = Exercise(
+    _rows_inputs,
+    unpatchify,
+    [
+        (
+            lambda rows, p, h, w: rearrange(
+                rows, "(h w) (c a b) -> c (h a) (w b)", h=h, w=w, a=p, b=p
+            ),
+            "this undoes a patchify with channels first. Here a patch holds row, column, channel, and both ways must agree.",
+        ),
+        (
+            lambda rows, p, h, w: rearrange(
+                rows, "(w h) (a b c) -> c (h a) (w b)", h=h, w=w, a=p, b=p
+            ),
+            "the patches are laid down the columns. Patch n stands in row n // w and column n % w of the grid.",
+        ),
+        (
+            lambda rows, p, h, w: rearrange(
+                rows, "(h w) (b a c) -> c (h a) (w b)", h=h, w=w, a=p, b=p
+            ),
+            "each patch is transposed in its place.",
+        ),
+        (
+            lambda rows, p, h, w: rows.reshape(-1, h * p, w * p),
+            "reshape alone lays the numbers down in memory order: the pixels of a patch end up side by side in one image row.",
+        ),
+    ],
+)
+
+
+# ---- positions on a line and on a grid -------------------------------------------------------------------------------
+
+
+def _axis_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield 3, 4
+    for _ in range(5):
+        yield randint(g, 1, 9), 2 * randint(g, 2, 8)
+
+
+def axis(length: int, dim: int) -> Tensor:
+    n = dim // 2
+    table = torch.empty(length, dim)
+    for i in range(length):
+        for j in range(n):
+            angle = i * 10000 ** (-j / n)
+            table[i, j], table[i, n + j] = math.sin(angle), math.cos(angle)
+    return table
+
+
+def _axis(length: int, dim: int, exponent: float, steps: int) -> Tensor:
+    angles = torch.tensor(
+        [[i * 10000 ** (exponent * j / steps) for j in range(dim // 2)] for i in range(length)]
+    )
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _rising(length: int, dim: int) -> Tensor:
+    """In single precision, where angles of thousands of radians come out otherwise."""
+    angles = torch.arange(length)[:, None] * 10000.0 ** (torch.arange(dim // 2) / (dim // 2))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+AXIS = Exercise(
+    _axis_inputs,
+    axis,
+    [
+        (
+            lambda length, dim: rearrange(axis(length, dim), "i (two n) -> i (n two)", two=2),
+            "sine and cosine alternate here. All n sines come first, then all n cosines (either works for a model; a table that "
+            "disagrees with trained weights does not).",
+        ),
+        (
+            lambda length, dim: torch.cat(axis(length, dim).chunk(2, dim=-1)[::-1], dim=-1),
+            "cosines first. The sines come first, then the cosines.",
+        ),
+        (
+            lambda length, dim: _axis(length, dim, -1, dim),
+            "the exponent is j / dim. There are n = dim / 2 frequencies, and they run through the whole range: j / n.",
+        ),
+        (
+            lambda length, dim: _axis(length, dim, -1, dim // 2 - 1),
+            "the exponent reaches 1: in yours j / n runs from 0 to 1, as linspace does. j ends at n - 1.",
+        ),
+        *(
+            (
+                rising,
+                "the frequencies rise: 10000^(+j/n). Neighbours then turn by thousands of radians; the exponent is negative.",
+            )
+            for rising in (lambda length, dim: _axis(length, dim, 1, dim // 2), _rising)
+        ),
+    ],
+)
+
+
+def _grid_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield axis(2, 4)[:, 1:3]
+    for _ in range(4):
+        yield axis(randint(g, 2, 6), 2 * randint(g, 2, 4))
+
+
+def positions_2d(table: Tensor) -> Tensor:
+    grid, half = table.shape
+    out = torch.empty(grid, grid, 2 * half)
+    for r in range(grid):
+        for c in range(grid):
+            out[r, c, :half], out[r, c, half:] = table[r], table[c]
+    return out
+
+
+def _added(table: Tensor) -> Tensor:
+    return (table[:, None] + table[None, :]).repeat(1, 1, 2)
+
+
+POSITIONS_2D = Exercise(
+    lambda g: ((table,) for table in _grid_inputs(g)),
+    positions_2d,
+    [
+        (
+            lambda table: positions_2d(table).transpose(0, 1),
+            "row and column are exchanged: the first half of the channels tells the row (the first index), the other the column.",
+        ),
+        (
+            _added,
+            "row and column are added in the same channels, so (r, c) and (c, r) get one and the same vector. Give each its own "
+            "half.",
+        ),
+        (
+            lambda table: table[:, None] + table[None, :],
+            "row and column are added, so (r, c) and (c, r) get one and the same vector, and the width is half. Put them side by "
+            "side.",
+        ),
+        (
+            lambda table: positions_2d(table).flatten(0, 1),
+            "the values are right; keep rows and columns as two axes: (grid, grid, dim).",
+        ),
+    ],
+)
+
+
+EXERCISES = {
+    "patchify": PATCHIFY,
+    "unpatchify": UNPATCHIFY,
+    "axis": AXIS,
+    "positions_2d": POSITIONS_2D,
+}

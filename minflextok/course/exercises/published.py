@@ -1,0 +1,328 @@
+"""11 the published models."""
+
+import ast
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+# ---- ★ a literal, read without running it ----------------------------------------------------------------------------
+
+TEXTS = (
+    "{'levels': [8, 8, 8, 5, 5, 5], 'drop_quant_p': 0.0}",
+    "[8] * 2",
+    "dict(levels=[8, 5])",
+    "(3, -1.5, [True])",
+    "[8, 8",
+)
+
+
+def texts(g: torch.Generator) -> Iterator[tuple]:
+    return ((text,) for text in TEXTS)
+
+
+def read_literal(text: str):
+    try:
+        return value_of(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError):
+        return False
+
+
+def value_of(node: ast.AST):
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple):
+        values = [value_of(part) for part in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    if isinstance(node, ast.Dict):
+        return {value_of(k): value_of(v) for k, v in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -value_of(node.operand)
+    raise TypeError(f"{type(node).__name__} is no literal")
+
+
+def or_false(read: Callable) -> Callable:
+    def f(text: str):
+        try:
+            return read(text)
+        except Exception:
+            return False
+
+    return f
+
+
+evaluates, without_builtins = (
+    or_false(eval),
+    or_false(lambda text: eval(text, {"__builtins__": {}})),
+)
+as_json = or_false(json.loads)
+
+
+# ---- ★★ one key that stands for many ---------------------------------------------------------------------------------
+
+
+def merged_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for m, d, n in ((1, 1, 3), (2, 3, 28), (4, 2, 1), (3, 4, 255)):
+        yield (
+            torch.randn(d, generator=g),
+            torch.randn(m + 1, d, generator=g),
+            torch.randn(m + 1, 2, generator=g),
+            n,
+        )
+
+
+def merged(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    copies = [1] * (len(keys) - 1) + [n]
+    total, weight = torch.zeros(values.shape[1]), 0.0
+    for key, value, times in zip(keys, values, copies, strict=True):
+        for _ in range(times):
+            w = math.exp(float(q @ key))
+            total, weight = total + w * value, weight + w
+    return total / weight
+
+
+def counted_once(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return merged(q, keys, values, 1)
+
+
+def with_last(x: Tensor, f: Callable) -> Tensor:
+    return torch.cat([x[:-1], f(x[-1:])])
+
+
+def n_times_the_logit(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return with_last(keys @ q, lambda x: n * x).softmax(0) @ values
+
+
+def n_added(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return with_last(keys @ q, lambda x: x + n).softmax(0) @ values
+
+
+def n_times_the_value(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return (keys @ q).softmax(0) @ with_last(values, lambda x: n * x)
+
+
+# ---- ★★ positions of a guided step -----------------------------------------------------------------------------------
+
+
+def step_sizes(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((256, 256, 1), (256, 256, 256), (64, 16, 15))
+    for _ in range(4):
+        K = randint(g, 3, 40)
+        yield randint(g, 4, 80), K, randint(g, 1, K)
+
+
+def guided_positions(P: int, K: int, k: int) -> int:
+    kept, dropped = set(range(k)), set(range(k, K))
+    return P + len(kept) + bool(dropped) + P + 1
+
+
+def no_stand_in(P: int, K: int, k: int) -> int:
+    return 2 * P + k + 1
+
+
+def one_too_many(P: int, K: int, k: int) -> int:
+    return 2 * P + k + 2
+
+
+def both_halves_alike(P: int, K: int, k: int) -> int:
+    return 2 * (P + min(k + 1, K))
+
+
+def one_half(P: int, K: int, k: int) -> int:
+    return P + min(k + 1, K)
+
+
+def everything(P: int, K: int, k: int) -> int:
+    return 2 * (P + K)
+
+
+# ---- ★★ a mean from the means of parts -------------------------------------------------------------------------------
+
+
+def parts(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.tensor([1.0, 4.0]), torch.tensor([3, 1])
+    for n in (2, 3, 5):
+        sizes = torch.randint(1, 9, (n,), generator=g)
+        sizes[0] += 9  # never all equal
+        yield torch.randn(n, generator=g), sizes
+
+
+def combine(means: Tensor, sizes: Tensor) -> Tensor:
+    images = [
+        m for m, size in zip(means.tolist(), sizes.tolist(), strict=True) for _ in range(size)
+    ]
+    return torch.tensor(sum(images) / len(images))
+
+
+def unweighted(means: Tensor, sizes: Tensor) -> Tensor:
+    return means.mean()
+
+
+def sum_of_means(means: Tensor, sizes: Tensor) -> Tensor:
+    return means.sum()
+
+
+def not_divided(means: Tensor, sizes: Tensor) -> Tensor:
+    return (means * sizes).sum()
+
+
+def divided_by_parts(means: Tensor, sizes: Tensor) -> Tensor:
+    return (means * sizes).mean()
+
+
+# ---- ★★★ days of a run -----------------------------------------------------------------------------------------------
+
+
+def training_runs(g: torch.Generator) -> Iterator[tuple]:
+    yield 768, 12, 512, 4e8, 4e14
+    for _ in range(4):
+        depth = randint(g, 4, 30)
+        yield (
+            64 * depth,
+            depth,
+            randint(g, 100, 900),
+            1e6 * randint(g, 1, 900),
+            1e12 * randint(g, 1, 900),
+        )
+
+
+def days(
+    D: int,
+    depth: int,
+    N: int,
+    images: float,
+    speed: float,
+    passes: float = 3,
+    of_matrix: float = 2,
+    pairs: float = 1,
+) -> float:
+    """of_matrix: operations for each weight and position; pairs: how much of attention's N x N is counted."""
+    total = 0.0
+    for _ in range(depth):
+        total += of_matrix * 12 * D * D * N  # the matrices
+        total += (
+            pairs * 2 * of_matrix * N * N * D
+        )  # each position against each: q k^T, and its product with v
+    return passes * total * images / speed / 86400
+
+
+def forward_only(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, depth, N, images, speed, passes=1)
+
+
+def backward_as_forward(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, depth, N, images, speed, passes=2)
+
+
+def multiply_adds(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, depth, N, images, speed, of_matrix=1)
+
+
+def without_attention(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, depth, N, images, speed, pairs=0)
+
+
+def half_of_attention(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, depth, N, images, speed, pairs=0.5)
+
+
+def hours(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return 24 * days(D, depth, N, images, speed)
+
+
+EXERCISES = {
+    "read_literal": Exercise(
+        texts,
+        read_literal,
+        [
+            (
+                evaluates,
+                "that is eval: it RUNS the text. `[8] * 2` is harmless; what stands in a downloaded file need not be.",
+            ),
+            (
+                without_builtins,
+                "eval without builtins still runs the text: `[8] * 2` was computed, and from any object, such as "
+                "(), there are well-known ways back to everything. Parse, do not run.",
+            ),
+            (
+                as_json,
+                "JSON is another language: it has no single quotes, no tuples, and its truth is `true`.",
+            ),
+        ],
+    ),
+    "merged": Exercise(
+        merged_inputs,
+        merged,
+        [
+            (
+                counted_once,
+                "the last key weighs as much as ONE. n exp(l) = exp(l + log n): add log n to its logit.",
+            ),
+            (
+                n_times_the_logit,
+                "n times the logit is exp(n l), the n-th POWER. n exp(l) = exp(l + log n).",
+            ),
+            (n_added, "n was added where log n belongs."),
+            (
+                n_times_the_value,
+                "its value counts n times, but the weights still add up to 1 as if it stood there once.",
+            ),
+        ],
+    ),
+    "guided_positions": Exercise(
+        step_sizes,
+        guided_positions,
+        [
+            (
+                no_stand_in,
+                "the dropped registers need one position that stands for all of them (none if k = K).",
+            ),
+            (one_too_many, "with k = K nothing is dropped, and nothing need stand for it."),
+            (
+                both_halves_alike,
+                "the unconditional half hides all registers: they are equal, and one stands for all K.",
+            ),
+            (one_half, "guidance asks twice: with tokens, and without."),
+            (everything, "that is the plain computation, with K registers in both halves."),
+        ],
+    ),
+    "combine": Exercise(
+        parts,
+        combine,
+        [
+            (
+                unweighted,
+                "parts of different sizes counted alike. Each image counts alike: weigh a part by its size.",
+            ),
+            (sum_of_means, "those are means: added up they grow with the number of parts."),
+            (not_divided, "the sum over all images; divide by how many there are."),
+            (divided_by_parts, "divided by the number of parts. Divide by the number of images."),
+        ],
+    ),
+    "days": Exercise(
+        training_runs,
+        days,
+        [
+            (
+                forward_only,
+                "that is the forward pass. The backward pass costs twice as much again: 3 in all.",
+            ),
+            (
+                backward_as_forward,
+                "the backward pass has two gradients for each product, of the weights and of the inputs: it "
+                "costs twice the forward pass.",
+            ),
+            (multiply_adds, "a multiply-add is two operations."),
+            (without_attention, "attention itself is missing: 4 N^2 D a block."),
+            (
+                half_of_attention,
+                "attention has two products of N x N x D: q k^T, and the weights with v.",
+            ),
+            (hours, "those are hours."),
+        ],
+    ),
+}

@@ -1,0 +1,206 @@
+"""00 quickstart."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+# ---- ★ rows of different lengths -------------------------------------------------------------------------------------
+
+
+def rows(g: torch.Generator) -> Iterator[tuple]:
+    for B, K in ((2, 4), (1, 3), (3, 6), (5, 8)):
+        lengths = torch.randint(1, K, (B,), generator=g)
+        lengths[-1] = K - 1 if lengths[0] < K - 1 else 1  # lengths that differ
+        yield torch.randint(1, 2560, (B, K), generator=g), lengths
+
+
+def shorten(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.tensor([int(ids[b, j]) for j in range(int(lengths[b]))]) for b in range(len(ids))
+    )
+
+
+def the_last(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[-int(k) :] for row, k in zip(ids, lengths, strict=True))
+
+
+def filled_with_0(ids: Tensor, lengths: Tensor) -> Tensor:
+    return torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, 0)
+
+
+def one_length(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[: int(lengths[0])] for row in ids)
+
+
+def one_more(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    return shorten(ids, lengths + 1)
+
+
+def without_the_first(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[int(k) :] for row, k in zip(ids, lengths, strict=True))
+
+
+# ---- ★★ digits -------------------------------------------------------------------------------------------------------
+
+
+def numbers(g: torch.Generator) -> Iterator[tuple]:
+    for n, levels in ((1, (8, 5)), (3, (4, 3, 2)), (4, (8, 8, 8, 5)), (5, (5, 7))):
+        yield torch.randint(math.prod(levels) // 2, math.prod(levels), (n,), generator=g), levels
+
+
+def digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    out = torch.zeros(len(ids), len(levels), dtype=torch.long)
+    for b in range(len(ids)):
+        number = int(ids[b])
+        for i, L in enumerate(levels):
+            out[b, i] = number % L
+            number //= L
+    return out
+
+
+def highest_first(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return digits(ids, levels[::-1]).flip(1)
+
+
+def backwards(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return digits(ids, levels).flip(1)
+
+
+def never_divided(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return torch.stack([ids % L for L in levels], dim=1)
+
+
+def one_base(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return torch.stack([ids // levels[0] ** i % L for i, L in enumerate(levels)], dim=1)
+
+
+def own_level(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return torch.stack([ids // L % L for L in levels], dim=1)
+
+
+def not_whole(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+    return ids[:, None] / places % torch.tensor(levels)
+
+
+# ---- ★★ how many tokens does this image need? ------------------------------------------------------------------------
+
+
+def curves(g: torch.Generator) -> Iterator[tuple]:
+    for B, budgets in ((2, (1, 2, 4)), (3, (1, 2, 4, 8)), (6, (1, 2, 4, 8, 16))):
+        psnrs = (10 + torch.rand(B, len(budgets), generator=g) * 6).sort(1).values
+        psnrs[-1] = torch.linspace(8, 11.9, len(budgets))  # one that never gets there
+        psnrs[0] = torch.linspace(11, 14, len(budgets))
+        yield psnrs, budgets, 12.0
+    yield (
+        torch.tensor([[13.0, 11.9, 14.0]]),
+        (1, 2, 4),
+        12.0,
+    )  # more tokens need not be better, image by image
+    yield torch.full((randint(g, 1, 2), 2), 12.0), (1, 2), 12.0
+
+
+def shortest(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    out = []
+    for row in psnrs.tolist():
+        reached = [k for k, p in zip(budgets, row, strict=True) if p >= target]
+        out.append(reached[0] if reached else budgets[-1])
+    return torch.tensor(out)
+
+
+def its_place(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return torch.tensor([budgets.index(k) for k in shortest(psnrs, budgets, target).tolist()])
+
+
+def places_of_argmax(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return (psnrs >= target).int().argmax(1)
+
+
+def never_is_first(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return torch.tensor(budgets)[(psnrs >= target).int().argmax(1)]
+
+
+def longest_below(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    below = [[k for k, p in zip(budgets, row, strict=True) if p < target] for row in psnrs.tolist()]
+    return torch.tensor([ks[-1] if ks else budgets[0] for ks in below])
+
+
+def by_counting(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return torch.tensor(budgets)[(psnrs < target).sum(1).clamp(max=len(budgets) - 1)]
+
+
+def must_exceed(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return shortest(psnrs, budgets, target + 1e-9)
+
+
+def one_for_all(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return shortest(psnrs.mean(0, keepdim=True), budgets, target).expand(len(psnrs))
+
+
+EXERCISES = {
+    "shorten": Exercise(
+        rows,
+        shorten,
+        [
+            (the_last, "you kept the last ids. The beginning of a row is what stands alone."),
+            (
+                filled_with_0,
+                "0 is an id like any other, and would be decoded. A shorter row is shorter.",
+            ),
+            (one_length, "all rows got the first one's length. Each image has its own."),
+            (one_more, "one id too many: a row of length k ends before index k."),
+            (without_the_first, "that cuts the beginning off. Keep it, and cut the end."),
+        ],
+    ),
+    "digits": Exercise(
+        numbers,
+        digits,
+        [
+            (
+                highest_first,
+                "you took the last level as the lowest place. The first channel is the lowest here.",
+            ),
+            (backwards, "the right digits, from the other end: the lowest place comes first."),
+            (
+                never_divided,
+                "after taking a digit, divide by its L: the rest is what the next digit is of.",
+            ),
+            (
+                one_base,
+                "you divided by powers of the first L. A place is worth the product of the levels before it.",
+            ),
+            (
+                own_level,
+                "you divided by the digit's own L. A place is worth the product of the levels before it: the first, 1.",
+            ),
+            (not_whole, "digits are whole numbers: divide without rest (//)."),
+        ],
+    ),
+    "shortest": Exercise(
+        curves,
+        shortest,
+        [
+            (its_place, "those are places in `budgets`. Tell the number of tokens."),
+            (
+                places_of_argmax,
+                "those are places in `budgets`, not numbers of tokens; and argmax says 0 where none reaches it.",
+            ),
+            (
+                never_is_first,
+                "an image that never reaches the target got the least budget. It needs all there is.",
+            ),
+            (longest_below, "that is the longest budget that does not reach it."),
+            (
+                by_counting,
+                "you counted the budgets below the target, which is right only where the PSNR rises with every "
+                "budget. Take the first that reaches it.",
+            ),
+            (must_exceed, "the target itself is good enough: >=."),
+            (one_for_all, "one budget for all, by their mean. Each image has its own."),
+        ],
+    ),
+}

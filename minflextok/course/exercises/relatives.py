@@ -1,0 +1,313 @@
+"""10 FlexTok among its relatives."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+# ---- ★ the token of a pixel ------------------------------------------------------------------------------------------
+
+
+def pixels(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((0, 5, 2, 8), (3, 0, 2, 8), (9, 6, 4, 12))
+    for _ in range(5):
+        patch, grid = randint(g, 2, 5), randint(g, 3, 7)
+        yield randint(g, 0, patch * grid - 1), randint(g, 0, patch * grid - 1), patch, patch * grid
+
+
+def raster(row: int, column: int, patch: int, width: int) -> int:
+    index = 0
+    for top in range(0, row + patch, patch):  # patches as one reads
+        for left in range(0, width, patch):
+            if top <= row < top + patch and left <= column < left + patch:
+                return index
+            index += 1
+    raise AssertionError("a pixel outside the image")
+
+
+def down_the_columns(row: int, column: int, patch: int, width: int) -> int:
+    return raster(column, row, patch, width)
+
+
+def pixels_in_a_line(row: int, column: int, patch: int, width: int) -> int:
+    return row // patch * width + column // patch
+
+
+def of_the_pixel_row(row: int, column: int, patch: int, width: int) -> int:
+    return row * (width // patch) + column // patch
+
+
+def patches_in_a_side(row: int, column: int, patch: int, width: int) -> int:
+    return row // patch * patch + column // patch
+
+
+def from_one(row: int, column: int, patch: int, width: int) -> int:
+    return raster(row, column, patch, width) + 1
+
+
+# ---- ★ what a grid costs ---------------------------------------------------------------------------------------------
+
+
+def grids(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((32, 8, 2560), (32, 4, 2560), (256, 16, 64_000))
+    for _ in range(3):
+        patch = randint(g, 2, 9)
+        yield patch * randint(g, 2, 9), patch, randint(g, 3, 9000)
+
+
+def grid_rate(size: int, patch: int, vocab: int) -> tuple[int, float]:
+    tokens = sum(1 for _ in range(0, size, patch) for _ in range(0, size, patch))
+    return tokens, tokens * math.log2(vocab) / (size * size)
+
+
+def one_side(size: int, patch: int, vocab: int) -> tuple[int, float]:
+    return size // patch, size // patch * math.log2(vocab) / size**2
+
+
+def per_value(size: int, patch: int, vocab: int) -> tuple[int, float]:
+    return grid_rate(size, patch, vocab)[0], grid_rate(size, patch, vocab)[1] / 3
+
+
+def per_token(size: int, patch: int, vocab: int) -> tuple[int, float]:
+    return grid_rate(size, patch, vocab)[0], math.log2(vocab)
+
+
+def bytes_per_pixel(size: int, patch: int, vocab: int) -> tuple[int, float]:
+    return grid_rate(size, patch, vocab)[0], grid_rate(size, patch, vocab)[1] / 8
+
+
+# ---- ★★ the best single answer, and a draw ---------------------------------------------------------------------------
+
+
+def possibilities(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.tensor([[-1.0], [1.0]]), torch.tensor([0.5, 0.5])
+    yield torch.tensor([[0.0], [1.0]]), torch.tensor([0.75, 0.25])
+    for n, D in ((3, 2), (4, 3), (5, 6)):
+        p = torch.rand(n, generator=g) + 0.1
+        yield torch.randn(n, D, generator=g), p / p.sum()
+
+
+def squared_error(x: Tensor, p: Tensor, answer: Tensor) -> float:
+    """Of one answer (D,), expected over what the image may be: mean over its pixels."""
+    return sum(
+        float(q)
+        * sum((a - b) ** 2 for a, b in zip(y.tolist(), answer.tolist(), strict=True))
+        / x.shape[1]
+        for y, q in zip(x, p, strict=True)
+    )
+
+
+def weighted_mean(x: Tensor, p: Tensor) -> Tensor:
+    return sum(q * y for y, q in zip(x, p, strict=True))
+
+
+def best_guess(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean = weighted_mean(x, p)
+    return (
+        mean,
+        squared_error(x, p, mean),
+        sum(float(q) * squared_error(x, p, y) for y, q in zip(x, p, strict=True)),
+    )
+
+
+def all_alike(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    return best_guess(x, torch.full_like(p, 1 / len(p)))
+
+
+def plain_mean(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean = x.mean(0)
+    return mean, squared_error(x, p, mean), best_guess(x, p)[2]
+
+
+def likeliest(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mode = x[p.argmax()]
+    return mode, squared_error(x, p, mode), best_guess(x, p)[2]
+
+
+def sample_to_mean(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean, error, _ = best_guess(x, p)
+    return mean, error, error
+
+
+def summed(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean, error, other = best_guess(x, p)
+    return mean, error * x.shape[1], other * x.shape[1]
+
+
+def draws_alike(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean, error, _ = best_guess(x, p)
+    return mean, error, sum(squared_error(x, p, y) for y in x) / len(x)
+
+
+# ---- ★★ tail token drop ----------------------------------------------------------------------------------------------
+
+
+def rows_of_tokens(g: torch.Generator) -> Iterator[tuple]:
+    for B, K, D in ((2, 3, 1), (3, 4, 2), (4, 6, 2)):
+        keep = torch.randint(1, K, (B,), generator=g)
+        keep[-1] = K if keep[0] < K - 1 else 1  # lengths that differ
+        yield torch.randn(B, K, D, generator=g), keep
+
+
+def tail_drop(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.stack([row[j] for j in range(int(k))]) for row, k in zip(tokens, keep, strict=True)
+    )
+
+
+def head_drop(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[len(row) - k :] for row, k in zip(tokens, keep.tolist(), strict=True))
+
+
+def drops_so_many(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    return tuple(row[: len(row) - k] for row, k in zip(tokens, keep.tolist(), strict=True))
+
+
+def one_length(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    return tail_drop(tokens, keep[:1].expand(len(keep)))
+
+
+def zeros_instead(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    kept = torch.arange(tokens.shape[1]) < keep[:, None]
+    return tuple(tokens * kept[..., None])
+
+
+def one_more(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    return tail_drop(tokens, (keep + 1).clamp(max=tokens.shape[1]))
+
+
+# ---- ★★★ both decoders at every budget -------------------------------------------------------------------------------
+
+
+def worlds(g: torch.Generator) -> Iterator[tuple]:
+    """Equally likely images, and their ids: some images share a prefix of two ids or all three."""
+    for n, D in ((4, 1), (6, 2), (9, 3), (12, 2)):
+        ids = torch.randint(2, (n, 3), generator=g)
+        ids[0], ids[1], ids[2], ids[3] = (
+            *(torch.tensor(r) for r in ((0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1))),
+        )
+        yield torch.randn(n, D, generator=g), ids, randint(g, 1, 2)
+
+
+def prefix_errors(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    regressor = sampler = 0.0
+    for i in range(len(x)):
+        group = [j for j in range(len(x)) if ids[j, :k].tolist() == ids[i, :k].tolist()]
+        p = torch.full((len(group),), 1 / len(group))
+        _, of_mean, of_sample = best_guess(x[group], p)
+        regressor, sampler = regressor + of_mean / len(x), sampler + of_sample / len(x)
+    return regressor, sampler
+
+
+def without_tokens(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    return prefix_errors(x, 0 * ids, k)
+
+
+def only_the_kth(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    return prefix_errors(x, ids[:, k - 1 :], 1)
+
+
+def groups_alike(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    groups = [(ids[:, :k] == prefix).all(1) for prefix in ids[:, :k].unique(dim=0)]
+    each = [prefix_errors(x[rows], ids[rows], k) for rows in groups]
+    return tuple(sum(column) / len(each) for column in zip(*each, strict=True))
+
+
+def sampler_as_good(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    return prefix_errors(x, ids, k)[0], prefix_errors(x, ids, k)[0]
+
+
+def one_id_more(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    return prefix_errors(x, ids, k + 1)
+
+
+EXERCISES = {
+    "raster": Exercise(
+        pixels,
+        raster,
+        [
+            (
+                down_the_columns,
+                "row and column are exchanged: patches go as one reads, along the rows.",
+            ),
+            (
+                pixels_in_a_line,
+                "the patches of a row were counted as pixels: a row holds width // patch of them.",
+            ),
+            (patches_in_a_side, "a row of patches holds width // patch of them, not patch."),
+            (of_the_pixel_row, "the pixel's row was not divided: which row of PATCHES is it in?"),
+            (from_one, "tokens count from 0."),
+        ],
+    ),
+    "grid_rate": Exercise(
+        grids,
+        grid_rate,
+        [
+            (one_side, "that is one side of the grid; its patches are the square of it."),
+            (per_value, "those are bits for each of three colour values. A pixel is all three."),
+            (per_token, "those are the bits of a token. It stands for patch * patch pixels."),
+            (bytes_per_pixel, "those are bytes a pixel; bits were asked for."),
+        ],
+    ),
+    "best_guess": Exercise(
+        possibilities,
+        best_guess,
+        [
+            (all_alike, "all possibilities counted alike. Weigh each by its probability."),
+            (
+                plain_mean,
+                "the answer is a mean in which all possibilities count alike. Weigh each by its probability.",
+            ),
+            (
+                likeliest,
+                "you answered the likeliest image. Squared error prefers the mean, also where no image is like it.",
+            ),
+            (
+                sample_to_mean,
+                "that is how far a sample is from the MEAN. The original is another draw: compare two draws.",
+            ),
+            (summed, "errors were summed over the pixels; the mean was asked for."),
+            (
+                draws_alike,
+                "the drawn images counted alike. A sample is drawn with its probability, too.",
+            ),
+        ],
+    ),
+    "tail_drop": Exercise(
+        rows_of_tokens,
+        tail_drop,
+        [
+            (head_drop, "that keeps the tail. The first tokens stay, the tail goes."),
+            (drops_so_many, "keep says how many stay, not how many go."),
+            (one_length, "every image got the length of the first one."),
+            (
+                zeros_instead,
+                "the tail became zeros and the rows kept their length. Here it is gone.",
+            ),
+            (one_more, "off by one: keep = k leaves tokens 0 to k - 1."),
+        ],
+    ),
+    "prefix_errors": Exercise(
+        worlds,
+        prefix_errors,
+        [
+            (
+                without_tokens,
+                "the ids were not used: the mean of ALL images. Only those with the same prefix are possible.",
+            ),
+            (only_the_kth, "grouped by one id alone. A prefix is all k of them."),
+            (
+                groups_alike,
+                "all prefixes counted alike. One that twice as many images have occurs twice as often.",
+            ),
+            (
+                sampler_as_good,
+                "a sample's error is twice the mean's: two draws, each as far from the mean as the other.",
+            ),
+            (one_id_more, "off by one: k ids are known, columns 0 to k - 1."),
+        ],
+    ),
+}

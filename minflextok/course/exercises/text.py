@@ -1,0 +1,325 @@
+"""09 text conditioning."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+Words = tuple[str, ...]
+Named = tuple[str | None, str, str]  # size or None, colour, shape
+
+# ---- ★ words to numbers ------------------------------------------------------------------------------------------------
+
+
+def captions(g: torch.Generator) -> Iterator[tuple]:
+    words = ("a", "above", "blue", "circle", "red", "square")
+    yield ["a red circle", "a circle"], words
+    yield ["a red circle", "a blue square above a red circle"], words
+    yield ["A Blue square, above a red circle.", "red"], words
+    yield ["square circle"], words
+
+
+def tokenize(
+    texts: list[str],
+    words: Words,
+    start: int = 1,
+    keep_case: bool = False,
+    left: bool = False,
+    short: bool = False,
+) -> Tensor:
+    rows = []
+    for text in texts:
+        clean = "".join(c if c.isalnum() else " " for c in (text if keep_case else text.lower()))
+        rows.append([words.index(w) + start for w in clean.split()])
+    longest = (min if short else max)(map(len, rows))
+    zeros = [[0] * (longest - len(row)) for row in rows]
+    return torch.tensor(
+        [z + row if left else row[:longest] + z for row, z in zip(rows, zeros, strict=True)]
+    )
+
+
+def numbers_from_0(texts: list[str], words: Words) -> Tensor:
+    return tokenize(texts, words, start=0)
+
+
+def pads_in_front(texts: list[str], words: Words) -> Tensor:
+    return tokenize(texts, words, left=True)
+
+
+def cuts_to_the_shortest(texts: list[str], words: Words) -> Tensor:
+    return tokenize(texts, words, short=True)
+
+
+def bag_of_words(texts: list[str], words: Words) -> Tensor:
+    return tokenize(
+        [
+            " ".join(sorted("".join(c if c.isalnum() else " " for c in t.lower()).split()))
+            for t in texts
+        ],
+        words,
+    )
+
+
+# ---- ★★ looking at a text ----------------------------------------------------------------------------------------------
+
+
+def looks(g: torch.Generator) -> Iterator[tuple]:
+    for M, L, d, words in ((1, 2, 2, 2), (2, 3, 2, 2), (3, 4, 4, 1), (2, 5, 3, 4)):
+        mask = torch.arange(L) < words
+        yield (
+            torch.randn(M, d, generator=g),
+            torch.randn(L, d, generator=g),
+            torch.randn(L, 3, generator=g),
+            mask,
+        )
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    rows = []
+    for m in range(len(q)):
+        powers = [
+            math.exp(float(q[m] @ key) / math.sqrt(q.shape[1])) * bool(word)
+            for key, word in zip(k, mask, strict=True)
+        ]
+        rows.append(
+            sum(
+                (p / sum(powers) * value for p, value in zip(powers, v, strict=True)),
+                torch.zeros(v.shape[1]),
+            )
+        )
+    return torch.stack(rows)
+
+
+def sees_padding(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return cross_attention(q, k, v, torch.ones_like(mask))
+
+
+def mask_inverted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return ((q @ k.T / q.shape[1] ** 0.5).masked_fill(mask, float("-inf"))).softmax(-1) @ v
+
+
+def masked_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return ((q @ k.T / q.shape[1] ** 0.5).softmax(-1) * mask) @ v
+
+
+def zero_logits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return (q @ k.T / q.shape[1] ** 0.5 * mask).softmax(-1) @ v
+
+
+def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf")).softmax(
+        0
+    ).nan_to_num() @ v
+
+
+def causal_too(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    logits = (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf"))
+    later = torch.ones(len(q), len(k), dtype=torch.bool).triu(1)
+    return logits.masked_fill(later, float("-inf")).softmax(-1) @ v
+
+
+# ---- ★★ what an image shows, what was asked ----------------------------------------------------------------------------
+
+
+def pictures(g: torch.Generator) -> Iterator[tuple]:
+    red, blue = ("small", "red", "circle"), ("large", "blue", "square")
+    crossed = [("small", "red", "square"), ("large", "blue", "circle")]
+    yield [red], [red]
+    yield [red], [(None, "red", "circle")]
+    yield [("large", "red", "circle")], [red]
+    yield [red, blue], [blue, red]
+    yield [red, blue], [red]
+    yield [red], [red, blue]
+    yield crossed, [(None, "red", "circle"), (None, "blue", "square")]
+    yield [red, red], [(None, "red", "circle")]
+    yield [("large", "red", "circle"), red], [(None, "red", "circle"), ("large", "red", "circle")]
+    yield [], [red]
+
+
+def shows_exactly(found: list[Named], wanted: list[Named]) -> bool:
+    rest = list(found)
+    for size, colour, shape in sorted(
+        wanted, key=lambda w: w[0] is None
+    ):  # those with a size choose first
+        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+        if not fits:
+            return False
+        rest.remove(fits[0])
+    return not rest
+
+
+def extras_allowed(found: list[Named], wanted: list[Named]) -> bool:
+    return all(any(t[1:] == w[1:] and w[0] in (None, t[0]) for t in found) for w in wanted)
+
+
+def nothing_need_be_there(found: list[Named], wanted: list[Named]) -> bool:
+    return all(any(t[1:] == w[1:] and w[0] in (None, t[0]) for w in wanted) for t in found)
+
+
+def none_is_a_size(found: list[Named], wanted: list[Named]) -> bool:
+    return Counter(found) == Counter(wanted)
+
+
+def sizes_ignored(found: list[Named], wanted: list[Named]) -> bool:
+    return Counter(t[1:] for t in found) == Counter(t[1:] for t in wanted)
+
+
+def attributes_apart(found: list[Named], wanted: list[Named]) -> bool:
+    sizes = [w[0] for w in wanted if w[0]]
+    return (
+        Counter(t[1] for t in found) == Counter(t[1] for t in wanted)
+        and Counter(t[2] for t in found) == Counter(t[2] for t in wanted)
+        and all([t[0] for t in found].count(s) >= sizes.count(s) for s in sizes)
+    )
+
+
+def first_come(found: list[Named], wanted: list[Named]) -> bool:
+    rest = list(found)
+    for size, colour, shape in wanted:
+        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+        if not fits:
+            return False
+        rest.remove(fits[0])
+    return not rest
+
+
+def in_this_order(found: list[Named], wanted: list[Named]) -> bool:
+    return len(found) == len(wanted) and all(
+        shows_exactly([t], [w]) for t, w in zip(found, wanted, strict=True)
+    )
+
+
+# ---- ★★ a negative control ---------------------------------------------------------------------------------------------
+
+
+def complexities(g: torch.Generator) -> Iterator[tuple]:
+    yield ([1, 1],)
+    yield ([1, 2, 1, 2, 1],)
+    yield (torch.arange(1, 5).repeat(randint(g, 3, 5))[torch.randperm(12, generator=g)].tolist(),)
+
+
+def properties(f: Callable, counts: list[int]) -> dict:
+    """Many answers are right; this is what they share."""
+    others = f(counts)
+    if not isinstance(others, list | tuple | Tensor):
+        return others
+    others = [int(i) for i in others]
+    return {
+        "every caption serves once": sorted(others) == list(range(len(counts))),
+        "none is its own": all(i != j for i, j in enumerate(others)),
+        "as many things": [counts[j] for j in others] == counts,
+    }
+
+
+def others(counts: list[int]) -> list[int]:
+    found = list(range(len(counts)))
+    for n in set(counts):
+        rows = [i for i, c in enumerate(counts) if c == n]
+        for i, j in zip(rows, rows[1:] + rows[:1], strict=True):
+            found[i] = j
+    return found
+
+
+def same_captions(counts: list[int]) -> list[int]:
+    return list(range(len(counts)))
+
+
+def the_next_one(counts: list[int]) -> list[int]:
+    return [(i + 1) % len(counts) for i in range(len(counts))]
+
+
+def first_of_its_kind(counts: list[int]) -> list[int]:
+    return [counts.index(c) for c in counts]
+
+
+EXERCISES = {
+    "tokenize": Exercise(
+        captions,
+        tokenize,
+        [
+            (
+                numbers_from_0,
+                "0 is taken: it pads. With words numbered from 0, the first word and no word are the same.",
+            ),
+            (pads_in_front, "pad behind the words: position 0 is the first word of every caption."),
+            (cuts_to_the_shortest, "captions were cut to the shortest. Pad all to the LONGEST."),
+            (
+                bag_of_words,
+                "the words are sorted, and who is above whom is lost. Keep their order.",
+            ),
+        ],
+    ),
+    "cross_attention": Exercise(
+        looks,
+        cross_attention,
+        [
+            (sees_padding, "padding is attended to: give it the logit -inf before the softmax."),
+            (
+                mask_inverted,
+                "the mask is True at words. You hid the words and looked at the padding.",
+            ),
+            (
+                masked_after_softmax,
+                "masked after the softmax, the weights of the words no longer add up to 1. Mask the logits.",
+            ),
+            (zero_logits, "a logit of 0 is no mask, it still gets a share. Use -inf."),
+            (
+                over_queries,
+                "the softmax runs over the queries. For each query, the weights of all WORDS add up to 1.",
+            ),
+            (
+                causal_too,
+                "a causal mask does not belong here: every position may see the whole text.",
+            ),
+        ],
+    ),
+    "shows_exactly": Exercise(
+        pictures,
+        shows_exactly,
+        [
+            (
+                extras_allowed,
+                "it should show nothing else: an image full of everything would meet every caption.",
+            ),
+            (
+                nothing_need_be_there,
+                "what is there was asked for, but not all that was asked for is there: an empty image "
+                "passes yours.",
+            ),
+            (none_is_a_size, "None says that the caption leaves the size open: any will do."),
+            (sizes_ignored, "where the caption tells a size, it must be that one."),
+            (
+                attributes_apart,
+                "colours and shapes are counted apart, so a red square and a blue circle pass for a red "
+                "circle and a blue square. Which colour goes with which shape is the hard part: test it.",
+            ),
+            (in_this_order, "an image has no first thing: the order of the list must not matter."),
+            (
+                first_come,
+                "a thing of any size took the very one that another asks for by its size. Those that tell a size "
+                "choose first.",
+            ),
+        ],
+    ),
+    "others": Exercise(
+        complexities,
+        others,
+        [
+            (same_captions, "every image keeps its own caption, so there is no control."),
+            (
+                the_next_one,
+                "the next caption may say more or less than its own, and fails for that alone: compare like "
+                "with like.",
+            ),
+            (
+                first_of_its_kind,
+                "each first caption of its kind is still its own, and the others are not used.",
+            ),
+        ],
+        observe=properties,
+    ),
+}

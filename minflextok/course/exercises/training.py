@@ -1,0 +1,420 @@
+"""06 training."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+# ---- ★ the learning rate ---------------------------------------------------------------------------------------------
+
+
+def moments(g: torch.Generator) -> Iterator[tuple]:
+    for step in (0, 2, 3, 5, 7, 9):
+        yield step, 10, 1.0, 4, 0.1
+    for _ in range(6):
+        steps = randint(g, 20, 60)
+        yield randint(g, 0, steps - 1), steps, 4e-3, randint(g, 5, 15), 0.02
+
+
+def lr(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    rate = peak * (end + (1 - end) * (1 + math.cos(math.pi * step / steps)) / 2)
+    return rate * (step + 1) / warmup if step + 1 < warmup else rate
+
+
+def no_warmup(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return lr(step, steps, peak, 1, end)
+
+
+def from_rate_0(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return no_warmup(step, steps, peak, warmup, end) * min(1, step / warmup)
+
+
+def after_warmup(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return (
+        peak * (step + 1) / warmup
+        if step < warmup
+        else no_warmup(step - warmup, steps - warmup, peak, 1, end)
+    )
+
+
+def falls_to_0(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return lr(step, steps, peak, warmup, 0)
+
+
+def end_on_top(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return lr(step, steps, peak, warmup, 0) + end * peak * min(1, (step + 1) / warmup)
+
+
+def end_in_full(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return max(lr(step, steps, peak, warmup, 0), end * peak)
+
+
+def done_a_step_early(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return no_warmup(step, steps - 1, peak, warmup, end) * min(1, (step + 1) / warmup)
+
+
+def quarter_wave(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    cosine = end + (1 - end) * math.cos(math.pi / 2 * step / steps)
+    return peak * cosine * min(1, (step + 1) / warmup)
+
+
+# ---- ★★ nested dropout, mixed in -------------------------------------------------------------------------------------
+
+
+def batches(g: torch.Generator) -> Iterator[tuple]:
+    for B, K, nested_prob, null_prob in (
+        (4, 8, 0.5, 0.3),
+        (8, 8, 0.0, 0.5),
+        (8, 4, 1.0, 0.5),
+        (12, 16, 0.7, 0.4),
+    ):
+        drawn = torch.randint(1, K, (B,), generator=g)
+        coins = torch.linspace(0.05, 0.95, B)[torch.randperm(B, generator=g)]
+        yield drawn, coins, torch.rand(B, generator=g), nested_prob, null_prob, K
+
+
+Mixed = tuple[Tensor, Tensor]
+
+
+def mix(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int) -> Mixed:
+    keep_k = [int(drawn[b]) if u[b] < nested_prob else K for b in range(len(drawn))]
+    return torch.tensor(keep_k), torch.tensor([bool(w[b] < null_prob) for b in range(len(drawn))])
+
+
+def other_share(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    return torch.where(u < nested_prob, K, drawn), w < null_prob
+
+
+def one_coin_a_batch(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    return mix(drawn, u[:1].expand(len(u)), w, nested_prob, null_prob, K)
+
+
+def one_coin_for_both(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    return mix(drawn, u, u, nested_prob, null_prob, K)
+
+
+def null_dies_out(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
+    return keep_k, null & (u >= nested_prob)
+
+
+def null_among_the_cut(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
+    return keep_k, null & (u < nested_prob)
+
+
+def null_keeps_none(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
+    return torch.where(null, 0, keep_k), null
+
+
+def all_a_little(
+    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
+) -> Mixed:
+    return (K + nested_prob * (drawn - K)).round().long(), w < null_prob
+
+
+# ---- ★★ averaged weights ---------------------------------------------------------------------------------------------
+
+
+def histories(g: torch.Generator) -> Iterator[tuple]:
+    for S, D, decay in ((1, 1, 0.9), (3, 2, 0.9), (20, 2, 0.6), (40, 3, 0.99)):
+        yield torch.randn(D, generator=g), torch.randn(S, D, generator=g), decay
+
+
+def ema(start: Tensor, weights: Tensor, decay: float, first: int = 0, often: int = 1) -> Tensor:
+    """first: what the first step is called; often: how many updates a step makes."""
+    average = start.clone()
+    for step in range(len(weights)):
+        d = min(decay, (step + first + 1) / (step + first + 10))
+        for _ in range(often):
+            average = d * average + (1 - d) * weights[step]
+    return average
+
+
+def fixed_decay(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    return ema(start, weights, decay, first=10**9)
+
+
+def roles_exchanged(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    average = start
+    for step, w in enumerate(weights):
+        d = min(decay, (step + 1) / (step + 10))
+        average = (1 - d) * average + d * w
+    return average
+
+
+def larger_decay(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    average = start
+    for step, w in enumerate(weights):
+        d = max(decay, (step + 1) / (step + 10))
+        average = d * average + (1 - d) * w
+    return average
+
+
+def counts_from_1(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    return ema(start, weights, decay, first=1)
+
+
+def every_micro_batch(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    return ema(start, weights, decay, often=2)
+
+
+def plain_mean(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    return weights.mean(0)
+
+
+# ---- ★★ the PSNR of the mean image -----------------------------------------------------------------------------------
+
+
+def estimates(g: torch.Generator) -> Iterator[tuple]:
+    for B in (1, 2, 3, 5):
+        x, noise = torch.rand(B, 1, 2, 2, generator=g) * 2 - 1, torch.randn(B, 1, 2, 2, generator=g)
+        error = torch.randn(B, 1, 2, 2, generator=g) * torch.linspace(0.1, 1, B).view(-1, 1, 1, 1)
+        yield x, noise, noise - x - error
+
+
+def decibels(error: float, peak: float = 2.0) -> float:
+    return 10 * math.log10(peak**2 / error)
+
+
+def errors(x: Tensor, estimate: Tensor) -> list[float]:
+    return [((estimate[b] - x[b]) ** 2).mean().item() for b in range(len(x))]
+
+
+def one_step_psnr(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    found = [decibels(e) for e in errors(x, (noise - v).clamp(-1, 1))]
+    return sum(found) / len(found)
+
+
+def not_clipped(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    found = [decibels(e) for e in errors(x, noise - v)]
+    return sum(found) / len(found)
+
+
+def uphill(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    return one_step_psnr(x, noise, -v)
+
+
+def peak_1(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    return one_step_psnr(x, noise, v) - decibels(1.0)
+
+
+def peak_255(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    return one_step_psnr(x, noise, v) + decibels(4.0, 255)
+
+
+def psnr_of_mean_error(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    found = errors(x, (noise - v).clamp(-1, 1))
+    return decibels(sum(found) / len(found))
+
+
+def natural_logarithm(x: Tensor, noise: Tensor, v: Tensor) -> float:
+    return one_step_psnr(x, noise, v) * math.log(10)
+
+
+# ---- ★★★ the loss that is left -----------------------------------------------------------------------------------------
+
+
+def spectra(g: torch.Generator) -> Iterator[tuple]:
+    for D, T in ((1, 2), (2, 3), (3, 3), (6, 5)):
+        variances = 0.05 + 2 * torch.rand(D, generator=g)
+        yield variances, torch.linspace(0.1, 1.0, T)
+
+
+def floor(variances: Tensor, t: Tensor) -> Tensor:
+    def one(s2: float, t: float) -> float:
+        covariance, of_x_t = t - (1 - t) * s2, t * t + (1 - t) ** 2 * s2
+        return 1 + s2 - covariance**2 / of_x_t
+
+    return torch.tensor(
+        [sum(one(s2, u) for s2 in variances.tolist()) / len(variances) for u in t.tolist()]
+    )
+
+
+def not_squared(variances: Tensor, t: Tensor) -> Tensor:
+    s2, u = variances[None], t[:, None]
+    return (1 + s2 - (u - (1 - u) * s2) / (u**2 + (1 - u) ** 2 * s2)).mean(1)
+
+
+def floor_t_reversed(variances: Tensor, t: Tensor) -> Tensor:
+    return floor(variances, 1 - t)
+
+
+def mean_first(variances: Tensor, t: Tensor) -> Tensor:
+    return floor(variances.mean()[None], t)
+
+
+def summed(variances: Tensor, t: Tensor) -> Tensor:
+    return floor(variances, t) * len(variances)
+
+
+def deviations(variances: Tensor, t: Tensor) -> Tensor:
+    return floor(variances**2, t)
+
+
+def of_the_image(variances: Tensor, t: Tensor) -> Tensor:
+    return t**2 * floor(variances, t)
+
+
+def of_the_noise(variances: Tensor, t: Tensor) -> Tensor:
+    return (1 - t) ** 2 * floor(variances, t)
+
+
+def nothing_known(variances: Tensor, t: Tensor) -> Tensor:
+    return (1 + variances.mean()).expand(len(t))
+
+
+EXERCISES = {
+    "lr": Exercise(
+        moments,
+        lr,
+        [
+            (
+                no_warmup,
+                "there is no warmup: the first `warmup` steps have (step + 1) / warmup of the cosine's rate.",
+            ),
+            (
+                from_rate_0,
+                "the first step has rate 0, a batch for nothing. Step 0 is the first of warmup steps: step + 1.",
+            ),
+            (
+                after_warmup,
+                "your cosine begins after the warmup. Here it runs over all steps, and warmup is a factor on it.",
+            ),
+            (falls_to_0, "the rate should end at end * peak, not at 0."),
+            (
+                end_on_top,
+                "end is added on top, so the rate begins above peak. From 1 to end: end + (1 - end) * cosine.",
+            ),
+            (
+                end_in_full,
+                "you cut the cosine off at end * peak, flat from there and in the warmup too. It should arrive "
+                "there when the run is over: end + (1 - end) * cosine.",
+            ),
+            (
+                done_a_step_early,
+                "your cosine is down at the last step. The share of the run that is done is step / steps: it "
+                "reaches 1 when the run is over.",
+            ),
+            (
+                quarter_wave,
+                "cos(pi / 2 * progress) falls fastest at the end. Take the half wave, (1 + cos(pi * progress)) / 2.",
+            ),
+        ],
+    ),
+    "mix": Exercise(
+        batches,
+        mix,
+        [
+            (
+                other_share,
+                "the shares are exchanged: with probability nested_prob an image keeps its DRAWN k, else all K.",
+            ),
+            (one_coin_a_batch, "one coin for the whole batch. Each image has its own u."),
+            (
+                one_coin_for_both,
+                "one coin decides both, so that only images cut short can lose their condition. w is for null.",
+            ),
+            (
+                null_dies_out,
+                "the null condition goes as nested dropout comes. Guidance needs it to the end: its coin depends "
+                "on nothing else.",
+            ),
+            (
+                null_among_the_cut,
+                "only images that were cut short lose their condition. Its coin w depends on nothing else.",
+            ),
+            (
+                null_keeps_none,
+                "null is not keep_k = 0, which would show the mask token. The decoder has another token for it; "
+                "keep_k stays.",
+            ),
+            (
+                all_a_little,
+                "that shortens every image a little. A growing SHARE of them should be cut to its drawn k.",
+            ),
+        ],
+    ),
+    "ema": Exercise(
+        histories,
+        ema,
+        [
+            (
+                fixed_decay,
+                "the decay is the same from the first step, so the random start stays in for 1 / (1 - decay) steps. "
+                "It is min(decay, (step + 1) / (step + 10)).",
+            ),
+            (roles_exchanged, "the roles are exchanged: decay is what the OLD average keeps."),
+            (
+                larger_decay,
+                "you took the larger of the two decays. The smaller forgets the start sooner.",
+            ),
+            (counts_from_1, "off by one: the first step is step 0, decay 1 / 10."),
+            (
+                every_micro_batch,
+                "it moves twice a step. Once per optimiser step, however many micro-batches that has.",
+            ),
+            (
+                plain_mean,
+                "that is the mean of all steps. The average should forget: old * decay + new * (1 - decay).",
+            ),
+        ],
+    ),
+    "one_step_psnr": Exercise(
+        estimates,
+        one_step_psnr,
+        [
+            (
+                not_clipped,
+                "the estimate is not an image yet: clamp it to [-1, 1], and only then compare.",
+            ),
+            (uphill, "that walks away from the image: v = noise - x, so x = noise - v."),
+            (
+                peak_1,
+                "pixels go from -1 to 1, so the peak is 2 and its square 4. Yours is 6 dB too low.",
+            ),
+            (peak_255, "255 is the peak of bytes. Pixels go from -1 to 1 here: the peak is 2."),
+            (
+                psnr_of_mean_error,
+                "you averaged errors and then took the logarithm. Each image has its PSNR; average those.",
+            ),
+            (natural_logarithm, "decibels take the logarithm to base 10."),
+        ],
+    ),
+    "floor": Exercise(
+        spectra,
+        floor,
+        [
+            (floor_t_reversed, "t is reversed: t = 1 is noise, so x_t = t * noise + (1 - t) * x."),
+            (not_squared, "the covariance stands squared above the variance of x_t."),
+            (
+                mean_first,
+                "you averaged the variances first. The floor is not linear in them: average over channels last.",
+            ),
+            (summed, "that is the sum over channels. The loss is a mean."),
+            (deviations, "you squared the variances, which are squares already."),
+            (
+                of_the_image,
+                "that is what is left of x. The loss is about v, whose error is that of x divided by t.",
+            ),
+            (of_the_noise, "that is what is left of the noise. The loss is about v = noise - x."),
+            (nothing_known, "that is the variance of v for somebody who does not look at x_t."),
+        ],
+    ),
+}

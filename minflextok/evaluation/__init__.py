@@ -1,0 +1,1 @@
+"""Evaluation: metrics, the evaluation classifier, reports and figures."""

@@ -1,0 +1,104 @@
+"""Is my run healthy? Its curves, beside those of another run where one is at hand: `minflextok curves`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .. import weights
+
+
+def read(name: str | Path) -> dict:
+    """The curves of a training run, from the metrics.jsonl in its directory.
+
+    "loss": images seen and losses; "psnr": for each token count, images seen and one-step PSNR; "ids": images seen and
+    the mean number of ids that a register uses; "minutes", "peak_gb" (None where the log does not tell), "images".
+    """
+    file = weights.find(name) / "metrics.jsonl"
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file.parent} has no metrics.jsonl: give the --out of a training run"
+        )
+    lines = []
+    for text in file.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # the torn last line of a killed run
+    losses, found = (
+        [r for r in lines if "loss" in r],
+        [r for r in lines if "psnr" in r and "ids_used" in r],
+    )
+    if not losses or not found:
+        raise ValueError(
+            f"{file} holds no curve yet: let the tokenizer train until its first evaluation"
+        )
+    size = losses[0]["images"] / losses[0]["step"]  # images a step
+    seen = [r["step"] * size for r in found]
+    return {
+        "name": str(name),
+        "loss": ([r["images"] for r in losses], [r["loss"] for r in losses]),
+        "psnr": {int(k): (seen, [r["psnr"][k] for r in found]) for k in found[0]["psnr"]},
+        "ids": (seen, [float(np.mean(r["ids_used"])) for r in found]),
+        "minutes": losses[-1]["seconds"] / 60,
+        "peak_gb": losses[-1].get("peak_gb"),
+        "images": losses[-1]["images"],
+    }
+
+
+def plot(run: dict, reference: dict | None = None) -> Figure:
+    """Loss, PSNR against images seen for each token count, ids used: the run in solid lines, the reference dashed."""
+    fig = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, psnr, ids = fig.subplots(1, 3)
+    for curves, style in ((run, "-"), *([(reference, "--")] if reference else ())):
+        loss.plot(*curves["loss"], "k" + style, label=curves["name"])
+        ids.plot(*curves["ids"], "k" + style, marker="o", ms=3)
+        for i, (k, curve) in enumerate(curves["psnr"].items()):
+            shade, label = (
+                f"{0.75 * (1 - (i + 1) / len(curves['psnr'])):.2f}",
+                f"{k} token{'s' * (k > 1)}",
+            )
+            psnr.plot(
+                *curve, style, color=shade, marker="o", ms=3, label=label if style == "-" else None
+            )
+    loss.set(ylabel="loss", yscale="log")
+    psnr.set(ylabel="one-step PSNR (dB), held-out images")
+    ids.set(ylabel="ids used per register")
+    for ax in (loss, psnr, ids):
+        ax.set_xlabel("images seen")
+        ax.grid(alpha=0.3)
+    loss.legend(fontsize=8)
+    psnr.legend(fontsize=7)
+    return fig
+
+
+def verdict(run: dict, reference: dict) -> str:
+    """Both runs after the same number of images, in words."""
+    at = min(run["images"], reference["images"])
+
+    def value(curves: dict, curve) -> float:
+        return float(np.interp(at, *curve(curves)))
+
+    rows = {"loss": lambda c: c["loss"], "ids used per register": lambda c: c["ids"]}
+    common = [k for k in run["psnr"] if k in reference["psnr"]]
+    rows |= {f"PSNR at {k}": lambda c, k=k: c["psnr"][k] for k in common}
+    lines = [f"after {at:,} images, {run['name']} against {reference['name']}:"]
+    lines += [
+        f"  {name:22} {value(run, curve):8.3f} {value(reference, curve):8.3f}"
+        for name, curve in rows.items()
+    ]
+    for c in (run, reference):
+        memory = f", peak memory {c['peak_gb']:.2f} GB" if c["peak_gb"] else ""
+        lines.append(f"  {c['name']}: {c['images']:,} images in {c['minutes']:.1f} minutes{memory}")
+    if common:
+        behind = [
+            value(reference, rows[f"PSNR at {k}"]) - value(run, rows[f"PSNR at {k}"])
+            for k in common
+        ]
+        lines.append(
+            "no worse than the reference"
+            if max(behind) <= 0.5
+            else "behind by more than 0.5 dB: look at the learning rate, the data's range, and ids used"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Comparisons and sweeps, each trained and evaluated alike."""

@@ -1,0 +1,382 @@
+"""The widgets in a real JupyterLab, in a real browser: run all, drag, press keys, look at the pictures that are shown.
+
+Needs Playwright and a Chromium, neither of which `make test` downloads; the reason for skipping says how to get them.
+Screenshots are left in outputs/browser/.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from base64 import b64decode
+from io import BytesIO
+from pathlib import Path
+from urllib.request import urlopen
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from minflextok import FlexTok
+from minflextok.course.board import png
+from minflextok.data.datasets import load_dataset, to_float
+
+HOW = """.venv/bin/pip install -e ".[browser]", then .venv/bin/playwright install chromium (or your system's chromium)"""
+api = pytest.importorskip("playwright.sync_api", reason=f"no Playwright: {HOW}")
+
+NOTEBOOKS = (
+    "00_quickstart",
+    "07_token_budget",
+    "08_prior",
+    "09_text",
+)  # those of the course that have widgets
+SHOTS = ROOT / "outputs" / "browser"
+SIX = """
+import torch
+from minflextok import FlexTok, Prior, PRIOR_PRESETS
+from minflextok.course import widgets
+from minflextok.data.datasets import load_dataset, to_float
+images = to_float(load_dataset("cifar10-sample", "test").images[:6])
+tok = FlexTok.from_pretrained("cifar10-tiny")
+torch.manual_seed(0)
+prior = Prior(PRIOR_PRESETS["cifar10-tiny"]).eval()  # untrained: any ids are as good to look at
+---
+widgets.budget_slider(tok, images, steps=4)
+---
+widgets.token_swap(tok, images[0], images[1], steps=4)
+---
+widgets.trajectory_scrubber(tok, images[3], steps=10)
+---
+widgets.nested_dropout_view(tok, images[3], steps=4)
+---
+widgets.prior_sampler(prior, tok, steps=4)
+---
+widgets.prompt_explorer(Prior.from_pretrained("shapes"), FlexTok.from_pretrained("shapes"), steps=4)
+"""
+SLOW = 90_000  # milliseconds that a busy machine may take for what a reader waits for
+HARMLESS: tuple[str, ...] = ()  # console errors of JupyterLab itself, by their exact text
+
+
+def browser_path(p) -> str | None:
+    """Playwright's own Chromium, or the system's; None where there is none."""
+    own = p.chromium.executable_path
+    return (
+        own
+        if Path(own).exists()
+        else next(
+            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """The address of a JupyterLab of its own over copies of the notebooks, with nothing of the user's settings."""
+    home = tmp_path_factory.mktemp("lab")
+    work = home / "notebooks"
+    work.mkdir()
+    for name in NOTEBOOKS:
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", work)
+    cells = [nbformat.v4.new_code_cell(source.strip()) for source in SIX.split("---")]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "six.ipynb")
+    quiet = (
+        home / "config" / "labconfig" / "page_config.json"
+    )  # no question about news from the network
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text(
+        json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
+    )
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "IPYTHONDIR": "ipython",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    }
+    env = (
+        os.environ
+        | {k: str(home / v) for k, v in folders.items()}
+        | {"FAST": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ServerApp.port=0",
+        "--ServerApp.ip=127.0.0.1",
+        "--allow-root",
+        f"--ServerApp.root_dir={work}",
+    ]
+    with open(home / "log", "w") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        info = wait_for(
+            lambda: next((home / "runtime").glob("jpserver-*.json"), None), 60, home / "log"
+        )
+        about = json.loads(wait_for(info.read_text, 5))
+        wait_for(lambda: answers(about["url"]), 60, home / "log")
+        yield f"{about['url']}lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={about['token']}"
+    finally:
+        server.terminate()  # and with it the kernels
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def answers(url: str) -> bool:
+    try:
+        return urlopen(f"{url}api", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def wait_for(found, seconds: float, log: Path | None = None):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := found():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s\n{log.read_text()[-3000:] if log else ''}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with api.sync_playwright() as p:
+        path = browser_path(p)
+        if path is None:
+            pytest.skip(f"no Chromium: {HOW}")
+        browser = p.chromium.launch(
+            executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(lab, browser):
+    """A function that opens a notebook, runs all its cells and gives the page; at the end the console must be clean."""
+    errors, page = [], browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.set_default_timeout(SLOW)
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+
+    def open_and_run(name: str):
+        page.goto(lab.format(name))
+        prompts = page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt")
+        prompts.first.wait_for()
+        page.get_by_text("Python 3 (ipykernel) | Idle").first.wait_for()
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
+        page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+        page.locator(
+            ".jp-InputPrompt", has_text="[*]"
+        ).first.wait_for()  # a stored notebook has numbers already
+        api.expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(
+            0, timeout=4 * SLOW
+        )
+        assert (
+            page.locator(
+                "[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*='error']"
+            ).count()
+            == 0
+        )
+        return page
+
+    yield open_and_run
+    page.close()
+    assert [e for e in errors if e not in HARMLESS] == []
+
+
+# ---- what a reader does ----------------------------------------------------------------------------------------------
+
+
+def sources(board) -> list[str]:
+    return board.locator("img").evaluate_all("images => images.map(i => i.src)")
+
+
+def pictures(board) -> list[str]:
+    """The sources of the pictures of a board, all of which the browser has drawn and can tell in words."""
+    assert all(
+        board.locator("img").evaluate_all(
+            "images => images.map(i => i.complete && i.naturalWidth > 0 && i.alt)"
+        )
+    )
+    return sources(board)
+
+
+def pixels(source: str) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(b64decode(source.split(",")[1]))), float)
+
+
+def says(board, text: str) -> None:
+    api.expect(board.get_by_role("status")).to_contain_text(text, timeout=SLOW)
+
+
+def handle(board, label: str):
+    return board.locator(".widget-slider", has_text=label).locator(".noUi-handle")
+
+
+def drag(page, board, label: str, to: float) -> None:
+    """Along the whole slider and back to a share `to` of it, in many small moves and with the button held."""
+    handle(board, label).scroll_into_view_if_needed()
+    knob = handle(board, label).bounding_box()
+    box = board.locator(".widget-slider", has_text=label).locator(".noUi-base").bounding_box()
+    page.mouse.move(knob["x"] + knob["width"] / 2, knob["y"] + knob["height"] / 2)
+    page.mouse.down()
+    for share in (0.0, 1.0, to):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2, steps=15)
+    page.mouse.up()
+
+
+def follows(knob, key: str) -> float:
+    """Milliseconds, by the browser's clock, from the key's arrival to the first frame with a new picture."""
+    knob.evaluate("""knob => {
+        const images = [...knob.closest('.minflextok-board').querySelectorAll('img')], old = images.map(i => i.src).join();
+        window.drawn = new Promise(done => knob.addEventListener('keydown', () => {
+            const start = performance.now();
+            const look = () => [...knob.closest('.minflextok-board').querySelectorAll('img')].map(i => i.src).join() !== old
+                ? done(performance.now() - start) : requestAnimationFrame(look);
+            look();
+        }, {once: true, capture: true}));
+    }""")
+    knob.press(key)
+    return knob.page.evaluate("window.drawn")
+
+
+def shot(board, name: str) -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    board.screenshot(path=SHOTS / f"{name}.png")
+
+
+# ---- the tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_slider_of_a_notebook_moves_its_pictures(opened, name):
+    page = opened(name)
+    boards = page.locator(".minflextok-board")
+    assert boards.count() > 0
+    for n in range(boards.count()):
+        board = boards.nth(n)
+        board.scroll_into_view_if_needed()
+        api.expect(board.locator("img").first).to_be_visible()
+        for knob in board.locator(".noUi-handle").all():
+            start = pictures(board)
+            at_end = knob.get_attribute("aria-valuenow") == knob.get_attribute("aria-valuemax")
+            there, back = ("ArrowLeft", "ArrowRight") if at_end else ("ArrowRight", "ArrowLeft")
+            knob.press(there)
+            wait_for(lambda: sources(board) != start, SLOW / 1000)
+            knob.press(back)
+            wait_for(lambda: sources(board) == start, SLOW / 1000)
+        shot(board, f"{name}-{n}")
+
+
+def test_the_six_widgets(opened):
+    page = opened("six")
+    boards = page.locator(".minflextok-board")
+    assert boards.count() == 6
+    budget, swap, path, nested, prior, prompts = boards.all()
+    for board in boards.all():  # the still pictures make room for what is alive
+        output = board.locator("xpath=ancestor::*[contains(@class, 'jp-OutputArea-child')]")
+        assert output.locator("xpath=preceding-sibling::*").is_hidden()
+
+    budget.scroll_into_view_if_needed()
+    original, most, residual = pictures(budget)
+    drag(page, budget, "tokens", 0.0)
+    says(budget, "1 of 16 tokens")
+    same, least, missing = pictures(budget)
+    assert same == original and least != most and missing != residual
+    assert (pixels(missing) - 127.5).std() > (
+        pixels(residual) - 127.5
+    ).std()  # fewer tokens, more left over
+    tok = FlexTok.from_pretrained("cifar10-tiny")  # and it is what the package decodes
+    images = to_float(load_dataset("cifar10-sample", "test").images[:6])
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    expected = png(tok.decode(tok.encode(images, 1), steps=4, noise=noise), 3)
+    assert abs(pixels(least) - np.asarray(Image.open(BytesIO(expected)), float)).max() <= 2
+    handle(budget, "tokens").press("End")
+    says(budget, "16 of 16 tokens")
+    assert pictures(budget) == [original, most, residual]
+    drag(page, budget, "tokens", 0.5)
+    value = handle(budget, "tokens").get_attribute("aria-valuetext")
+    says(budget, f"{value} of 16 tokens")  # the last one, however many were passed
+    shot(budget, "budget_slider")
+    handle(budget, "tokens").press("End")
+    for k in range(15, 0, -1):  # every setting is decoded once; from then on they are kept
+        handle(budget, "tokens").press("ArrowLeft")
+        says(budget, f"{k} of 16 tokens")
+    took = sorted(
+        follows(handle(budget, "tokens"), key) for key in ["ArrowRight"] * 8 + ["ArrowLeft"] * 8
+    )
+    print(f"key to picture: median {took[8]:.0f} ms, worst {took[-1]:.0f} ms")
+    assert took[8] < 150
+
+    handle(swap, "up to token").press("Home")
+    says(swap, "no token is swapped")
+    _, own, swapped = pictures(swap)
+    assert own == swapped
+    drag(page, swap, "up to token", 1.0)
+    says(swap, "tokens 1 to 16")
+    upper, lower = np.split(pixels(pictures(swap)[2]), 2)
+    assert (np.concatenate([lower, upper]) == pixels(own)).all()
+    handle(swap, "up to token").press("ArrowLeft")
+    says(swap, "tokens 1 to 15")
+    shot(swap, "token_swap")
+
+    drag(page, path, "step", 0.0)
+    says(path, "step 0 of 10: t = 1.00")
+    noise = pictures(path)[1]
+    handle(path, "step").press("End")
+    says(path, "step 10 of 10: t = 0.00")
+    assert pictures(path)[1] == pictures(path)[2] != noise
+    drag(page, path, "step", 0.7)
+    says(path, "step 7 of 10")
+    shot(path, "trajectory_scrubber")
+
+    _, mask, _ = pictures(nested)
+    handle(nested, "draw").press("ArrowRight")
+    says(nested, "draw 2:")
+    assert pictures(nested)[1] != mask
+    nested.locator("select").select_option("uniform")
+    drag(page, nested, "draw", 1.0)
+    says(nested, "draw 16:")
+    shot(nested, "nested_dropout_view")
+
+    (samples,) = pictures(prior)
+    handle(prior, "shared ids").press("End")
+    says(prior, "16 of 16 ids shared")
+    tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
+    assert all((tile == tiles[0]).all() for tile in tiles) and pictures(prior) != [samples]
+    prior.locator("select").select_option("3")
+    says(prior, "3, temperature 1.0: 16 of 16 ids shared")
+    drag(page, prior, "shared ids", 0.25)
+    says(prior, "3, temperature 1.0: 4 of 16 ids shared")
+    tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
+    assert all((tile != tiles[0]).any() for tile in tiles[1:])
+    drag(page, prior, "temperature", 0.0)
+    says(prior, "3, temperature 0.0: 4 of 16 ids shared")
+    tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
+    assert all((tile == tiles[0]).all() for tile in tiles)  # the likeliest ids, every time
+    shot(prior, "prior_sampler")
+
+    caption = prompts.locator("input[type=text]")
+    before = pictures(prompts)
+    caption.fill("a red hexagon")
+    caption.press("Enter")
+    says(prompts, "cannot read the caption 'a red hexagon'")
+    assert pictures(prompts) == before
+    prompts.locator("select").select_option("a large blue square")
+    says(prompts, "✓ as told")
+    assert caption.input_value() == "a large blue square" and pictures(prompts) != before
+    handle(prompts, "tokens").press("Home")  # one token cannot say all of it
+    api.expect(prompts.locator("img")).not_to_have_attribute(
+        "alt", f"samples: {'; '.join(['✓ as told'] * 6)}", timeout=SLOW
+    )
+    shot(prompts, "prompt_explorer")

@@ -1,0 +1,91 @@
+"""The comparison: every system runs, results are stored and not done again, JPEG and WebP behave as such."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from minflextok import PRESETS, FlexTok, TokenizerConfig
+from minflextok.cli.parser import main
+from minflextok.data.datasets import load_dataset
+from minflextok.evaluation.classifier import Judge
+from minflextok.experiments.baselines import Regressor
+from minflextok.experiments.compare import SYSTEMS, Setting, codecs, compare
+from minflextok.presets import RECIPES
+
+
+def test_systems_differ_in_what_they_say_and_have_equal_size():
+    sizes = {}
+    for name, system in SYSTEMS.items():
+        config = dataclasses.replace(PRESETS["cifar10-tiny"], **system.model)
+        with torch.device("meta"):
+            sizes[name] = sum(p.numel() for p in system.cls(config).parameters())
+        assert all(1 <= k <= config.num_registers for k in system.budgets)
+    assert max(sizes.values()) < 1.03 * min(sizes.values()), sizes
+
+
+def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
+    from minflextok import compare as module
+
+    systems = ["titok-4", "grid-16", "full-attention"]
+    setting = Setting("cifar10-tiny", 0.003, "cifar10-sample", "cifar10-sample", 12)
+    monkeypatch.setattr(TokenizerConfig, "budgets", property(lambda c: [1, c.num_registers]))
+    monkeypatch.setitem(
+        RECIPES, "cifar10-tiny", dataclasses.replace(RECIPES["cifar10-tiny"], val_images=8)
+    )
+    table = compare(systems, setting, tmp_path, quiet=True)
+    results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in systems}
+    assert list(results["titok-4"]["tokens"]) == ["4"]
+    assert (
+        list(results["full-attention"]["tokens"]) == ["1", "16"]
+        and results["grid-16"]["system"]["images_seen"] >= 64
+    )
+    assert table.count("\n") == 1 + 4 and "| grid-16 | 16 | 23 |" in table
+    assert (
+        (tmp_path / "tokens.png").stat().st_size > 10_000 < (tmp_path / "bytes.png").stat().st_size
+    )
+    monkeypatch.setattr(module, "train_tokenizer", None)
+    assert compare(systems, setting, tmp_path, quiet=True) == table
+    with pytest.raises(
+        ValueError, match=r"titok-4.json is of another comparison \(num_images=12 there, 13 here\)"
+    ):
+        compare(systems, dataclasses.replace(setting, num_images=13), tmp_path, quiet=True)
+    regressor = Regressor.from_pretrained(tmp_path / "runs/titok-4")
+    assert regressor.config.num_registers == 4
+    with pytest.raises(ValueError, match="holds a Regressor, not a FlexTok"):
+        FlexTok.from_pretrained(tmp_path / "runs/titok-4")
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"preset": "shapes"}, "makes 16-pixel images, judge-cifar10 takes 32"),
+        ({"num_images": 2000}, "cifar10-sample has 1000 test images"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(tmp_path, changes, match):
+    setting = dataclasses.replace(
+        Setting("cifar10-tiny", 1.0, "cifar10-sample", "cifar10-sample", 12), **changes
+    )
+    with pytest.raises(ValueError, match=match):
+        compare(["titok-1"], setting, tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_jpeg_and_webp_trade_bytes_for_quality():
+    test = load_dataset("cifar10-sample", "test")
+    rows = list(codecs(test, 60, Judge.from_pretrained("judge-cifar10"), (5, 70)))
+    for poor, good in (rows[:2], rows[2:]):
+        assert poor["codec"] == good["codec"] and poor["quality"] == 5
+        assert 0 < poor["beyond_header"] < poor["bytes"] < good["bytes"]
+        assert (
+            poor["psnr"]["mean"] < good["psnr"]["mean"]
+            and poor["rfid"]["mean"] > good["rfid"]["mean"]
+        )
+    json.dumps(rows)
+
+
+def test_an_unknown_system_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="--systems nothing: there are flextok, titok-1"):
+        main(["compare", "--systems", "nothing", "--out", str(tmp_path)])
