@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from .config import JudgeConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
+from .config import ClassifierConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
 
 
 def _published(enc_depth: int, dec_depth: int) -> TokenizerConfig:
@@ -206,7 +206,10 @@ PRIOR_RECIPES: dict[str, TrainConfig] = {
     **{name: _LARGE_PRIOR for name in PRIOR_PRESETS if name.startswith("ar-")},
 }
 
-JUDGES = {"judge": JudgeConfig(), "teacher": JudgeConfig(widths=(48, 96, 160), strides=(2, 2, 1))}
+JUDGES = {
+    "judge": ClassifierConfig(),
+    "teacher": ClassifierConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
+}
 JUDGE_RECIPE = TrainConfig(
     steps=7000,
     batch_size=128,

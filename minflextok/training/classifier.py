@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import JudgeConfig, TrainConfig
+from ..config import ClassifierConfig, TrainConfig
 from ..data.datasets import Dataset, Stream, held_out, shuffled, to_float
-from ..evaluation.classifier import Judge, accuracy
+from ..evaluation.classifier import Classifier, accuracy
 from .loop import Run, fit
 from .runtime import Processes
 
@@ -37,14 +37,14 @@ def labelled_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, Tensor]]
 
 
 def train_judge(
-    config: JudgeConfig,
+    config: ClassifierConfig,
     recipe: TrainConfig,
     data: Dataset,
     out: str | Path,
     device: str | None = None,
     quiet: bool = False,
-) -> Judge:
-    """Train a Judge on labelled images; `out` and errors as for `fit`. The log has the accuracy on held-out ones.
+) -> Classifier:
+    """Train a Classifier on labelled images; `out` and errors as for `fit`. The log has the accuracy on held-out ones.
 
     Batch norm sees the share of its own process, so a run of two processes repeats one of two, not one of one.
     """
@@ -68,14 +68,14 @@ def train_judge(
         )
     train, val = (data.select(i) for i in held_out(len(data), recipe, data.name))
 
-    def evaluate(judge: Judge, step: int) -> tuple[dict, str]:
+    def evaluate(judge: Classifier, step: int) -> tuple[dict, str]:
         share = accuracy(judge, val)
         return {"accuracy": share}, f"accuracy {share:.1%} on {len(val)} held-out images"
 
     procs = Processes(device)
     torch.manual_seed(recipe.seed)
     return fit(
-        Judge(config),
+        Classifier(config),
         lambda run: labelled_batches(train, run),
         evaluate,
         recipe,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.classifier import Judge
+from ..evaluation.classifier import Classifier
 from .runtime import first_line
 
 Teacher = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> features (B, D, h, w)
@@ -63,7 +63,7 @@ def load_teacher(name: str, device: str | torch.device = "cpu") -> Teacher:
                 f"--repa {name}: never train with the network that judges; "
                 "give one that `minflextok train judge --preset teacher` made"
             )
-        return Judge.from_pretrained(name).to(device).requires_grad_(False).maps
+        return Classifier.from_pretrained(name).to(device).requires_grad_(False).maps
     try:
         net = torch.hub.load("facebookresearch/dinov2", "dinov2_vitb14", trust_repo=True)
     except Exception as e:
