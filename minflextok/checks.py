@@ -51,3 +51,8 @@ def check_range(images: Tensor) -> Tensor:
             stacklevel=4,
         )
     return images
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or the name of its type where it has none."""
+    return str(error).split("\n")[0] or type(error).__name__

@@ -30,9 +30,15 @@ from ..data.datasets import (
 from ..evaluation import curves
 from ..evaluation.figures import budget_grid, image_grid, save
 from ..evaluation.metrics import code_usage, psnr
-from ..evaluation.prior import PriorEvaluation, Sampler
-from ..evaluation.reports import prior_table, write_pictures
-from ..evaluation.tokenizer import Evaluation, table, write
+from ..evaluation.prior import PriorEvaluation
+from ..evaluation.reports import (
+    prior_table,
+    tokenizer_table,
+    write_pictures,
+    write_results,
+)
+from ..evaluation.settings import EvaluationSettings, PriorSettings, Sampler
+from ..evaluation.tokenizer import Evaluation
 from ..experiments.compare import SYSTEMS, Setting, compare
 from ..presets import (
     JUDGE_RECIPE,
@@ -251,26 +257,23 @@ def evaluate(a: argparse.Namespace) -> None:
         raise ValueError(f"--out {a.out}: results are saved as .json")
     tok = load(a)
     data = load_dataset(a.data, a.split, tok.image_size)
-    work = Evaluation(
-        tok,
-        a.weights,
-        data,
-        a.split,
-        a.num_images,
-        a.tokens,
-        a.steps,
-        a.guidance,
-        a.apg,
-        a.seed,
-        a.features,
-        a.judge,
-        a.batch_size,
-        a.bf16,
+    settings = EvaluationSettings(
+        num_images=a.num_images,
+        budgets=a.tokens,
+        steps=a.steps,
+        guidance=a.guidance,
+        apg=a.apg,
+        seed=a.seed,
+        features=a.features,
+        classifier=a.judge,
+        batch_size=a.batch_size,
+        bf16=a.bf16,
     )
-    print(work.line, flush=True)
+    work = Evaluation(tok, a.weights, data, settings)
+    print(work.protocol_line, flush=True)
     found = work.run(progress=sys.stderr.isatty())
-    write(found, Path(a.out))
-    print(f"{table(found)}\nresults -> {a.out}")
+    write_results(found, a.out)
+    print(f"{tokenizer_table(found)}\nresults -> {a.out}")
 
 
 def show_curves(a: argparse.Namespace) -> None:
@@ -388,27 +391,22 @@ def evaluate_a_prior(a: argparse.Namespace) -> None:
             held_out(len(data), TrainConfig(val_images=max(1, a.num_samples)), name)[1]
         )
     samplers = [Sampler(g, t, a.top_k, a.top_p) for g, t in product(a.guidance, a.temperature)]
-    work = PriorEvaluation(
-        prior,
-        a.prior,
-        tok,
-        a.tokenizer or a.prior,
-        data,
-        a.split,
-        a.num_samples,
-        a.tokens,
-        samplers,
-        a.steps,
-        a.decoder_guidance,
-        a.seed,
-        a.judge,
-        a.batch_size,
-        a.prefix_images,
-        a.bf16,
+    settings = PriorSettings(
+        num_samples=a.num_samples,
+        budgets=a.tokens,
+        samplers=samplers,
+        steps=a.steps,
+        decoder_guidance=a.decoder_guidance,
+        seed=a.seed,
+        classifier=a.judge,
+        batch_size=a.batch_size,
+        prefix_images=a.prefix_images,
+        bf16=a.bf16,
     )
-    print(work.line, flush=True)
+    work = PriorEvaluation(prior, a.prior, tok, a.tokenizer or a.prior, data, settings)
+    print(work.protocol_line, flush=True)
     found, samples, continued = work.run(progress=sys.stderr.isatty())
-    write(found, Path(a.out) / "results.json")
+    write_results(found, Path(a.out) / "results.json")
     write_pictures(found, samples, continued, Path(a.out))
     print(f"{prior_table(found)}\nresults and pictures -> {a.out}/")
 

@@ -272,9 +272,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--tokens", type=int, nargs="+", help="budgets to measure (default 1 2 4 ... K)")
     p.add_argument(
         "--features",
-        default="judge",
-        choices=["judge", "inception"],
-        help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)",
+        default="classifier",
+        choices=["classifier", "fidelity"],
+        help="space of rFID: the evaluation classifier's features, or those of published FIDs, "
+        "torch-fidelity's Inception-v3, which is downloaded (default classifier)",
     )
     p.add_argument(
         "--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)"
