@@ -12,7 +12,7 @@ from minflextok.cli.parser import main
 from minflextok.config import WEIGHTS_DIR, JudgeConfig
 from minflextok.data.datasets import CIFAR10_CLASSES, Images, load_dataset, to_float
 from minflextok.evaluation.classifier import Judge, accuracy
-from minflextok.presets import JUDGES
+from minflextok.presets import CLASSIFIER_PRESETS
 from minflextok.training.classifier import random_crop, train_judge
 
 SMALL = JudgeConfig(image_size=8, widths=(8, 12), strides=(2, 1), num_features=6, num_classes=3)
@@ -53,7 +53,7 @@ def test_shapes_of_logits_features_and_maps():
     torch.testing.assert_close(
         judge(x, labels), F.cross_entropy(judge(x), labels, label_smoothing=0.1)
     )
-    assert Judge(JUDGES["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[2:] == (8, 8)
+    assert Judge(CLASSIFIER_PRESETS["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[2:] == (8, 8)
 
 
 @pytest.mark.parametrize(
