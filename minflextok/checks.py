@@ -21,16 +21,12 @@ def check_count(value: object, name: str, low: int, high: int | None = None) -> 
 
 
 def check_number(
-    value: object,
-    name: str,
-    low: float = float("-inf"),
-    hint: str = "a finite number",
-    where: str = "",
+    value: object, name: str, low: float = float("-inf"), hint: str = "a finite number"
 ) -> float:
-    """Returns value, a finite int or float (no bool) of at least low. where: follows the value in the error."""
+    """Returns value, a finite int or float (no bool) of at least low."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) < float("inf") or value < low:
-        raise ValueError(f"{name}={value!r}{where}: give {hint}")
+        raise ValueError(f"{name}={value!r}: give {hint}")
     return value
 
 
@@ -64,8 +60,7 @@ def check_shape(
 def check_finite(x: Tensor, name: str) -> Tensor:
     """Returns x, without NaN and infinite values."""
     if not bool(x.isfinite().all()):
-        holds = "hold" if name.endswith("s") else "holds"
-        raise ValueError(f"{name} {holds} NaN or infinite values: clean them first")
+        raise ValueError(f"{name} hold NaN or infinite values: clean them first")
     return x
 
 
@@ -114,8 +109,3 @@ def check_ids(
     if low < 0 or high >= vocab_size:
         raise ValueError(f"ids range from {low} to {high}: this model's are 0 to {vocab_size - 1}")
     return padded, lengths
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or the name of its type where it has none."""
-    return str(error).split("\n")[0] or type(error).__name__

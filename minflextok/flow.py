@@ -14,11 +14,6 @@ def mode_timesteps(u: Tensor, s: float = 0.25) -> Tensor:
     return 1 - u - s * (torch.cos(torch.pi / 2 * u) ** 2 - 1 + u)
 
 
-def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Gaussian noise of this shape, float32 on the CPU, drawn by a generator with this seed."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """The state x_t = t * noise + (1 - t) * x, for x, noise (B, C, H, W) and t (B,). Its velocity is noise - x."""
     t = t.view(-1, 1, 1, 1)

@@ -51,7 +51,7 @@ from ..presets import (
 )
 from ..prior import Prior
 from ..tokenizer import FlexTok
-from ..training.classifier import train_judge
+from ..training.classifier import train_classifier as train_judge
 from ..training.prior import train_prior
 from ..training.tokenizer import train_tokenizer
 from ..training.vae import train_vae

@@ -12,7 +12,7 @@ from minflextok.cli.parser import main
 from minflextok.config import WEIGHTS_DIR, ClassifierConfig
 from minflextok.data.datasets import CIFAR10_CLASSES, Images, load_dataset, to_float
 from minflextok.evaluation.classifier import Classifier, accuracy
-from minflextok.presets import JUDGES
+from minflextok.presets import CLASSIFIER_PRESETS
 from minflextok.training.classifier import random_crop, train_judge
 
 SMALL = ClassifierConfig(
@@ -55,7 +55,9 @@ def test_shapes_of_logits_features_and_maps():
     torch.testing.assert_close(
         judge(x, labels), F.cross_entropy(judge(x), labels, label_smoothing=0.1)
     )
-    assert Classifier(JUDGES["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[2:] == (8, 8)
+    assert Classifier(CLASSIFIER_PRESETS["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[
+        2:
+    ] == (8, 8)
 
 
 @pytest.mark.parametrize(
