@@ -160,7 +160,7 @@ class TokenizerConfig:
 
     @property
     def pixels(self) -> bool:
-        """Whether the model works on pixels. Three channels always mean pixels; latents have another number."""
+        """Whether the model works on pixels. Three channels are pixels; any other number, latents of a VAE."""
         return self.in_channels == 3
 
     @property
@@ -330,40 +330,47 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe. Defaults suit the small presets on a CPU."""
+    """The recipe: how a model is trained. The defaults suit the small presets on a CPU."""
 
-    steps: int = opt(
-        6000, "optimiser steps; warmup, cosine and nested dropout are laid out over them"
-    )
+    steps: int = opt(6000, "optimizer steps; all schedules are laid out over them")
     minutes: float = opt(
-        0.0, "wall-clock budget; where it ends first it lays out the schedule instead (0: none)"
+        0.0, "wall-clock limit; if it ends first, the schedules are laid out over it (0: no limit)"
     )
     processor_time: bool = opt(
-        False, "minutes, and the time in the log, are the processor's: fair on a busy CPU"
+        False, "count processor time in place of wall-clock time: fair on a busy CPU"
     )
-    batch_size: int = opt(64, "images per step, over all processes together")
+    batch_size: int = opt(64, "images per step, over all ranks together")
     micro_batch: int = opt(
-        0, "images per forward pass and process; gradients are summed (0: all at once)"
+        0, "images per forward pass and rank; gradients are summed (0: all at once)"
+    )
+    optimizer: str = opt(
+        "adamw", "'adamw', or 'muon': Muon for the matrices of the blocks, AdamW for the rest"
     )
     lr: float = opt(4e-3, "peak learning rate")
-    min_lr: float = opt(0.02, "the cosine ends at this share of lr")
+    muon_lr: float = opt(2.5, "Muon's learning rate, as a multiple of lr")
+    muon_adaln: bool = opt(False, "Muon for the adaLN matrices of the blocks, too")
+    min_lr: float = opt(0.02, "learning rate at the end, as a share of lr")
     warmup: int = opt(200, "steps of linear warmup")
-    weight_decay: float = opt(0.02, "AdamW's, on matrices alone")
+    decay_from: float = opt(
+        -1.0, "constant lr until this share of the run, then linear decay (below 0: cosine decay)"
+    )
+    weight_decay: float = opt(0.02, "weight decay, on matrices only")
     beta2: float = opt(0.95, "AdamW's second beta; the first is 0.9")
     clip: float = opt(1.0, "largest gradient norm")
-    ema: float = opt(0.999, "decay of the averaged weights per step (shorter at the start)")
+    ema: float = opt(0.999, "decay of the averaged weights per step (smaller at the start)")
     nested_from: float = opt(
-        0.0, "share of the run after which nested dropout is mixed in; before, all K are kept"
+        0.0,
+        "share of the run after which nested dropout is mixed in; before, all K tokens are kept",
     )
-    nested_full: float = opt(0.67, "share of the run from which on every image has nested dropout")
+    nested_full: float = opt(0.67, "share of the run after which every image has nested dropout")
     flip: bool = opt(True, "mirror images at random")
-    bf16: bool = opt(True, "bfloat16 autocast")
+    bf16: bool = opt(True, "bfloat16 autocast, on devices that compute bfloat16 natively")
     compile: bool = opt(False, "torch.compile the networks")
-    seed: int = opt(0, "seed of the weights, the order of the images and every draw")
-    val_images: int = opt(512, "training images held out for the logged PSNR and code usage")
+    seed: int = opt(0, "seed of the weights, the order of the images and every random draw")
+    val_images: int = opt(512, "size of the validation split, taken from the training images")
     log_every: int = opt(50, "steps between log lines")
-    eval_every: int = opt(500, "steps between PSNR, code usage, picture grid and checkpoint")
-    workers: int = opt(4, "decoding processes for sets that stream")
+    eval_every: int = opt(500, "steps between evaluations, sample images and checkpoints")
+    workers: int = opt(4, "decoding processes of data sets that stream")
 
     def __post_init__(self):
         check_types(self)
@@ -377,13 +384,20 @@ class TrainConfig:
                 getattr(self, name) >= 0,
                 f"{name}={getattr(self, name)}: give a number of at least 0",
             )
+        for name in ("lr", "muon_lr", "clip"):
+            require(
+                getattr(self, name) > 0, f"{name}={getattr(self, name)}: give a positive number"
+            )
         require(
-            self.lr > 0 and self.clip > 0, f"lr={self.lr}, clip={self.clip}: give positive numbers"
+            self.optimizer in ("adamw", "muon"),
+            f"optimizer={self.optimizer!r}: give 'adamw' or 'muon'",
         )
+        require(self.decay_from < 1, f"decay_from={self.decay_from}: give a share below 1")
         require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
         require(
             0 <= self.nested_from <= self.nested_full <= 1,
-            f"nested_from={self.nested_from}, nested_full={self.nested_full}: give 0 <= from <= full <= 1",
+            f"nested_from={self.nested_from}, nested_full={self.nested_full}: "
+            "give 0 <= nested_from <= nested_full <= 1",
         )
 
 

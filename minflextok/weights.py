@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -15,6 +17,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .config import WEIGHTS_DIR, from_dict, to_json
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the name `path` when it is complete; after an error there is none."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file (text as UTF-8) whole or not at all."""
+    with atomic_file(path) as f:
+        f.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def save(
@@ -54,11 +77,16 @@ def save(
 
 
 def find(name: str | Path, prefix: str = "") -> Path:
-    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub.
+    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub. A
+    published model may also be given by its .safetensors file.
 
     Shipped weights of a model that shares its name with another lie in `prefix` + name: those of a tokenizer and of
     the prior over its ids are both called by the tokenizer's name.
     """
+    if str(name).endswith(".safetensors"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"no file {name}")
+        return Path(name)
     for directory in (Path(name), WEIGHTS_DIR / f"{prefix}{name}"):
         if directory.is_dir():
             return directory
