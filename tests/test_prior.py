@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig, TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import WEIGHTS_DIR
-from minflextok.data.datasets import Folder, Images, Stream, in_order, to_float
+from minflextok.data import Folder, Images, Stream, in_order, to_float
 from minflextok.presets import PRIOR_RECIPES
 from minflextok.prior import sample
 from minflextok.training.prior import train_prior

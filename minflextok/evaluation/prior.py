@@ -16,8 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..config import require
-from ..data import Dataset, Stream, to_float, to_uint8
-from ..data.datasets import in_order
+from ..data import Dataset, Stream, in_order, to_float, to_uint8
 from ..data.shapes import read_scene
 from ..precision import autocast
 from ..prior import Prior

@@ -7,8 +7,7 @@ import torch
 from tqdm import tqdm
 
 from ..config import require
-from ..data import Dataset, Stream, to_float, to_uint8
-from ..data.datasets import in_order
+from ..data import Dataset, Stream, in_order, to_float, to_uint8
 from ..precision import autocast
 from ..tokenizer import FlexTok
 from .classifier import Classifier

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data import Dataset, open_image, to_float
-from ..data.datasets import in_order
+from ..data import Dataset, in_order, open_image, to_float
 from ..evaluation.classifier import Classifier
 from ..evaluation.scores import Scores
 

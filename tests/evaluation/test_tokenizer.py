@@ -8,8 +8,7 @@ import torch
 from minflextok import FlexTok
 from minflextok.cli.parser import main
 from minflextok.config import DATA_DIR
-from minflextok.data import Images, Stream, load_dataset, to_float
-from minflextok.data.datasets import in_order
+from minflextok.data import Images, Stream, in_order, load_dataset, to_float
 from minflextok.evaluation import tokenizer
 from minflextok.evaluation.fid import FeatureStats, frechet_distance
 from minflextok.evaluation.metrics import psnr
