@@ -42,9 +42,10 @@ def evaluate_prefixes(
     continuations: (2, 1 + each, 3, H, W) uint8.
     """
     n, device = len(images), next(prior.parameters()).device
-    x = tok.to_latents(to_float(images).to(device))
-    ids, true = tok.encode_latents(x, batch_size=settings.batch_size), contents(images)
-    noise = image_noise((n * each, *x.shape[1:]), settings.seed + 2, 0).to(device)
+    ids = tok.encode(to_float(images).to(device), batch_size=settings.batch_size)
+    c, true = tok.config, contents(images)
+    shape = (n * each, c.in_channels, c.image_size, c.image_size)
+    noise = image_noise(shape, settings.seed + 2, 0).to(device)
     repeated = [c for c in asked for _ in range(each)]
     conditions = torch.stack(repeated) if isinstance(asked, Tensor) else repeated
     sampler = asdict(settings.samplers[0]) | {"guidance": 0.0}

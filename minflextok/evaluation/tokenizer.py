@@ -52,7 +52,7 @@ class Evaluation:
     ):
         """weights_name: what `tok` was loaded from. Raises ValueError, OSError without weights."""
         s, self.tok, self.data, self.settings = settings, tok, data, settings
-        self.device, size = next(tok.parameters()).device, tok.image_size
+        self.device, size = tok.device, tok.image_size
         self.budgets = s.budgets_of(weights_name, tok.config.num_registers, tok.config.budgets)
         self.num = s.num_images
         if self.num is None:

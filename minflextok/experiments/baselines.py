@@ -16,23 +16,29 @@ from torch import Tensor
 
 from ..config import TokenizerConfig
 from ..encoder import Encoder
-from ..patches import patchify
-from ..tokenizer import FlexTok, Ids
+from ..tokenizer import FlexTok, Ids, draw
 from ..training.objective import TokenizerObjective
 from ..transformer import layer_norm
 
 
-class RegressionObjective(TokenizerObjective):
-    """The squared error of the image, as a flow loss with noise 0 and t = 1.
+def draw_regression(
+    config: TokenizerConfig, x: Tensor, nested_prob: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The draws with which the flow loss is the squared error of the image: noise 0, t = 1.
 
-    There x_t = 0 and the target noise - x is -x. No image is unconditional.
+    There x_t = 0, and the target noise - x is -x. No image is unconditional.
     """
+    noise, t, keep_k, null = draw(config, x, nested_prob, generator)
+    return torch.zeros_like(noise), torch.ones_like(t), keep_k, torch.zeros_like(null)
+
+
+class RegressionObjective(TokenizerObjective):
+    """The training objective of a `Regressor`: the squared error of the image."""
 
     def draw(
         self, x: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        noise, t, keep_k, null = super().draw(x, nested_prob, generator)
-        return torch.zeros_like(noise), torch.ones_like(t), keep_k, torch.zeros_like(null)
+        return draw_regression(self.config, x, nested_prob, generator)
 
 
 class Regressor(FlexTok):
@@ -45,9 +51,10 @@ class Regressor(FlexTok):
     def loss(
         self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The squared error of the images (B, C, H, W) for fresh draws of k: a scalar."""
-        x, objective = self.to_latents(images), RegressionObjective(self)
-        return objective(x, *objective.draw(x, nested_prob, generator))
+        """The training objective on images (B, 3, H, W) with fresh draws: a scalar."""
+        x = self.to_latents(images)
+        noise, t, keep_k, null = draw_regression(self.config, x, nested_prob, generator)
+        return self.flow_loss(x, noise, t, keep_k.to(x.device), null.to(x.device))
 
     def decode(
         self,
@@ -71,14 +78,12 @@ class Regressor(FlexTok):
 class GridEncoder(Encoder):
     """A ViT without registers: token i is the output at patch i, in raster order."""
 
-    def forward(self, x: Tensor, num_registers: int | None = None) -> Tensor:
-        """x (B, C, H, W) -> latents before FSQ (B, k, F) of the first k = num_registers patches."""
-        P = self.positions.shape[0] * self.positions.shape[1]
-        seq = self.patch_proj(patchify(x, self.patch_size))  # (B, P, D)
-        seq = seq + self.positions.flatten(0, 1)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> latents before FSQ (B, P, F)."""
+        seq = self.embed_patches(x)  # (B, P, D)
         for block in self.blocks:
-            seq = block(seq, prefix=P)
-        return self.head(layer_norm(seq))[:, :num_registers]
+            seq = block(seq)
+        return self.head(layer_norm(seq))
 
 
 class Grid(Regressor):
@@ -93,3 +98,6 @@ class Grid(Regressor):
         super().__init__(config)
         self.encoder = GridEncoder(config)
         self.encoder.registers.requires_grad_(False)  # unused
+
+    def _latents(self, x: Tensor, num_registers: int) -> Tensor:
+        return self.encoder(x)[:, :num_registers]
