@@ -288,7 +288,7 @@ def test_large_folders_and_shards_stay_on_disk_with_the_same_batches(tmp_path, m
     for i in range(10):
         picture(tmp_path / "big/a" / f"{i}.png", (8, 8), (i, 0, 0))
     memory = next(load_dataset(tmp_path / "big", image_size=8).batches(4, 0, start=2))
-    monkeypatch.setattr("minflextok.data.datasets.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
     folder = load_dataset(tmp_path / "big", image_size=8, workers=0)
     assert isinstance(folder, Folder) and torch.equal(next(folder.batches(4, 0, start=2)), memory)
     shard(tmp_path / "s.tar", {f"{i}.png": jpeg(i) for i in range(7)})
@@ -316,6 +316,6 @@ def test_cifar10_offline_names_the_alternatives(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("minflextok.data.datasets.CIFAR10", offline)
+    monkeypatch.setattr("minflextok.data.load.CIFAR10", offline)
     with pytest.raises(OSError, match=r"no network.*cifar10-sample.*shapes"):
         load_dataset("cifar10")
