@@ -127,7 +127,7 @@ def load(
     dtype: torch.dtype = torch.float32,
 ):
     """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that names it."""
-    for name in ("config.json", "model.safetensors"):
+    for name in ("model.safetensors", "config.json"):
         if not (directory / name).exists():
             raise FileNotFoundError(
                 f"{directory} has no {name}: was it written by save_pretrained?"
@@ -138,7 +138,7 @@ def load(
         raise ValueError(f"{directory / 'config.json'}: {e}") from None
     file = directory / "model.safetensors"
     held = read_metadata(file).get("minflextok", cls.__name__)
-    if held != cls.__name__:
+    if held not in (cls.__name__, *getattr(cls, "former_names", ())):
         raise ValueError(
             f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained"
         )
