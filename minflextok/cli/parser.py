@@ -283,9 +283,11 @@ def with_flags(message: str, known: set[str]) -> str:
 
     def flag_of(match: re.Match) -> str:
         name = OTHER_NAMES.get(match[1], match[1])
-        return f"--{name.replace('_', '-')} " if name in known else match[0]
+        end = " " if match[2] == "=" else match[2]
+        return f"--{name.replace('_', '-')}{end}" if name in known else match[0]
 
-    return re.sub(r"(?<![\w.\-/'])([a-z]\w*)=(?=\S)", flag_of, message)
+    value, asked = r"(?<![\w.\-/'])([a-z]\w*)(=)(?=\S)", r"(?<=give )([a-z]\w*)(,)"
+    return re.sub(asked, flag_of, re.sub(value, flag_of, message))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -96,18 +96,18 @@ def test_demo(tmp_path, capsys):
     "args, match",
     [
         (["encode", "nowhere.png"], "no file or folder nowhere.png"),
-        (["encode", "{photos}", "--tokens", "99"], "num_tokens=99: give a whole number from 1 to"),
+        (["encode", "{photos}", "--tokens", "99"], "--tokens 99: give a whole number from 1 to"),
         (["encode", "{photos}", "--weights", "nothing"], "no weights 'nothing': shipped are"),
         (["encode", "{photos}", "--out", "ids.txt"], "saved as .npz or .json"),
         (["encode", "{text}"], "no readable image"),
         (["decode", "{text}"], "does not hold ids"),
         (["decode", "nowhere.npz"], "nowhere.npz"),
-        (["reconstruct", "{photos}", "--steps", "0"], "steps=0"),
+        (["reconstruct", "{photos}", "--steps", "0"], "--steps 0: give a whole number"),
         (
             ["reconstruct", "{photos}", "--tokens", "4", "99"],
             "--tokens 99: cifar10-tiny gives 1 to 16",
         ),
-        (["reconstruct", "{photos}", "--apg"], "--apg does nothing at guidance 1"),
+        (["reconstruct", "{photos}", "--apg"], "--apg has no effect at guidance 1"),
         (["evaluate", "--out", "results.txt"], "saved as .json"),
         (
             ["evaluate", "--num-images", "2000"],
@@ -122,7 +122,10 @@ def test_demo(tmp_path, capsys):
             "unknown TokenizerConfig key 'nonsense'",
         ),
         (["train", "tokenizer", "--out", "{tmp}", "--preset", "d12-d12"], "no default data"),
-        (["train", "tokenizer", "--out", "{tmp}", "--lr", "-1"], "lr=-1"),
+        (
+            ["train", "tokenizer", "--out", "{tmp}", "--lr", "-1"],
+            "--lr -1.0: give a positive number",
+        ),
         (
             [
                 "train",
