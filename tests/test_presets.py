@@ -15,7 +15,8 @@ BEFORE = json.loads((Path(__file__).parent / "presets.json").read_text(encoding=
 
 @pytest.mark.parametrize("view", BEFORE)
 def test_presets_have_not_changed(view):
-    """Every field of every preset, against a dump of them: figures and weights depend on these values."""
+    """Every field of every preset, against a dump of them: figures and weights depend on these
+    values."""
     for name, before in BEFORE[view].items():
         found = json.loads(to_json(getattr(presets, view)[name]))
         assert {key: found[key] for key in before} == before, name

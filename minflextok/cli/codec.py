@@ -28,7 +28,8 @@ BATCH = 64  # images that are encoded or decoded at once
 
 
 def read_images(paths: list[str], size: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and pixels (3, size, size) uint8 of each image file, one at a time; folders are searched."""
+    """Name and pixels (3, size, size) uint8 of each image file, one at a time; folders are
+    searched."""
     skipped, found = Skipped(), 0
     for path in map(Path, paths):
         if not path.exists():
@@ -63,7 +64,8 @@ def write_ids(path: Path, ids: Tensor, names: list[str], weights: str) -> None:
 
 
 def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
-    """Ids, names and weights as `write_ids` wrote them; rows of a JSON file may differ in length."""
+    """Ids, names and weights as `write_ids` wrote them; rows of a JSON file may differ in
+    length."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as f:
@@ -212,6 +214,7 @@ def show_demo(a: argparse.Namespace) -> None:
     images = to_float(data.images[: a.num_images])
     print(
         f"weights {a.weights}: up to {tok.config.num_registers} tokens of "
-        f"{tok.config.bits_per_token:.1f} bits; images: the first {len(images)} of {a.data}, test split"
+        f"{tok.config.bits_per_token:.1f} bits; images: the first {len(images)} of {a.data}, "
+        "test split"
     )
     show_budgets(tok, images, tok.config.budgets, a)

@@ -1,4 +1,5 @@
-"""The commands that compute metrics, and that sample from a prior: evaluate, evaluate-prior, generate."""
+"""The commands that compute metrics, and that sample from a prior: evaluate, evaluate-prior,
+generate."""
 
 import argparse
 import sys

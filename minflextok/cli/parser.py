@@ -1,4 +1,5 @@
-"""The arguments of the command line; what each command does is in codec.py, evaluate.py and train.py."""
+"""The arguments of the command line; what each command does is in codec.py, evaluate.py and
+train.py."""
 
 import argparse
 import dataclasses
@@ -279,7 +280,8 @@ OTHER_NAMES = {"num_tokens": "tokens", "budgets": "tokens", "teacher": "repa"}
 
 
 def with_flags(message: str, known: set[str]) -> str:
-    """An error of the library with flags for arguments: "steps=0: give ..." -> "--steps 0: give ..."."""
+    """An error of the library with flags for arguments: "steps=0: give ..." -> "--steps 0: give
+    ..."."""
 
     def flag_of(match: re.Match) -> str:
         name = OTHER_NAMES.get(match[1], match[1])

@@ -1,4 +1,5 @@
-"""WebDataset shards: tar files of images, each with an optional class number in a .cls file of the same name."""
+"""WebDataset shards: tar files of images, each with an optional class number in a .cls file of the
+same name."""
 
 import os
 import random
@@ -31,7 +32,8 @@ class Sample:
 
 
 def expand(pattern: str) -> tuple[list[str], int | None]:
-    """The shards that a name such as "train-{000..127}.tar" means, and their size in bytes (None: remote)."""
+    """The shards that a name such as "train-{000..127}.tar" means, and their size in bytes (None:
+    remote)."""
     shards = wds.shardlists.expand_urls(pattern)
     if pattern.startswith(REMOTE):
         return shards, None
@@ -49,7 +51,8 @@ def expand(pattern: str) -> tuple[list[str], int | None]:
 
 
 def is_whole(shard: str) -> bool:
-    """A tar ends with two blocks of zeros; one cut between two files would else pass for a shorter set."""
+    """A tar ends with two blocks of zeros; one cut between two files would else pass for a shorter
+    set."""
     with open(shard, "rb") as f:
         size = f.seek(0, 2)
         f.seek(max(0, size - 1024))
@@ -57,7 +60,8 @@ def is_whole(shard: str) -> bool:
 
 
 def files_in(shards: list[str], **order) -> Shards:
-    """The files in these shards; `order` says how shards are shared and shuffled (see WebDataset)."""
+    """The files in these shards; `order` says how shards are shared and shuffled (see
+    WebDataset)."""
     pipeline = wds.WebDataset(shards, empty_check=False, **order)
     pipeline.pipeline.pop()  # the last stage groups by the name up to its first dot: see `samples`
     return pipeline
@@ -85,8 +89,9 @@ def read_files(files: Shards) -> Iterator[dict]:
 
 
 def samples(files: Shards) -> Iterator[Sample]:
-    """The images and their classes. The files of a sample follow each other, and have one name up to the last dot:
-    frame.0001.png and frame.0001.cls. ValueError, which names the file, where a sample is not clear."""
+    """The images and their classes. The files of a sample follow each other, and have one name up
+    to the last dot: frame.0001.png and frame.0001.cls. ValueError, which names the file, where a
+    sample is not clear."""
     sample, previous = None, None
     for file in read_files(files):
         name = file.get("fname", "")  # an empty file ends a shard
@@ -128,8 +133,8 @@ def finished(sample: Sample, previous: Sample | None, following: str) -> Iterato
         keys = sorted((sample.key, previous.key if previous else ""))
         if keys[0] and keys[1].startswith(keys[0] + "."):
             raise ValueError(
-                f"{sample.url}: {' and '.join(keys)} look like one sample with several images (such as "
-                "a photo and its depth map): keep one image for each name"
+                f"{sample.url}: {' and '.join(keys)} look like one sample with several images "
+                "(such as a photo and its depth map): keep one image for each name"
             )
         yield sample
     elif sample.label is not None:

@@ -66,7 +66,7 @@ def test_hidden_folders_do_not_shift_the_labels(tmp_path):
     assert data.classes == ["cat", "dog"] and data.labels.tolist() == [0, 1]
 
 
-# ---- splits ----------------------------------------------------------------------------------------------------------
+# ---- splits --------------------------------------------------------------------------------------
 
 
 def make(root, *folders):
@@ -131,7 +131,7 @@ def test_a_split_without_a_class_keeps_the_numbers_of_training(tmp_path):
         assert test.classes == ["ant", "bee", "cow"] and test.labels.tolist() == [0, 2]
 
 
-# ---- litter ----------------------------------------------------------------------------------------------------------
+# ---- litter --------------------------------------------------------------------------------------
 
 
 def test_litter_is_no_class_and_no_image(tmp_path):
@@ -179,7 +179,7 @@ def test_pictures_that_are_not_read_are_counted_and_named(tmp_path):
         assert len(load_dataset(tmp_path)) == 3
 
 
-# ---- unreadable files ------------------------------------------------------------------------------------------------
+# ---- unreadable files ----------------------------------------------------------------------------
 
 
 def test_a_substitute_for_an_unreadable_file_has_its_class(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_uint8_round_trip():
     assert torch.equal(to_uint8(to_float(x)), x)
 
 
-# ---- transparency ----------------------------------------------------------------------------------------------------
+# ---- transparency --------------------------------------------------------------------------------
 
 
 def disc(mode: str, hidden: int) -> Image.Image:
@@ -72,7 +72,7 @@ def test_half_transparent_pixels_are_blended_and_opaque_ones_unchanged():
     assert open_image(encoded(keyed, transparency=(1, 2, 3)), None).min() == 255
 
 
-# ---- orientation -----------------------------------------------------------------------------------------------------
+# ---- orientation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tag", range(1, 9))
@@ -130,7 +130,7 @@ def test_a_malformed_exif_block_counts_as_none(kind):
     assert np.array_equal(open_image(broken, None), open_image(file, None))
 
 
-# ---- grays of more than 8 bits ---------------------------------------------------------------------------------------
+# ---- grays of more than 8 bits -------------------------------------------------------------------
 
 RAMP = np.arange(64).reshape(8, 8) / 63  # 0 to 1
 WANT = (255 * RAMP).round()
@@ -177,7 +177,7 @@ def test_grays_of_an_unknown_range_are_refused(values):
         open_image(tiff(values), None)
 
 
-# ---- sizes -----------------------------------------------------------------------------------------------------------
+# ---- sizes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 65_000), (65_000, 1), (2, 9_999)])

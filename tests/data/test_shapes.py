@@ -61,8 +61,8 @@ def test_captions_are_true_and_parse_back(seed, sizes):
     rng = np.random.default_rng(seed)
     scene = random_scene(rng)
     things, relations = parse_caption(caption(scene, sizes, rng))
-    assert [(t.shape, t.colour, t.size) for t in things] == [
-        (t.shape, t.colour, t.size if sizes else None) for t in scene
+    assert [(t.shape, t.color, t.size) for t in things] == [
+        (t.shape, t.color, t.size if sizes else None) for t in scene
     ]
     assert all(holds(a, r, b) for a, r, b in zip(scene[:-1], relations, scene[1:], strict=True))
 

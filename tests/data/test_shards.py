@@ -64,7 +64,7 @@ def test_shards_outside_the_repository_read_the_same_way():
     assert len(full) == 10_000 and torch.equal(full.images[:1000], sample.images)
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 
 def test_names_may_have_dots(tmp_path):
