@@ -23,7 +23,7 @@ LITTER = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume inf
 def is_litter(name: str) -> bool:
     """Whether a file or folder of this name is left behind by a program: .ipynb_checkpoints,
     __MACOSX, ._x.png."""
-    return name.startswith(".") or name.lower() in LITTER
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in LITTER
 
 
 def walk(root: Path) -> Iterator[Path]:

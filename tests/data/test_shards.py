@@ -97,7 +97,7 @@ def test_no_image_is_dropped_without_an_error_that_names_it(tmp_path, members, m
 
 
 def test_litter_in_a_shard_is_left_out(tmp_path):
-    names = ["a.png", "__MACOSX/._a.png", "._a.png", "b.PNG", ".ipynb_checkpoints/b.png"]
+    names = ["./a.png", "__MACOSX/._a.png", "._a.png", "b.PNG", ".ipynb_checkpoints/b.png"]
     assert len(load_dataset(shard(tmp_path / "a.tar", {n: png() for n in names}))) == 2
 
 
