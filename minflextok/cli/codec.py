@@ -191,20 +191,23 @@ def reconstruct(a: argparse.Namespace) -> None:
 
 
 # Shipped weights with their data set and the guidance scale that their cards recommend.
-DEMOS = {"shapes": ("shapes", 1.0), "cifar10": ("cifar10-sample", 2.0)}
+DEMOS = {"shapes": ("shapes", 2.0), "cifar10": ("cifar10-sample", 2.0)}
 
 
 def demo(a: argparse.Namespace) -> None:
     """Reconstructions by the shipped tokenizers, or by --weights alone."""
-    shown = DEMOS if a.weights is None else {a.weights: ("cifar10-sample", 1.0)}
-    for weights, (data, guidance) in shown.items():
-        out = f"outputs/demo-{weights}.png" if a.weights is None else "outputs/demo.png"
-        own = {"weights": weights, "data": data, "guidance": guidance, "out": out}
-        given = {name: value for name, value in vars(a).items() if value is not None}
-        show_demo(argparse.Namespace(**(own | given)))
+    if a.weights is not None:
+        return show_demo(a, a.weights, "cifar10-sample", 1.0, Path(a.out))
+    for weights, (data, guidance) in DEMOS.items():
+        out = Path(a.out)
+        show_demo(a, weights, data, guidance, out.with_name(f"{out.stem}-{weights}{out.suffix}"))
 
 
-def show_demo(a: argparse.Namespace) -> None:
+def show_demo(a: argparse.Namespace, weights: str, data: str, guidance: float, out: Path) -> None:
+    """weights, data, guidance: used where the command does not give its own."""
+    own = {"weights": weights, "data": data, "guidance": guidance}
+    given = {name: value for name, value in vars(a).items() if value is not None}
+    a = argparse.Namespace(**(own | given | {"out": out}))
     tok = load(a)
     if a.num_images < 1:
         raise ValueError(f"--num-images {a.num_images}: give at least 1")

@@ -139,7 +139,8 @@ def add_codec(command) -> None:
     )
     flag(p, "--weights", help=f"{WEIGHTS} (default: shapes, then cifar10)")
     flag(p, "--data", help="a data set; its test split is used (default: that of the weights)")
-    flag(p, "--out", help="picture (default outputs/demo-NAME.png, or demo.png with --weights)")
+    out = "picture; without --weights one for each tokenizer, demo-shapes.png and demo-cifar10.png"
+    flag(p, "--out", default="outputs/demo.png", help=out)
     flag(p, "--num-images", type=int, default=16, help="images that the table averages over")
     add_decoding(p, guidance=None)
 
