@@ -52,14 +52,35 @@ def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
     range.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        image.load()
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        image = decode(data)
         image = on_white(eight_bits(upright(image)))
         return np.asarray(resize_and_crop(image, size) if size else image).transpose(2, 0, 1)
     except (*UNREADABLE, MemoryError):
         raise
     except Exception as e:  # Pillow raises many kinds on broken files
         raise ValueError(f"{type(e).__name__}: {e}") from None
+
+
+def decode(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.UnidentifiedImageError:  # a malformed EXIF block can make Pillow refuse a JPEG
+        image = Image.open(io.BytesIO(without_exif(data)))
+    image.load()
+    return image
+
+
+def without_exif(data: bytes) -> bytes:
+    """The bytes of a JPEG file without its APP1 segments, which hold EXIF; of other files, all."""
+    if not data.startswith(b"\xff\xd8"):
+        return data
+    kept, at = data[:2], 2
+    while data[at : at + 1] == b"\xff" and 0xE0 <= data[at + 1] <= 0xEF:  # APP0 to APP15
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        kept += b"" if data[at + 1] == 0xE1 else data[at:end]
+        at = end
+    return kept + data[at:]
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -102,7 +102,7 @@ def test_test_comes_before_validation_and_flat_splits_work(tmp_path):
         (["images-train/cat", "images-test/cat"], "train", "looks like a split"),
         (["TrainSet/cat", "TestSet/cat"], "train", "looks like a split"),
         (["train/1", "cat/1", "dog/1"], "train", "train, which is the name of a split, beside cat"),
-        (["data/train/cat", "data/test/cat"], "train", "train looks like a split inside of"),
+        (["data/train/cat", "data/test/cat"], "train", "looks like a split inside of"),
         (["cat/train", "cat/test", "dog/train"], "train", "test looks like a split inside of"),
         (["train/cat", "test/cat", "test/cow"], "test", "has class cow, which the training split"),
     ],
