@@ -1,7 +1,8 @@
 """Finite scalar quantization (Mentzer et al., arXiv 2309.15505): round each channel of a latent to a few levels.
 
-There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values; together the F
-channels are a code. The token id is the number whose mixed-radix digits are the levels of the channels.
+There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values. The F rounded channels
+are a code; its token id is the sum of digit_i * L_0 * ... * L_{i-1}, where digit_i in 0..L_i - 1 numbers the values of
+channel i.
 """
 
 import math
@@ -26,11 +27,11 @@ class FSQ(nn.Module):
 
     @property
     def center(self) -> Tensor:
-        """The digit of code 0, (F,)."""
+        """The digit whose value is 0, (F,)."""
         return self.L // 2
 
     def bound(self, z: Tensor) -> Tensor:
-        """Map each channel into its own interval, so that rounding gives exactly L_i values. Always in float32."""
+        """Squash channel i into an interval that holds exactly L_i integers. Always in float32."""
         with torch.autocast(z.device.type, enabled=False):
             half = (
                 (self.L.float() - 1) * 1.001 / 2

@@ -13,7 +13,6 @@ parameters without its width and depth (see presets.py). What the paper leaves o
   In a share of the training images a learned null condition replaces either, for guidance.
 """
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,9 +207,8 @@ class Prior(nn.Module):
         c, device = self.config, self.positions.device
         conditions = self.prepare(labels)
         B = len(conditions)
-        n = c.num_tokens
-        if num_tokens is not None:
-            n = checks.check_count(num_tokens, "num_tokens", 1, c.num_tokens)
+        n = c.num_tokens if num_tokens is None else num_tokens
+        checks.check_count(n, "num_tokens", 1, c.num_tokens)
         prefix = torch.empty(B, 0, dtype=torch.long) if prefix is None else prefix
         prefix = self._check_ids(prefix, B, "prefix")
         j = prefix.shape[1]
@@ -218,7 +216,8 @@ class Prior(nn.Module):
             raise ValueError(
                 f"prefix has {j} ids an image, num_tokens is {n}: give at most so many"
             )
-        scales = _check_sampling(guidance, temperature, top_k, top_p, n)
+        checks.check_sampling(temperature, top_k, top_p)
+        scales = checks.check_guidance(guidance, list(range(n)), "position")
         seed_device = generator.device if generator else "cpu"
         seeds = torch.randint(2**62, (B,), generator=generator, device=seed_device)
         rows = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
@@ -293,83 +292,16 @@ class Prior(nn.Module):
         """Names or numbers of classes -> (B,) int64."""
         if self.text_encoder is not None:
             raise ValueError("this prior takes text, not classes: give captions")
-        known = {name: i for i, name in enumerate(self.class_names)}
-        known |= {str(i): i for i in known.values() if str(i) not in known}
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, self.class_names, n=3, cutoff=0)
-                raise ValueError(
-                    f"no class {name!r}: give a number from 0 to {self.config.num_classes - 1}, or a name such "
-                    f"as {', '.join(near)}"
-                )
-        return torch.tensor([known[name] for name in names])
+        return torch.tensor([checks.find_class(name, self.class_names) for name in names])
 
     def prepare(self, labels: Conditions) -> Tensor:
         """Classes (B,), or captions as token numbers (B, L): checked, int64, on the model's device."""
-        c, device = self.config, self.positions.device
+        device = self.positions.device
         if self.text_encoder is not None:
-            texts = isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)
-            if not texts or not labels:
-                raise ValueError(
-                    f"this prior takes text, not {_describe(labels)}: give a list of captions"
-                )
-            return self.text_encoder.tokenize(list(labels)).to(device)
-        if not checks.is_int_tensor(labels) or labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(
-                f"this prior takes classes 0 to {c.num_classes - 1}, not {_describe(labels)}: "
-                "give a (B,) int64 tensor"
-            )
-        low, high = (v.item() for v in labels.aminmax())
-        if low < 0 or high >= c.num_classes:
-            raise ValueError(
-                f"classes range from {low} to {high}: this prior's are 0 to {c.num_classes - 1}"
-            )
-        return labels.to(device, torch.long)
+            return self.text_encoder.tokenize(checks.check_captions(labels)).to(device)
+        return checks.check_classes(labels, self.config.num_classes).to(device, torch.long)
 
     def _check_ids(self, ids: Tensor, rows: int, name: str) -> Tensor:
         c = self.config
-        if not checks.is_int_tensor(ids) or ids.ndim != 2 or len(ids) != rows:
-            raise ValueError(
-                f"{name}: {_describe(ids)} for {rows} conditions; give a ({rows}, k) int64 tensor"
-            )
-        if ids.shape[1] > c.num_tokens:
-            raise ValueError(
-                f"{name}: {ids.shape[1]} ids an image, this prior has at most {c.num_tokens}"
-            )
-        if ids.numel() and (ids.min() < 0 or ids.max() >= c.vocab_size):
-            raise ValueError(
-                f"{name} range from {ids.min()} to {ids.max()}: this prior's are 0 to {c.vocab_size - 1}"
-            )
+        ids = checks.check_id_table(ids, name, rows, c.num_tokens, c.vocab_size)
         return ids.to(self.positions.device, torch.long)
-
-
-def _check_sampling(
-    guidance: float | Callable[[int], float],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    num_tokens: int,
-) -> list[float]:
-    """The guidance scale at each position. Raises ValueError for settings that cannot be sampled with."""
-    scales = [guidance(i) if callable(guidance) else guidance for i in range(num_tokens)]
-    hint = "a finite number, or a function of the position that returns one"
-    for i, s in enumerate(scales):
-        checks.check_number(s, "guidance", hint=hint, where=f" at position {i}")
-    checks.check_number(
-        temperature, "temperature", 0, "a number of at least 0 (0 takes the most likely id)"
-    )
-    if top_k is not None:
-        checks.check_count(top_k, "top_k", 1)
-    if top_p is not None:
-        share = "a share above 0 and up to 1, or None for all ids"
-        if not 0 < checks.check_number(top_p, "top_p", hint=share) <= 1:
-            raise ValueError(f"top_p={top_p!r}: give {share}")
-    return scales
-
-
-def _describe(x: object) -> str:
-    if isinstance(x, str) or (
-        isinstance(x, list | tuple) and x and all(isinstance(t, str) for t in x)
-    ):
-        return "one text" if isinstance(x, str) else "text"
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

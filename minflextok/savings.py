@@ -16,7 +16,21 @@ from torch import Tensor
 from .decoder import Decoder
 from .encoder import Encoder
 from .nested_dropout import round_up_pow2
+from .patches import embed_patches
 from .transformer import AdaLNBlock, Attention, Block, attend, layer_norm
+
+
+def _queries(attn: Attention, x: Tensor) -> Tensor:
+    return layer_norm(attn.heads(attn.wq(x)))  # (B, H, N, d)
+
+
+def _keys_values(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
+    return layer_norm(attn.heads(attn.wk(x))), attn.heads(attn.wv(x))
+
+
+def _project(attn: Attention, x: Tensor) -> Tensor:
+    return attn.proj(x.transpose(1, 2).flatten(2))  # (B, H, N, d) -> (B, N, D)
+
 
 # ---- encoder: only the registers that are asked for, without a mask --------------------------------------------------
 #
@@ -30,8 +44,8 @@ def _prefix_attention(
     attn: Attention, x: Tensor, P: int, causal: bool, only_registers: bool = False
 ) -> Tensor:
     """Attention under `prefix_mask`: x (B, P + m, D) -> (B, P + m, D), or (B, m, D) of the registers."""
-    k, v = attn.keys_values(x)
-    q = attn.queries(x[:, P:] if only_registers else x)
+    k, v = _keys_values(attn, x)
+    q = _queries(attn, x[:, P:] if only_registers else x)
     m = x.shape[1] - P
     mask = None
     if causal and m > 1:
@@ -42,12 +56,12 @@ def _prefix_attention(
     out = attend(q[:, :, -m:], k, v, attn.scale, mask)
     if not only_registers:
         out = torch.cat([attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], attn.scale), out], dim=2)
-    return attn.output(out)
+    return _project(attn, out)
 
 
-def latents(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
+def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each other need all K."""
-    patches = encoder.embed_patches(x)
+    patches = embed_patches(x, encoder.patch_size, encoder.patch_proj, encoder.positions)
     P = patches.shape[1]
     needed = num_registers if encoder.causal else len(encoder.registers)
     seq = torch.cat(
@@ -98,10 +112,10 @@ def _last_block(block: AdaLNBlock, x: Tensor, m: Tensor, P: int, bias: Tensor | 
     m = block.per_position(m, P, x.shape[1])
     _, _, shift, scale, _, _ = m
     seen = layer_norm(x) * (1 + scale) + shift
-    q = block.attn.queries(seen[:, :P])
-    attention = attend(q, *block.attn.keys_values(seen), block.attn.scale, bias)
+    q, (k, v) = _queries(block.attn, seen[:, :P]), _keys_values(block.attn, seen)
+    attention = _project(block.attn, attend(q, k, v, block.attn.scale, bias))
     gate_attn, gate_mlp, _, _, shift, scale = m[:, :, :P]
-    x = x[:, :P] + gate_attn * block.attn.output(attention)
+    x = x[:, :P] + gate_attn * attention
     return x + gate_mlp * block.mlp(layer_norm(x) * (1 + scale) + shift)
 
 
@@ -116,7 +130,8 @@ def velocity(
     """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of `merge_dropped`."""
     h, w = x_t.shape[-2] // decoder.patch_size, x_t.shape[-1] // decoder.patch_size
     P = h * w
-    seq = torch.cat([decoder.embed_patches(x_t), registers], dim=1)  # (B, P + m + 1, D)
+    patches = embed_patches(x_t, decoder.patch_size, decoder.patch_proj, decoder.positions)
+    seq = torch.cat([patches, registers], dim=1)  # (B, P + m + 1, D)
     mask = None if bias is None else F.pad(bias, (P, 0))  # (N,), one value per key
     *of_blocks, of_head = modulations
     blocks: list[AdaLNBlock] = list(decoder.blocks)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import published, weights
-from .checks import check_range, check_shape
+from . import checks, published, weights
 from .config import VAEConfig
+
+AT_ONCE = 8  # images: at 256x256 the published VAE takes 0.3 GB for each
 
 
 class ResBlock(nn.Module):
@@ -144,31 +145,29 @@ class VAE(nn.Module):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images is not checked."""
-        check_shape(images, "images", 3, self.config.downscale)
+        checks.check_shape(images, "images", 3, self.config.downscale)
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def encode(
         self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Scaled latents: the mode of the posterior, or a sample of it."""
-        images = check_shape(images, "images", 3, self.config.downscale).to(self.quant_conv.weight)
-        mean, logvar = self.posterior(check_range(images))
+        """Scaled latents (B, latent_channels, h, w) of images: the mode of the posterior, or a sample of it."""
+        images = checks.check_shape(images, "images", 3, self.config.downscale)
+        images = checks.check_range(images.to(self.quant_conv.weight))
+        parts = [self.posterior(x) for x in images.split(AT_ONCE)]
+        mean, logvar = (torch.cat(x) for x in zip(*parts, strict=True))
         if sample:
-            eps = torch.randn(
-                mean.shape,
-                generator=generator,
-                device=generator.device if generator else mean.device,
-            )
+            device = generator.device if generator else mean.device
+            eps = torch.randn(mean.shape, generator=generator, device=device)
             mean = mean + torch.exp(logvar / 2) * eps.to(mean)
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents to images, not clamped."""
-        latents = check_shape(latents, "latents", self.config.latent_channels, 1).to(
-            self.post_quant_conv.weight
-        )
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        """Scaled latents (B, latent_channels, h, w) -> images (B, 3, H, W), not clamped."""
+        latents = checks.check_shape(latents, "latents", self.config.latent_channels, 1)
+        z = latents.to(self.post_quant_conv.weight) / self.config.scaling_factor
+        return torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(AT_ONCE)])
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all."""
@@ -181,7 +180,11 @@ class VAE(nn.Module):
         directory = weights.find(name)
         if not published.is_published(directory):
             return weights.load(cls, VAEConfig, directory)
-        found = published.read_vae(directory)
+        return cls.build(published.read_vae(directory))
+
+    @classmethod
+    def build(cls, found: published.Published) -> "VAE":
+        """The VAE of a published file."""
         return weights.build(cls, found.vae_config, found.vae_tensors, found.file)
 
 

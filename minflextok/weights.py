@@ -86,9 +86,11 @@ def find(name: str | Path, prefix: str = "") -> Path:
         ) from None
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits that name these tensors (SHA-256). Floats count as bfloat16, so that a model has one
-    fingerprint, whether it is loaded as float32 or bfloat16."""
+def fingerprint(tensors: dict[str, Tensor], settings: list[float] | None = None) -> str:
+    """16 hexadecimal digits that identify these tensors and numbers (SHA-256). Floats count as bfloat16, so that a model
+    has one fingerprint, whether it is loaded as float32 or bfloat16."""
+    if settings is not None:
+        tensors = tensors | {"settings": torch.tensor(settings, dtype=torch.float64)}
     digest = hashlib.sha256()
     for name, x in sorted(tensors.items()):
         x = x.detach().cpu().to(torch.bfloat16 if x.is_floating_point() else x.dtype).contiguous()

@@ -10,7 +10,8 @@ from torch import Tensor
 from ..data import shapes
 from ..data.datasets import to_uint8
 from ..evaluation.metrics import psnr
-from ..flow import cfg, euler
+from ..flow import euler
+from ..guidance import cfg
 from ..nested_dropout import sample_keep_k
 from ..prior import Prior
 from ..tokenizer import FlexTok

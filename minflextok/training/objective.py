@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import savings
-from ..tokenizer import FlexTok, draw
+from ..draws import Draws, draw
+from ..tokenizer import FlexTok
 
 
 class TokenizerObjective(nn.Module):
@@ -22,7 +23,7 @@ class TokenizerObjective(nn.Module):
 
     def draw(
         self, x: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Draws:
         """The random draws of a step for images or latents like x: see `tokenizer.draw`."""
         return draw(self.config, x, nested_prob, generator)
 
@@ -54,10 +55,11 @@ class TokenizerObjective(nn.Module):
         features: Tensor | None,
     ) -> Tensor:
         """The loss of images that keep at most `longest` registers each."""
+        draws = Draws(noise, t, keep_k, null)
         if features is None:
-            return self.tok.flow_loss(x, noise, t, keep_k, null, longest)
+            return self.tok.flow_loss(x, draws, longest)
         hidden: list[Tensor] = []
-        loss = self.tok.flow_loss(x, noise, t, keep_k, null, longest, hidden)
+        loss = self.tok.flow_loss(x, draws, longest, hidden)
         return loss + self.config.repa_weight * self.repa(hidden[self.config.repa_block], features)
 
     def save_pretrained(self, directory: str | Path) -> None:
