@@ -156,12 +156,12 @@ def check_timesteps(t: Tensor | float, rows: int) -> Tensor:
 
 
 def check_guidance(guidance: object, at: list, name: str) -> list[float]:
-    """The guidance scale at each of `at` (timesteps or positions, called `name` in the error): a number for all, or a
-    function of them."""
+    """The guidance scale at each of `at`, timesteps or positions: a number for all, or a function of them. name: what
+    precedes their values in the error."""
     scales = [guidance(a) if callable(guidance) else guidance for a in at]
-    hint = f"a finite number, or a function of {name} that returns one"
+    hint = f"a finite number, or a function of {name.strip(' =')} that returns one"
     for a, scale in zip(at, scales, strict=True):
-        check_number(scale, "guidance", hint=hint, where=f" at {name}={a:g}")
+        check_number(scale, "guidance", hint=hint, where=f" at {name}{a:g}")
     return scales
 
 

@@ -217,7 +217,7 @@ class Prior(nn.Module):
                 f"prefix has {j} ids an image, num_tokens is {n}: give at most so many"
             )
         checks.check_sampling(temperature, top_k, top_p)
-        scales = checks.check_guidance(guidance, list(range(n)), "position")
+        scales = checks.check_guidance(guidance, list(range(n)), "position ")
         seed_device = generator.device if generator else "cpu"
         seeds = torch.randint(2**62, (B,), generator=generator, device=seed_device)
         rows = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]

@@ -145,7 +145,7 @@ class FlexTok(nn.Module):
         c = self.config
         codes, keep_k, longest = self._codes(ids)
         checks.check_count(steps, "steps", 1)
-        checks.check_guidance(guidance, [i / steps for i in range(steps, 0, -1)], "t")
+        checks.check_guidance(guidance, [i / steps for i in range(steps, 0, -1)], "t=")
         scale = guidance if callable(guidance) else lambda t: guidance
         if noise is None:
             noise = self._noise((len(codes), c.in_channels, c.image_size, c.image_size), generator)
