@@ -17,6 +17,20 @@ from torch.overrides import TorchFunctionMode
 from .config import WEIGHTS_DIR, from_dict, to_json
 
 
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file (text as UTF-8) whole or not at all: to a part beside it, which then takes its name."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(data.encode("utf-8") if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def save(
     model: nn.Module,
     directory: str | Path,
