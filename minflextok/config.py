@@ -204,7 +204,7 @@ class VAEConfig:
         256, "training: side of the images in pixels; the model takes any multiple of downscale"
     )
     perceptual: str = opt(
-        "vgg16", "training: distance beside L1: 'vgg16' (downloaded), 'gradients' or 'none'"
+        "lpips", "training: distance beside L1: 'lpips' (an extra), 'gradients' or 'none'"
     )
     perceptual_weight: float = opt(1.0, "training: weight of that distance")
     kl_weight: float = opt(
@@ -219,6 +219,8 @@ class VAEConfig:
 
     def __post_init__(self):
         check_types(self)
+        if self.perceptual == "vgg16":  # its name in earlier versions
+            object.__setattr__(self, "perceptual", "lpips")
         at_least(1, self, "latent_channels", "layers", "groups", "image_size")
         at_least(0, self, "perceptual_weight", "kl_weight", "adversarial_weight")
         require(
@@ -239,11 +241,11 @@ class VAEConfig:
             f"adversarial_from={self.adversarial_from}: give a share from 0 to 1",
         )
         require(
-            self.perceptual in ("vgg16", "gradients", "none"),
-            f"perceptual={self.perceptual!r}: give 'vgg16', 'gradients' or 'none'",
+            self.perceptual in ("lpips", "gradients", "none"),
+            f"perceptual={self.perceptual!r}: give 'lpips', 'gradients' or 'none'",
         )
         for name, on, least in (
-            ("perceptual", self.perceptual == "vgg16", 16),
+            ("perceptual", self.perceptual == "lpips", 16),
             ("perceptual", self.perceptual != "none", 8),
             ("adversarial_weight", self.adversarial_weight > 0, 24),
         ):
@@ -359,11 +361,10 @@ class TrainConfig:
     clip: float = opt(1.0, "largest gradient norm")
     ema: float = opt(0.999, "decay of the averaged weights per step (smaller at the start)")
     nested_from: float = opt(
-        0.0, "share of the run after which nested dropout is mixed in; before, all K tokens are kept"
+        0.0,
+        "share of the run after which nested dropout is mixed in; before, all K tokens are kept",
     )
-    nested_full: float = opt(
-        0.67, "share of the run after which every image has nested dropout"
-    )
+    nested_full: float = opt(0.67, "share of the run after which every image has nested dropout")
     flip: bool = opt(True, "mirror images at random")
     bf16: bool = opt(True, "bfloat16 autocast, on devices that compute bfloat16 natively")
     compile: bool = opt(False, "torch.compile the networks")
