@@ -127,7 +127,7 @@ def load(
     dtype: torch.dtype = torch.float32,
 ):
     """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that names it."""
-    for name in ("config.json", "model.safetensors"):
+    for name in ("model.safetensors", "config.json"):
         if not (directory / name).exists():
             raise FileNotFoundError(
                 f"{directory} has no {name}: was it written by save_pretrained?"
