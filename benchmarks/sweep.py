@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from minflextok import PRESETS
-from minflextok.data.datasets import load_dataset
+from minflextok.data import load_dataset
 from minflextok.presets import RECIPES
 from minflextok.training.tokenizer import train_tokenizer
 

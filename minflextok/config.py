@@ -404,17 +404,17 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class ClassifierConfig:
+    """Everything that shapes an evaluation classifier, or a classifier that is a teacher for REPA."""
+
     image_size: int = opt(32, "side of the images in pixels")
     widths: tuple[int, ...] = opt(
         (64, 128, 192), "channels of each stage; the stem has half of the first"
     )
-    strides: tuple[int, ...] = opt((2, 2, 2), "by how much each stage shrinks the map")
-    num_features: int = opt(128, "length of the feature vector that the classes are read from")
+    strides: tuple[int, ...] = opt((2, 2, 2), "downsampling factor of each stage")
+    num_features: int = opt(128, "length of the feature vector before the last linear layer")
     num_classes: int = opt(10, "classes")
-    label_smoothing: float = opt(
-        0.1, "training: share of the target that is spread over all classes"
-    )
+    label_smoothing: float = opt(0.1, "label smoothing of the training loss")
 
     def __post_init__(self):
         check_types(self)

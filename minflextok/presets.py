@@ -5,14 +5,14 @@ To add one, add an entry to the dictionary of its stage; the command line lists 
 
 from dataclasses import dataclass, replace
 
-from .config import JudgeConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
+from .config import ClassifierConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
 
 
 @dataclass(frozen=True)
 class Preset:
     """What `minflextok train STAGE --preset NAME` trains."""
 
-    model: TokenizerConfig | VAEConfig | PriorConfig | JudgeConfig
+    model: TokenizerConfig | VAEConfig | PriorConfig | ClassifierConfig
     recipe: TrainConfig
     data: str | None = None  # name of a data set; None: the user must give one
     tokenizer: str | None = None  # priors: weights of the tokenizer; None: the user must give them
@@ -223,9 +223,9 @@ CLASSIFIER_RECIPE = TrainConfig(
     eval_every=1000,
 )
 CLASSIFIERS: dict[str, Preset] = {
-    "classifier": Preset(model=JudgeConfig(), recipe=CLASSIFIER_RECIPE, data="cifar10"),
+    "classifier": Preset(model=ClassifierConfig(), recipe=CLASSIFIER_RECIPE, data="cifar10"),
     "teacher": Preset(
-        model=JudgeConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
+        model=ClassifierConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
         recipe=CLASSIFIER_RECIPE,
         data="cifar10",
     ),
@@ -236,6 +236,6 @@ CLASSIFIERS: dict[str, Preset] = {
 PRESETS: dict[str, TokenizerConfig] = {name: p.model for name, p in TOKENIZERS.items()}
 VAE_PRESETS: dict[str, VAEConfig] = {name: p.model for name, p in VAES.items()}
 PRIOR_PRESETS: dict[str, PriorConfig] = {name: p.model for name, p in PRIORS.items()}
-CLASSIFIER_PRESETS: dict[str, JudgeConfig] = {name: p.model for name, p in CLASSIFIERS.items()}
+CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {name: p.model for name, p in CLASSIFIERS.items()}
 RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in (TOKENIZERS | VAES).items()}
 PRIOR_RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in PRIORS.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from minflextok import FlexTok, TokenizerConfig, TrainConfig
-from minflextok.data.datasets import Images
+from minflextok.data import Images
 from minflextok.training import loop
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from torch import nn
 
 from minflextok import PRESETS, FlexTok
 from minflextok.config import WEIGHTS_DIR
-from minflextok.data.datasets import load_dataset, to_float
+from minflextok.data import load_dataset, to_float
 from minflextok.evaluation.classifier import Judge
 from minflextok.evaluation.metrics import code_usage, psnr
 from minflextok.prior import Prior

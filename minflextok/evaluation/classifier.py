@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .. import weights
 from ..checks import check_range, check_shape
 from ..config import JudgeConfig
-from ..data.datasets import Dataset, to_float
+from ..data import Dataset, to_float
 
 
 def conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.datasets import to_uint8
+from ..data import to_uint8
 
 
 def budget_grid(originals: Tensor | None, images: dict[int, Tensor], title: str = "") -> Figure:

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.datasets import Dataset, Stream, in_order, to_float, to_uint8
+from ..data import Dataset, Stream, in_order, to_float, to_uint8
 from ..data.shapes import check_scene, parse_caption, read_scene
 from ..prior import Prior
 from ..tokenizer import FlexTok

@@ -7,7 +7,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.datasets import to_float
+from ..data import to_float
 from .figures import image_grid, save
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from .. import weights
-from ..data.datasets import (
+from ..data import (
     IMG_EXTENSIONS,
     Dataset,
     Folder,

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import TokenizerConfig
-from ..data.datasets import Dataset, Stream, in_order, load_dataset, open_image, to_float
+from ..data import Dataset, Stream, in_order, load_dataset, open_image, to_float
 from ..evaluation.classifier import Judge
 from ..evaluation.figures import save
 from ..evaluation.tokenizer import Evaluation, Scores, write

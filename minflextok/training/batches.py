@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.datasets import Dataset, Images, Stream, to_float, validation_split
+from ..data import Dataset, Images, Stream, to_float, validation_split
 from .run import Run
 
 

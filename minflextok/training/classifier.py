@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ClassifierConfig, TrainConfig
-from ..data.datasets import Dataset, Stream, shuffled, to_float, validation_split
+from ..data import Dataset, Stream, shuffled, to_float, validation_split
 from ..evaluation.classifier import Classifier, accuracy
 from .batches import check_image_size, describe_data
 from .loop import Task, fit

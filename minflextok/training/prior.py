@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import PriorConfig, TrainConfig
-from ..data.datasets import Dataset, shuffled, validation_split
+from ..data import Dataset, shuffled, validation_split
 from ..evaluation.figures import budget_grid
 from ..prior import Prior
 from ..text import words_of

@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.datasets import Dataset, Folder, Images, in_order, to_float
+from ..data import Dataset, Folder, Images, in_order, to_float
 from ..tokenizer import FlexTok
 from ..weights import atomic_file
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import TokenizerConfig, TrainConfig
-from ..data.datasets import Dataset, to_float
+from ..data import Dataset, to_float
 from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
 from ..flow import seeded_noise

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import first_line
 from ..config import TrainConfig, VAEConfig
-from ..data.datasets import Dataset, to_float
+from ..data import Dataset, to_float
 from ..evaluation.figures import image_grid
 from ..evaluation.metrics import psnr
 from ..vae import VAE, kl_divergence

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from minflextok import FlexTok
 from minflextok.cli.parser import main
 from minflextok.config import DATA_DIR
-from minflextok.data.datasets import Images, Stream, in_order, load_dataset, to_float
+from minflextok.data import Images, Stream, in_order, load_dataset, to_float
 from minflextok.evaluation.metrics import (
     CodeCounts,
     FeatureStats,

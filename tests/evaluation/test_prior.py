@@ -12,7 +12,7 @@ from conftest import TINY, randomised
 from minflextok import FlexTok, Prior, PriorConfig, TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import JudgeConfig
-from minflextok.data.datasets import Images, held_out, to_float, to_uint8
+from minflextok.data import Images, held_out, to_float, to_uint8
 from minflextok.data.shapes import check, make_shapes, parse_caption, render
 from minflextok.evaluation.classifier import Judge
 from minflextok.evaluation.metrics import FeatureStats, frechet_distance

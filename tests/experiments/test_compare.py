@@ -8,7 +8,7 @@ import torch
 
 from minflextok import PRESETS, FlexTok, TokenizerConfig
 from minflextok.cli.parser import main
-from minflextok.data.datasets import load_dataset
+from minflextok.data import load_dataset
 from minflextok.evaluation.classifier import Judge
 from minflextok.experiments.baselines import Regressor
 from minflextok.experiments.compare import SYSTEMS, Setting, codecs, compare

@@ -11,7 +11,7 @@ from conftest import check_resume, lines
 from minflextok import TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import WEIGHTS_DIR, ClassifierConfig
-from minflextok.data.datasets import CIFAR10_CLASSES, Images, load_dataset, to_float
+from minflextok.data import CIFAR10_CLASSES, Images, load_dataset, to_float
 from minflextok.evaluation.classifier import Classifier, accuracy
 from minflextok.presets import CLASSIFIER_PRESETS
 from minflextok.training.classifier import random_crop, train_classifier

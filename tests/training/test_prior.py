@@ -11,8 +11,7 @@ from conftest import TINY, check_resume, lines, noise_images, randomised, same
 
 from minflextok import Prior, PriorConfig, TrainConfig
 from minflextok.cli.parser import main
-from minflextok.data import datasets
-from minflextok.data.datasets import Images, to_float
+from minflextok.data import Images, load, to_float
 from minflextok.data.shapes import make_shapes
 from minflextok.training.prior import train_prior
 
@@ -157,7 +156,7 @@ def test_training_says_what_is_wrong(tmp_path, options, match):
 
 
 def test_train_and_generate_on_the_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(datasets, "make_shapes", lambda *_: make_shapes(40))
+    monkeypatch.setattr(load, "make_shapes", lambda *_: make_shapes(40))
     randomised(dataclasses.replace(TINY, image_size=16)).save_pretrained(tmp_path / "tok")
     tok, cpu = ["--tokenizer", str(tmp_path / "tok")], ["--device", "cpu"]
     small = (

@@ -10,7 +10,7 @@ from conftest import TINY, noise_images, randomised
 from PIL import Image
 
 from minflextok import FlexTok
-from minflextok.data.datasets import Folder, Stream, in_order, to_float
+from minflextok.data import Folder, Stream, in_order, to_float
 from minflextok.training.token_cache import extract_ids, views
 
 K = TINY.num_registers

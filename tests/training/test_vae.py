@@ -16,7 +16,7 @@ from torch import nn
 from minflextok import FlexTok, TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import VAEConfig
-from minflextok.data.datasets import Images, load_dataset, to_float
+from minflextok.data import Images, load_dataset, to_float
 from minflextok.evaluation.metrics import psnr
 from minflextok.training.losses import (
     Discriminator,
@@ -243,7 +243,7 @@ def test_micro_batches_and_ranks_equal_one_whole(tmp_path):
     script.write_text(f"""
 from minflextok import TrainConfig
 from minflextok.config import VAEConfig
-from minflextok.data.datasets import Images, load_dataset
+from minflextok.data import Images, load_dataset
 from minflextok.training.vae import train_vae
 images = load_dataset("cifar10-sample", "test").images[:40, :, 4:28, 4:28].contiguous()
 train_vae({GAN!r}, {recipe!r}, Images("crops", images), {str(tmp_path / "two")!r}, "cpu", quiet=True)
