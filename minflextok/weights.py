@@ -138,7 +138,7 @@ def load(
         raise ValueError(f"{directory / 'config.json'}: {e}") from None
     file = directory / "model.safetensors"
     held = read_metadata(file).get("minflextok", cls.__name__)
-    if held != cls.__name__:
+    if held not in (cls.__name__, *getattr(cls, "former_names", ())):
         raise ValueError(
             f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained"
         )

@@ -1,7 +1,6 @@
 """The commands that compute metrics, and that sample from a prior: evaluate, evaluate-prior, generate."""
 
 import argparse
-import json
 import sys
 import time
 from itertools import product
@@ -13,18 +12,12 @@ from ..config import TrainConfig
 from ..data import Dataset, Stream, load_dataset, validation_split
 from ..evaluation.figures import image_grid, save
 from ..evaluation.prior import PriorEvaluation
-from ..evaluation.reports import prior_table, tokenizer_table, write_pictures
+from ..evaluation.reports import prior_table, tokenizer_table, write_pictures, write_results
 from ..evaluation.settings import EvaluationSettings, PriorSettings, Sampler
 from ..evaluation.tokenizer import Evaluation
 from ..prior import Prior
 from ..tokenizer import FlexTok
-from ..weights import write_atomic
 from .codec import BATCH, load
-
-
-def write_results(found: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json.dumps(found, indent=1) + "\n")
 
 
 def evaluate(a: argparse.Namespace) -> None:
