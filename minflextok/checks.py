@@ -24,16 +24,12 @@ def check_count(value: object, name: str, low: int, high: int | None = None) -> 
 
 
 def check_number(
-    value: object,
-    name: str,
-    low: float = float("-inf"),
-    hint: str = "a finite number",
-    where: str = "",
+    value: object, name: str, low: float = float("-inf"), hint: str = "a finite number"
 ) -> float:
-    """Returns value, a finite int or float (no bool) of at least low. where: follows the value in the error."""
+    """Returns value, a finite int or float (no bool) of at least low."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) < float("inf") or value < low:
-        raise ValueError(f"{name}={value!r}{where}: give {hint}")
+        raise ValueError(f"{name}={value!r}: give {hint}")
     return value
 
 
@@ -67,8 +63,7 @@ def check_shape(
 def check_finite(x: Tensor, name: str) -> Tensor:
     """Returns x, without NaN and infinite values."""
     if not bool(x.isfinite().all()):
-        holds = "hold" if name.endswith("s") else "holds"
-        raise ValueError(f"{name} {holds} NaN or infinite values: clean them first")
+        raise ValueError(f"{name} hold NaN or infinite values: clean them first")
     return x
 
 

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,18 +19,25 @@ from torch.overrides import TorchFunctionMode
 from .config import WEIGHTS_DIR, from_dict, to_json
 
 
-def write_atomic(path: str | Path, data: bytes | str) -> None:
-    """Write a file (text as UTF-8) whole or not at all: to a part beside it, which then takes its name."""
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the name `path` when it is complete; after an error there is none."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as f:
-            f.write(data.encode("utf-8") if isinstance(data, str) else data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file (text as UTF-8) whole or not at all."""
+    with atomic_file(path) as f:
+        f.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def save(
@@ -131,7 +140,7 @@ def load(
         raise ValueError(f"{directory / 'config.json'}: {e}") from None
     file = directory / "model.safetensors"
     held = read_metadata(file).get("minflextok", cls.__name__)
-    if held != cls.__name__:
+    if held not in (cls.__name__, *getattr(cls, "former_names", ())):
         raise ValueError(
             f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained"
         )

@@ -19,7 +19,7 @@ from IPython.display import display
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.datasets import to_uint8
+from ..data import to_uint8
 
 Frame = tuple[
     dict[str, bytes], str | list[str]

@@ -7,8 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..data import shapes
-from ..data.datasets import to_uint8
+from ..data import shapes, to_uint8
 from ..evaluation.metrics import psnr
 from ..flow import euler
 from ..guidance import cfg

@@ -21,8 +21,7 @@ from PIL import Image
 from minflextok import FlexTok, Prior, PriorConfig
 from minflextok.course import board, widgets
 from minflextok.course.board import Follower, sheet
-from minflextok.data import shapes
-from minflextok.data.datasets import load_dataset, to_float
+from minflextok.data import load_dataset, shapes, to_float
 from minflextok.flow import euler
 from minflextok.presets import PRIOR_PRESETS
 
