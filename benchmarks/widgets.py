@@ -44,21 +44,21 @@ def main(threads: int) -> None:
         board = make()
         built, first = time.process_time() - start, board.setting
         start = time.process_time()
-        board.follower.ask(first)
-        board.follower.wait()
+        board.renderer.request(first)
+        board.renderer.wait()
         warm = time.process_time() - start
-        took = [follow(board, setting) for setting in board._near(first)]
-        kept, cold = len(board.follower.kept), f"{follow(board, far):.0f}" if far else "all are"
+        took = [follow(board, setting) for setting in board.neighbors(first)]
+        kept, cold = len(board.renderer.cache), f"{follow(board, far):.0f}" if far else "all are"
         times = f"{built:.2f}", f"{warm:.1f}", kept, f"{median(took):.1f}", f"{max(took):.1f}", cold
         print(name, *times, sep=" | ", flush=True)
 
 
 def follow(board, setting: tuple) -> float:
     """Milliseconds from asking for a setting to its picture; what would be made ahead is left out."""
-    board.follower.near = lambda key: ()
+    board.renderer.near = lambda key: ()
     start = time.process_time()
-    board.follower.ask(setting)
-    board.follower.wait()
+    board.renderer.request(setting)
+    board.renderer.wait()
     return 1000 * (time.process_time() - start)
 
 

@@ -61,3 +61,8 @@ def euler(
     for i in wrap(range(steps, 0, -1)):
         x = x - velocity(x, i / steps) / steps
     return x
+
+
+def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal noise on the CPU, the same for the same shape and seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -239,20 +239,22 @@ EXERCISES = {
         [
             (
                 whole_bytes_each,
-                "each id was rounded up to whole bytes. Packed together they share them: round once.",
+                "each id was rounded up to whole bytes. Ids that are packed together share "
+                "bytes: round up once, at the end.",
             ),
             (
                 whole_bits_each,
-                "each id was rounded up to whole bits. One of 2,560 ids holds 11.3 bits, not 12; as digits of one "
-                "large number k ids take k log2(vocab) bits, and only that is rounded up.",
+                "each id was rounded up to whole bits. One of 2,560 ids holds 11.3 bits, not "
+                "12. As digits of one large number, k ids take k log2(vocab) bits, and only "
+                "this total is rounded up.",
             ),
             (
                 rounded_down,
-                "rounded down: the last bits have no place. A file holds whole bytes, so round up.",
+                "rounded down: the last bits do not fit. A file holds whole bytes, so round up.",
             ),
             (not_rounded, "a file holds whole bytes: round up."),
-            (in_bits, "those are bits; a byte has eight."),
-            (natural_logarithm, "the natural logarithm counts nats. Bits want log2."),
+            (in_bits, "this is the number of bits; a byte has eight."),
+            (natural_logarithm, "the natural logarithm gives nats. Bits need log2."),
         ],
     ),
     "psnr": Exercise(
@@ -261,20 +263,26 @@ EXERCISES = {
         [
             (
                 range_of_one,
-                "6 dB too low: you took a range of 1. Images in [-1, 1] have the range 2, and its square is 4.",
+                "6 dB too low: you used a range of 1. Images in [-1, 1] have the range 2, and "
+                "its square is 4.",
             ),
-            (range_not_squared, "3 dB too low: the range stands there squared, 2 squared is 4."),
+            (
+                range_not_squared,
+                "3 dB too low: the formula has the square of the range, and 2 squared is 4.",
+            ),
             (
                 range_of_bytes,
-                "255 is the range of bytes. These images are in [-1, 1]: the range is 2.",
+                "255 is the range of uint8 images. These images are in [-1, 1]: the range is 2.",
             ),
             (
                 one_error_for_all,
-                "one error for the whole batch. Each image has its own; average the decibels afterwards.",
+                "this is one error for the whole batch. Compute one error per image; average "
+                "the decibels afterwards.",
             ),
             (
                 upside_down,
-                "upside down: the range's square over the error, so that smaller errors give more decibels.",
+                "the fraction is inverted: divide the square of the range by the error, so that "
+                "smaller errors give more decibels.",
             ),
         ],
     ),
@@ -284,23 +292,26 @@ EXERCISES = {
         [
             (
                 each_from_the_low_end,
-                "each id's lowest bit came first. The highest comes first, as one writes numbers.",
+                "the lowest bit of each id came first. The highest bit comes first, as in a "
+                "written number.",
             ),
             (
                 bytes_of_each,
-                "each id got whole bytes of its own. The next id begins at the next BIT.",
+                "each id was stored in whole bytes. The next id starts at the next BIT.",
             ),
             (
                 filled_in_front,
-                "the zeros that fill the last byte stand in front, and move every id. They go to the end.",
+                "the zeros that complete the last byte are at the beginning, so every id is "
+                "shifted. Put them at the end.",
             ),
             (
                 as_few_bits_as_go,
-                "leading zeros went missing: each id takes exactly `bits` bits, or nobody finds the next.",
+                "leading zeros are missing: each id takes exactly `bits` bits. Otherwise a "
+                "reader cannot know where the next id starts.",
             ),
             (
                 last_first,
-                "the last id came first. A file that is cut off must keep the first ones.",
+                "the last id came first. A file that is truncated must keep the first ids.",
             ),
         ],
         observe=as_numbers,
@@ -309,25 +320,28 @@ EXERCISES = {
         gaussians,
         frechet,
         [
-            (no_root, "the root of the product is missing: tr(A + B - 2 (A B)^(1/2))."),
+            (no_root, "the square root of the product is missing: tr(A + B - 2 (A B)^(1/2))."),
             (
                 root_of_each_entry,
-                "that is the root of each entry. A matrix's root is the matrix R with R R = A B; its trace is "
-                "the sum of the roots of the eigenvalues.",
+                "this is the square root of each entry. The root of a matrix is the matrix R "
+                "with R R = A B; its trace is the sum of the roots of the eigenvalues.",
             ),
             (
                 roots_apart,
-                "A^(1/2) B^(1/2) is (A B)^(1/2) only where A and B commute. Root the product.",
+                "A^(1/2) B^(1/2) equals (A B)^(1/2) only if A and B commute. Take the root of "
+                "the product.",
             ),
             (
                 diagonals,
-                "only the variances were used. Features correlate, and the distance sees that.",
+                "only the variances were used. Features are correlated, and the distance "
+                "depends on the whole covariance.",
             ),
-            (not_doubled, "the root counts twice."),
+            (not_doubled, "the root has the factor 2."),
             (length_not_squared, "the distance of the means is squared."),
             (
                 its_root,
-                "that is the distance. What is called FID is its square, without a root at the end.",
+                "this is the distance. The number called FID is its square, without a root at "
+                "the end.",
             ),
         ],
         tolerance=1e-3,
@@ -338,25 +352,29 @@ EXERCISES = {
         [
             (
                 divided_by_m,
-                "divided by M. The mean was taken from the same samples, so divide by M - 1: with few samples it "
-                "matters.",
+                "divided by M. The mean was estimated from the same samples, so divide by M - "
+                "1: the difference matters with few samples.",
             ),
             (
                 between_images,
-                "that is how the B images differ. The first axis holds an image's samples: variance over it.",
+                "this is the variance between the B images. The samples of one image are on the "
+                "first axis: take the variance over it.",
             ),
             (
                 pixels_too,
-                "all pixels of all samples went into one variance, so an image's own contrast counts. Variance over "
-                "the samples first, pixel by pixel; then the mean.",
+                "all pixels of all samples went into one variance, which includes the contrast "
+                "of the image itself. Take the variance over the samples first, for each pixel; "
+                "then the mean over the pixels.",
             ),
             (
                 of_the_mean_pixel,
-                "the pixels were averaged first, and what moves inside the image was lost. Variance first.",
+                "the pixels were averaged first, which removes all changes inside the image. "
+                "Take the variance first.",
             ),
             (
                 deviation,
-                "that is the mean standard deviation; variances add up, deviations do not.",
+                "this is the mean standard deviation. Variances add up, standard deviations do "
+                "not.",
             ),
         ],
     ),

@@ -176,19 +176,23 @@ EXERCISES = {
         [
             (
                 unsorted,
-                "the first principal component is that of the LARGEST eigenvalue; yours come in the order given.",
+                "the first principal component has the LARGEST eigenvalue; you used the "
+                "eigenvalues in the given order.",
             ),
             (
                 smallest_first,
-                "yours keep the SMALLEST eigenvalues first. The best first number is that of the largest.",
+                "you kept the SMALLEST eigenvalues first. The best first component is that of "
+                "the largest.",
             ),
             (
                 kept_variance,
-                "that is the variance that the first k components keep. The error is what they leave out.",
+                "this is the variance that the first k components keep. The error is the "
+                "variance of the other components.",
             ),
             (
                 without_k_0,
-                "k = 0 is a prefix too: nothing is kept and all the variance is lost. D + 1 numbers.",
+                "k = 0 is a prefix too: nothing is kept, and the error is the whole variance. "
+                "Return D + 1 numbers.",
             ),
         ],
     ),
@@ -198,16 +202,19 @@ EXERCISES = {
         [
             (
                 kept_off_by_one,
-                "off by one: j counts from 0, so keep_k = k keeps registers 0 to k - 1, and register 0 always.",
+                "off by one: j counts from 0, so keep_k = k keeps registers 0 to k - 1, and "
+                "register 0 is always kept.",
             ),
-            (dropped_prob, "that is how often each register is dropped."),
+            (dropped_prob, "this is the probability that each register is dropped."),
             (
                 shorter_draws,
-                "you added up the shorter lengths. Register j is kept by the longer ones, k > j.",
+                "you added the probabilities of the shorter lengths. Register j is kept by the "
+                "longer ones, k > j.",
             ),
             (
                 only_the_last,
-                "p[k - 1] is how often k is drawn; register j is kept by every k that is larger than j.",
+                "p[k - 1] is the probability of drawing k. Register j is kept by every k that "
+                "is larger than j.",
             ),
         ],
     ),
@@ -217,16 +224,17 @@ EXERCISES = {
         [
             (
                 masked_before_positions,
-                "the mask went in before the positions were added, so a dropped register still tells "
-                "where it is. Add positions first, then replace.",
+                "the mask token was inserted before the positions were added, so a dropped "
+                "register still has its position. Add positions first, then replace.",
             ),
             (
                 no_positions,
-                "the kept registers have no position: registers + positions, where they are kept.",
+                "the kept registers have no position: kept registers are registers + positions.",
             ),
             (
                 one_k_for_all,
-                "all images got the k of the first one. keep_k[:, None] compares each row with its own.",
+                "all images got the k of the first one. keep_k[:, None] compares each row with "
+                "its own k.",
             ),
             (
                 zeroed,
@@ -234,11 +242,13 @@ EXERCISES = {
             ),
             (
                 appended,
-                "one mask token was appended. Each dropped register is REPLACED by it: the length stays K.",
+                "one mask token was appended. Each dropped register is REPLACED by it: the "
+                "length stays K.",
             ),
             (
                 one_too_many,
-                "off by one: registers 0 to k - 1 are kept, so register k is the first that is dropped.",
+                "off by one: registers 0 to k - 1 are kept, so register k is the first dropped "
+                "one.",
             ),
         ],
     ),
@@ -248,15 +258,18 @@ EXERCISES = {
         [
             (
                 mean_mask,
-                "you averaged the mask and then took one loss. The mean of squares is not the square of the mean: "
-                "take the loss of each prefix, then average.",
+                "you averaged the mask and then computed one loss. The mean of squares is not "
+                "the square of the mean: compute the loss of each prefix, then average.",
             ),
             (
                 rescaled,
-                "kept units are divided by their probability, as in ordinary dropout. Nested dropout does not rescale: "
-                "at test time prefixes are cut too.",
+                "kept units are divided by their probability, as in ordinary dropout. Nested "
+                "dropout does not rescale: prefixes are used at test time too.",
             ),
-            (equal_weights, "every prefix counts alike in yours; prefix k counts p[k - 1]."),
+            (
+                equal_weights,
+                "every prefix has the same weight. The weight of prefix k is p[k - 1].",
+            ),
             (one_unit_less, "off by one: p[0] belongs to k = 1, where one unit is kept, not none."),
         ],
     ),

@@ -300,42 +300,45 @@ EXERCISES = {
         [
             (
                 shift_copies,
-                "position i is given the very id that it should predict, so it learns to copy. Put `first` in front "
-                "and leave out the last id.",
+                "the input at position i is the id that it should predict, so the model learns "
+                "to copy. Put `first` at the beginning and leave out the last id.",
             ),
             (
                 shift_without_class,
-                "the first id is never predicted and the class never seen: put `first` in front of the row.",
+                "the first id is never predicted, and the class is not an input: put `first` "
+                "before the ids.",
             ),
             (
                 shift_whole,
-                "one input too many: behind the last id there is nothing left to predict.",
+                "one input too many: after the last id there is nothing to predict.",
             ),
             (
                 shift_wrong_way,
-                "shifted the wrong way: the INPUTS lag one behind; what should come out is the ids as they are.",
+                "shifted in the wrong direction: the INPUTS are delayed by one; the targets are "
+                "the ids as they are.",
             ),
-            (shift_around, "the last id has come round to the front, where the class belongs."),
+            (shift_around, "the last id was moved to the beginning, where the class belongs."),
         ],
     ),
     "causal_attention": Exercise(
         queries,
         attention,
         [
-            (sees_all, "there is no mask: a position sees what comes after it."),
+            (sees_all, "there is no mask: a position attends to later positions."),
             (
                 sees_next,
-                "off by one: position i sees i + 1, the id that it should predict. The last it may see is itself.",
+                "off by one: position i attends to i + 1, the id that it should predict. The "
+                "last position it attends to is i itself.",
             ),
             (
                 sees_only_before,
-                "off by one: a position sees itself too (its input is the id before). Else the first sees "
-                "nothing, and the softmax over nothing is NaN.",
+                "off by one: a position also attends to itself (its input is the previous id). "
+                "Otherwise the first position has no key, and the softmax over no key is NaN.",
             ),
             (
                 queries_at_the_start,
-                "right where M = N, but your M queries stand at the first M positions. They are the LAST M: "
-                "query m is position N - M + m.",
+                "right for M = N, but your M queries are at the first M positions. They are the "
+                "LAST M: query m is position N - M + m.",
             ),
             (not_scaled, "divide the logits by the square root of d."),
         ],
@@ -346,27 +349,30 @@ EXERCISES = {
         [
             (
                 cools_probabilities,
-                "the temperature divides logits, not probabilities: softmax comes after it.",
+                "the temperature divides logits, not probabilities: apply it before the softmax.",
             ),
             (
                 heats_instead,
-                "you multiplied by the temperature. Divide: a high temperature makes logits alike.",
+                "you multiplied by the temperature. Divide: a high temperature makes the "
+                "probabilities more equal.",
             ),
             (
                 drops_the_crossing_one,
-                "top-p keeps the id that crosses the share too: keep an id if those BEFORE it hold less "
-                "than top_p. Else a single id of 90% would leave nothing at top_p = 0.8.",
+                "top-p also keeps the id that crosses the limit: keep an id if the "
+                "probabilities BEFORE it add up to less than top_p. Otherwise top_p = 0.8 would "
+                "keep nothing if one id has 90%.",
             ),
             (
                 top_p_before_temperature,
-                "the share of top-p is counted at temperature 1. The temperature comes first, for all "
-                "that follows.",
+                "top-p was computed at temperature 1. Apply the temperature first, to "
+                "everything that follows.",
             ),
             (
                 top_p_of_all,
-                "after top-k only k ids are left: their probabilities add up to 1 before top-p counts.",
+                "after top-k only k ids are left: renormalize their probabilities to 1 before "
+                "top-p.",
             ),
-            (not_renormalised, "what is left should add up to 1."),
+            (not_renormalised, "renormalize the remaining probabilities to 1."),
         ],
     ),
     "step": Exercise(
@@ -375,25 +381,27 @@ EXERCISES = {
         [
             (
                 always_position_0,
-                "every token was placed at position 0. With a cache the new one is alone in its batch, but as "
-                "many stand before it as the cache holds.",
+                "every token was placed at position 0. With a cache, the new token is the only "
+                "input, but its position is the length of the cache.",
             ),
             (no_position, "the position is missing: x = token + positions[len(cache)]."),
             (
                 position_too_late,
-                "off by one: the first token stands at position 0. Was the cache longer already when you "
-                "asked for its length?",
+                "off by one: the first token is at position 0. Did you append to the cache "
+                "before you took its length?",
             ),
             (
                 forgets_itself,
-                "the new key and value came into the cache after attending. A position sees itself: append first.",
+                "the new key and value were appended after the attention. A position attends to "
+                "itself: append first.",
             ),
             (
                 forgets_the_past,
-                "only the new key is attended to. The cache holds all before it; use them all.",
+                "only the new key is used. The cache holds the keys and values of all previous "
+                "tokens: use them all.",
             ),
             (not_scaled_step, "divide the logits by the square root of D."),
-            (transposed, "that is x @ w, the transposed matrix. Here q = wq @ x."),
+            (transposed, "this is x @ w, with the transposed matrix. Here q = wq @ x."),
         ],
         observe=walk,
     ),
@@ -403,15 +411,23 @@ EXERCISES = {
         [
             (
                 adds_s,
-                "at scale 1 guidance must change nothing: start from `untold`, or add scale - 1 times the difference to "
-                "`told`.",
+                "guidance must change nothing at scale 1: start from the unconditional logits, "
+                "or add scale - 1 times the difference to the conditional ones.",
             ),
-            (from_told, "told and untold are exchanged: the step goes from `untold` past `told`."),
+            (
+                from_told,
+                "the conditional and the unconditional logits are exchanged: guidance moves "
+                "from unconditional past conditional.",
+            ),
             (
                 from_untold_with_less,
-                "scale - 1 belongs with `told` as the start. From `untold` it is scale.",
+                "the factor scale - 1 belongs to a start from the conditional logits. From the "
+                "unconditional logits the factor is scale.",
             ),
-            (scales_told, "`untold` plays no part: what pushes is the difference between both."),
+            (
+                scales_told,
+                "the unconditional logits are not used: guidance adds the difference between both.",
+            ),
         ],
     ),
 }

@@ -241,16 +241,19 @@ EXERCISES = {
         [
             (
                 evaluates,
-                "that is eval: it RUNS the text. `[8] * 2` is harmless; what stands in a downloaded file need not be.",
+                "this is eval: it RUNS the text. `[8] * 2` is harmless, but a downloaded file "
+                "may hold other code.",
             ),
             (
                 without_builtins,
-                "eval without builtins still runs the text: `[8] * 2` was computed, and from any object, such as "
-                "(), there are well-known ways back to everything. Parse, do not run.",
+                "eval without builtins still runs the text: it computed `[8] * 2`, and there "
+                "are well-known ways from any object, such as (), back to all builtins. Parse "
+                "the text, do not run it.",
             ),
             (
                 as_json,
-                "JSON is another language: it has no single quotes, no tuples, and its truth is `true`.",
+                "JSON is another language: it has no single quotes and no tuples, and writes "
+                "True as `true`.",
             ),
         ],
     ),
@@ -260,16 +263,18 @@ EXERCISES = {
         [
             (
                 counted_once,
-                "the last key weighs as much as ONE. n exp(l) = exp(l + log n): add log n to its logit.",
+                "the last key has the weight of ONE key. n exp(l) = exp(l + log n): add log n "
+                "to its logit.",
             ),
             (
                 n_times_the_logit,
-                "n times the logit is exp(n l), the n-th POWER. n exp(l) = exp(l + log n).",
+                "n times the logit gives exp(n l), the n-th POWER. n exp(l) = exp(l + log n).",
             ),
-            (n_added, "n was added where log n belongs."),
+            (n_added, "n was added to the logit instead of log n."),
             (
                 n_times_the_value,
-                "its value counts n times, but the weights still add up to 1 as if it stood there once.",
+                "the last value is multiplied by n, but the softmax weights still count its key "
+                "once.",
             ),
         ],
     ),
@@ -279,15 +284,17 @@ EXERCISES = {
         [
             (
                 no_stand_in,
-                "the dropped registers need one position that stands for all of them (none if k = K).",
+                "the dropped registers need one position that represents all of them (none if k "
+                "= K).",
             ),
-            (one_too_many, "with k = K nothing is dropped, and nothing need stand for it."),
+            (one_too_many, "for k = K no register is dropped, so there is no extra position."),
             (
                 both_halves_alike,
-                "the unconditional half hides all registers: they are equal, and one stands for all K.",
+                "the unconditional half has no visible register: all K are equal, and one "
+                "position represents them.",
             ),
-            (one_half, "guidance asks twice: with tokens, and without."),
-            (everything, "that is the plain computation, with K registers in both halves."),
+            (one_half, "guidance evaluates the decoder twice: with the tokens and without."),
+            (everything, "this is the plain computation, with K registers in both halves."),
         ],
     ),
     "combine": Exercise(
@@ -296,10 +303,11 @@ EXERCISES = {
         [
             (
                 unweighted,
-                "parts of different sizes counted alike. Each image counts alike: weigh a part by its size.",
+                "parts of different sizes got the same weight. Each image has the same weight, "
+                "so weight a part by its size.",
             ),
-            (sum_of_means, "those are means: added up they grow with the number of parts."),
-            (not_divided, "the sum over all images; divide by how many there are."),
+            (sum_of_means, "this is the sum of the means: it grows with the number of parts."),
+            (not_divided, "this is the sum over all images; divide it by their number."),
             (divided_by_parts, "divided by the number of parts. Divide by the number of images."),
         ],
     ),
@@ -309,20 +317,21 @@ EXERCISES = {
         [
             (
                 forward_only,
-                "that is the forward pass. The backward pass costs twice as much again: 3 in all.",
+                "this is the forward pass. The backward pass costs twice as much, so the total "
+                "is 3 times the forward pass.",
             ),
             (
                 backward_as_forward,
-                "the backward pass has two gradients for each product, of the weights and of the inputs: it "
-                "costs twice the forward pass.",
+                "the backward pass has two gradients for each product, of the weights and of "
+                "the inputs: it costs twice the forward pass.",
             ),
-            (multiply_adds, "a multiply-add is two operations."),
-            (without_attention, "attention itself is missing: 4 N^2 D a block."),
+            (multiply_adds, "one multiply-add is two operations."),
+            (without_attention, "the attention products are missing: 4 N^2 D for each block."),
             (
                 half_of_attention,
                 "attention has two products of N x N x D: q k^T, and the weights with v.",
             ),
-            (hours, "those are hours."),
+            (hours, "this is the number of hours."),
         ],
     ),
 }

@@ -146,14 +146,24 @@ EXERCISES = {
         rows,
         shorten,
         [
-            (the_last, "you kept the last ids. The beginning of a row is what stands alone."),
+            (
+                the_last,
+                "you kept the last ids. A prefix of the sequence can be decoded: keep the first "
+                "ids.",
+            ),
             (
                 filled_with_0,
-                "0 is an id like any other, and would be decoded. A shorter row is shorter.",
+                "0 is an id like any other and would be decoded. A shorter sequence has fewer ids.",
             ),
-            (one_length, "all rows got the first one's length. Each image has its own."),
-            (one_more, "one id too many: a row of length k ends before index k."),
-            (without_the_first, "that cuts the beginning off. Keep it, and cut the end."),
+            (
+                one_length,
+                "all sequences got the length of the first one. Each image has its own length.",
+            ),
+            (one_more, "one id too many: a sequence of length k ends before index k."),
+            (
+                without_the_first,
+                "this removes the beginning. Keep the beginning and remove the end.",
+            ),
         ],
     ),
     "digits": Exercise(
@@ -162,45 +172,57 @@ EXERCISES = {
         [
             (
                 highest_first,
-                "you took the last level as the lowest place. The first channel is the lowest here.",
+                "you used the last level as the lowest place. The first channel is the lowest "
+                "place here.",
             ),
-            (backwards, "the right digits, from the other end: the lowest place comes first."),
+            (
+                backwards,
+                "the digits are right, but in reverse order: the lowest place comes first.",
+            ),
             (
                 never_divided,
-                "after taking a digit, divide by its L: the rest is what the next digit is of.",
+                "after taking a digit, divide by its L before you take the next digit.",
             ),
             (
                 one_base,
-                "you divided by powers of the first L. A place is worth the product of the levels before it.",
+                "you divided by powers of the first L. A place value is the product of the "
+                "levels before it.",
             ),
             (
                 own_level,
-                "you divided by the digit's own L. A place is worth the product of the levels before it: the first, 1.",
+                "you divided by the digit's own L. A place value is the product of the levels "
+                "before it; the first is 1.",
             ),
-            (not_whole, "digits are whole numbers: divide without rest (//)."),
+            (not_whole, "digits are integers: use integer division (//)."),
         ],
     ),
     "shortest": Exercise(
         curves,
         shortest,
         [
-            (its_place, "those are places in `budgets`. Tell the number of tokens."),
+            (its_place, "these are indices into `budgets`. Return the number of tokens."),
             (
                 places_of_argmax,
-                "those are places in `budgets`, not numbers of tokens; and argmax says 0 where none reaches it.",
+                "these are indices into `budgets`, not numbers of tokens; and argmax returns 0 "
+                "if no budget reaches the target.",
             ),
             (
                 never_is_first,
-                "an image that never reaches the target got the least budget. It needs all there is.",
+                "an image that never reaches the target got the smallest budget. It gets the "
+                "largest.",
             ),
-            (longest_below, "that is the longest budget that does not reach it."),
+            (longest_below, "this is the largest budget that does not reach the target."),
             (
                 by_counting,
-                "you counted the budgets below the target, which is right only where the PSNR rises with every "
-                "budget. Take the first that reaches it.",
+                "you counted the budgets below the target, which is right only if the PSNR "
+                "rises with every budget. Take the first budget that reaches the target.",
             ),
-            (must_exceed, "the target itself is good enough: >=."),
-            (one_for_all, "one budget for all, by their mean. Each image has its own."),
+            (must_exceed, "the target itself is enough: use >=."),
+            (
+                one_for_all,
+                "this is one budget for all images, from their mean. Each image has its own "
+                "budget.",
+            ),
         ],
     ),
 }

@@ -231,48 +231,52 @@ EXERCISES = {
         [
             (
                 down_the_columns,
-                "row and column are exchanged: patches go as one reads, along the rows.",
+                "row and column are exchanged: patches are in row-major order.",
             ),
             (
                 pixels_in_a_line,
-                "the patches of a row were counted as pixels: a row holds width // patch of them.",
+                "you multiplied by the number of pixels in a row. A row holds width // patch "
+                "patches.",
             ),
             (patches_in_a_side, "a row of patches holds width // patch of them, not patch."),
-            (of_the_pixel_row, "the pixel's row was not divided: which row of PATCHES is it in?"),
-            (from_one, "tokens count from 0."),
+            (of_the_pixel_row, "the pixel's row was not divided by patch: use the row of PATCHES."),
+            (from_one, "token indices start at 0."),
         ],
     ),
     "grid_rate": Exercise(
         grids,
         grid_rate,
         [
-            (one_side, "that is one side of the grid; its patches are the square of it."),
-            (per_value, "those are bits for each of three colour values. A pixel is all three."),
-            (per_token, "those are the bits of a token. It stands for patch * patch pixels."),
-            (bytes_per_pixel, "those are bytes a pixel; bits were asked for."),
+            (one_side, "this is one side of the grid; the number of patches is its square."),
+            (per_value, "these are bits for each of three color values. A pixel is all three."),
+            (per_token, "these are the bits of a token, which represents patch * patch pixels."),
+            (bytes_per_pixel, "these are bytes for each pixel; the exercise asks for bits."),
         ],
     ),
     "best_guess": Exercise(
         possibilities,
         best_guess,
         [
-            (all_alike, "all possibilities counted alike. Weigh each by its probability."),
+            (all_alike, "all possible images got the same weight. Weight each by its probability."),
             (
                 plain_mean,
-                "the answer is a mean in which all possibilities count alike. Weigh each by its probability.",
+                "your mean gives all possible images the same weight. Weight each by its "
+                "probability.",
             ),
             (
                 likeliest,
-                "you answered the likeliest image. Squared error prefers the mean, also where no image is like it.",
+                "you returned the most likely image. The mean has the least squared error, even "
+                "if no image looks like it.",
             ),
             (
                 sample_to_mean,
-                "that is how far a sample is from the MEAN. The original is another draw: compare two draws.",
+                "this is the error between a sample and the MEAN. The original is another draw: "
+                "compare two draws.",
             ),
-            (summed, "errors were summed over the pixels; the mean was asked for."),
+            (summed, "errors were summed over the pixels; the exercise asks for the mean."),
             (
                 draws_alike,
-                "the drawn images counted alike. A sample is drawn with its probability, too.",
+                "the samples got the same weight. A sample is drawn with its probability, too.",
             ),
         ],
     ),
@@ -280,14 +284,14 @@ EXERCISES = {
         rows_of_tokens,
         tail_drop,
         [
-            (head_drop, "that keeps the tail. The first tokens stay, the tail goes."),
-            (drops_so_many, "keep says how many stay, not how many go."),
+            (head_drop, "this keeps the tail. Keep the first tokens and drop the tail."),
+            (drops_so_many, "keep is the number of tokens to keep, not the number to drop."),
             (one_length, "every image got the length of the first one."),
             (
                 zeros_instead,
-                "the tail became zeros and the rows kept their length. Here it is gone.",
+                "the tail became zeros and the length stayed the same. Here the tail is removed.",
             ),
-            (one_more, "off by one: keep = k leaves tokens 0 to k - 1."),
+            (one_more, "off by one: keep = k keeps tokens 0 to k - 1."),
         ],
     ),
     "prefix_errors": Exercise(
@@ -296,16 +300,19 @@ EXERCISES = {
         [
             (
                 without_tokens,
-                "the ids were not used: the mean of ALL images. Only those with the same prefix are possible.",
+                "the ids were not used: this is the mean of ALL images. Only images with the "
+                "same prefix are possible.",
             ),
-            (only_the_kth, "grouped by one id alone. A prefix is all k of them."),
+            (only_the_kth, "grouped by one id only. A prefix is all k of them."),
             (
                 groups_alike,
-                "all prefixes counted alike. One that twice as many images have occurs twice as often.",
+                "all prefixes got the same weight. A prefix that twice as many images share "
+                "occurs twice as often.",
             ),
             (
                 sampler_as_good,
-                "a sample's error is twice the mean's: two draws, each as far from the mean as the other.",
+                "the error of a sample is twice that of the mean: two draws, each at the same "
+                "distance from the mean.",
             ),
             (one_id_more, "off by one: k ids are known, columns 0 to k - 1."),
         ],

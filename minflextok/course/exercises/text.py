@@ -243,13 +243,15 @@ EXERCISES = {
         [
             (
                 numbers_from_0,
-                "0 is taken: it pads. With words numbered from 0, the first word and no word are the same.",
+                "0 is the padding. If words are numbered from 0, the first word and the padding "
+                "are the same.",
             ),
-            (pads_in_front, "pad behind the words: position 0 is the first word of every caption."),
+            (pads_in_front, "pad after the words: position 0 is the first word of every caption."),
             (cuts_to_the_shortest, "captions were cut to the shortest. Pad all to the LONGEST."),
             (
                 bag_of_words,
-                "the words are sorted, and who is above whom is lost. Keep their order.",
+                "the words are sorted, so the order of the objects is lost (what is above "
+                "what). Keep the order of the words.",
             ),
         ],
     ),
@@ -257,23 +259,29 @@ EXERCISES = {
         looks,
         cross_attention,
         [
-            (sees_padding, "padding is attended to: give it the logit -inf before the softmax."),
+            (
+                sees_padding,
+                "the padding is attended to: give it the logit -inf before the softmax.",
+            ),
             (
                 mask_inverted,
-                "the mask is True at words. You hid the words and looked at the padding.",
+                "the mask is True at words. You masked the words and attended to the padding.",
             ),
             (
                 masked_after_softmax,
-                "masked after the softmax, the weights of the words no longer add up to 1. Mask the logits.",
+                "masked after the softmax: the weights of the words no longer add up to 1. Mask "
+                "the logits.",
             ),
-            (zero_logits, "a logit of 0 is no mask, it still gets a share. Use -inf."),
+            (zero_logits, "a logit of 0 does not remove a key: exp(0) = 1. Use -inf."),
             (
                 over_queries,
-                "the softmax runs over the queries. For each query, the weights of all WORDS add up to 1.",
+                "the softmax is over the queries. For each query, the weights of all WORDS add "
+                "up to 1.",
             ),
             (
                 causal_too,
-                "a causal mask does not belong here: every position may see the whole text.",
+                "this has a causal mask. In cross-attention every position may attend to the "
+                "whole text.",
             ),
         ],
     ),
@@ -283,25 +291,30 @@ EXERCISES = {
         [
             (
                 extras_allowed,
-                "it should show nothing else: an image full of everything would meet every caption.",
+                "the image must show nothing else. Otherwise an image with every possible "
+                "object would match every caption.",
             ),
             (
                 nothing_need_be_there,
-                "what is there was asked for, but not all that was asked for is there: an empty image "
-                "passes yours.",
+                "every object in the image was asked for, but not every requested object is "
+                "there: an empty image passes your test.",
             ),
-            (none_is_a_size, "None says that the caption leaves the size open: any will do."),
-            (sizes_ignored, "where the caption tells a size, it must be that one."),
+            (
+                none_is_a_size,
+                "None means that the caption does not state a size: any size matches.",
+            ),
+            (sizes_ignored, "if the caption states a size, the size must match."),
             (
                 attributes_apart,
-                "colours and shapes are counted apart, so a red square and a blue circle pass for a red "
-                "circle and a blue square. Which colour goes with which shape is the hard part: test it.",
+                "colors and shapes are counted separately, so a red square and a blue circle "
+                "match a red circle and a blue square. The hard part for a model is which color "
+                "belongs to which shape: test it.",
             ),
-            (in_this_order, "an image has no first thing: the order of the list must not matter."),
+            (in_this_order, "an image has no first object: the order of the list must not matter."),
             (
                 first_come,
-                "a thing of any size took the very one that another asks for by its size. Those that tell a size "
-                "choose first.",
+                "a request without a size took the object that another request needs for its "
+                "size. Match the requests with a size first.",
             ),
         ],
     ),
@@ -312,12 +325,13 @@ EXERCISES = {
             (same_captions, "every image keeps its own caption, so there is no control."),
             (
                 the_next_one,
-                "the next caption may say more or less than its own, and fails for that alone: compare like "
-                "with like.",
+                "the next caption may have more or fewer objects than the image's own, and may "
+                "fail for this reason alone: choose one with the same number.",
             ),
             (
                 first_of_its_kind,
-                "each first caption of its kind is still its own, and the others are not used.",
+                "the first caption of each complexity still gets itself, and the other captions "
+                "are not used.",
             ),
         ],
         observe=properties,
