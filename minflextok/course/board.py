@@ -92,7 +92,7 @@ class Board(ipywidgets.VBox):
 
     make: a tuple with the value of each control -> Frame. fixed: pictures that do not change.
     beside: pictures side by side instead of one below the other. `still` holds the pictures of the
-    static version, by label; the widgets replace it by a selection that shows more than one setting.
+    static version, by label; the widgets replace it by pictures of several settings.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Board(ipywidgets.VBox):
         self.text.value = f'<div role="status">{spans}</div>'
 
     def _ipython_display_(self) -> None:
-        """Two outputs: the static picture, and the widget, whose style hides the former when live."""
+        """Two outputs: the static picture, and the widget; when live, it hides the picture."""
         label, picture = f"pictures: {', '.join(self.still)}", b64encode(sheet(self.still)).decode()
         display(
             {"image/png": picture, "text/plain": label},

@@ -32,7 +32,8 @@ def check(name: str, answer: Callable) -> bool:
 
     yours, target = results(answer), results(exercise.solution)
     pairs = list(zip(yours, target, strict=True))
-    wrong = [i for i, (a, b) in enumerate(pairs) if not same(a, b) or _float_for_integer(a, b)]
+    values_differ = [i for i, (a, b) in enumerate(pairs) if not same(a, b)]
+    wrong = values_differ or [i for i, pair in enumerate(pairs) if _float_for_integer(*pair)]
     if not wrong:
         print(f"passed: {name}, {len(cases)} inputs")
         return True
@@ -45,7 +46,7 @@ def check(name: str, answer: Callable) -> bool:
     for argument, value in zip(arguments, cases[wrong[0]], strict=False):
         print(f"  {argument} = {_show(value)}")
     print(f"yours:\n  {_show(a)}\ntarget:\n  {_show(b)}")
-    if same(a, b):
+    if not values_differ:
         print("Hint: the values are right, but the dtype is not: these are floating-point numbers,")
         print("and the target holds integers or booleans. Convert them, for example with .long().")
         return False

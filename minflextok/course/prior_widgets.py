@@ -106,7 +106,7 @@ def prompt_explorer(
     zoom: int = 6,
     seed: int = 0,
 ) -> Board:
-    """`num` images of `shapes` for a caption, decoded from their first k tokens, and their verdicts.
+    """`num` images of `shapes` for a caption, decoded from their first k tokens, with verdicts.
 
     Type a caption and press Enter, or choose an example. The verdicts, one for each image, are
     those of shapes.check. guidance: the prior's.

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: attention, registers, who sees whom."""
+"""Exercises of notebook 02: attention, registers, the attention mask."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- attention: one head, masked -------------------------------------------------------------------------------------
+# ---- attention: one head, masked -----------------------------------------------------------------
 
 
 def _attention_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -90,7 +90,7 @@ ATTENTION = Exercise(
 )
 
 
-# ---- split_heads -----------------------------------------------------------------------------------------------------
+# ---- split_heads ---------------------------------------------------------------------------------
 
 
 def _heads_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -132,7 +132,7 @@ SPLIT_HEADS = Exercise(
 )
 
 
-# ---- prefix_mask -----------------------------------------------------------------------------------------------------
+# ---- prefix_mask ---------------------------------------------------------------------------------
 
 
 def prefix_mask(P: int, K: int) -> Tensor:
@@ -194,7 +194,7 @@ PREFIX_MASK = Exercise(
 )
 
 
-# ---- block: pre-norm residual -----------------------------------------------------------------------------------------
+# ---- block: pre-norm residual --------------------------------------------------------------------
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def _parallel(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
     return x + attn(_norm(x)) + mlp(_norm(x))
 
 
-def _thrown_away(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+def _no_norm(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
     x = x + attn(x)
     return x + mlp(x)
 
@@ -258,7 +258,7 @@ BLOCK = Exercise(
     block,
     [
         (
-            _thrown_away,
+            _no_norm,
             "the norm is missing, or it was computed and not used: the branches take "
             "layer_norm(x), not x.",
         ),
@@ -282,7 +282,7 @@ BLOCK = Exercise(
 )
 
 
-# ---- reach: who depends on whom after several blocks -----------------------------------------------------------------
+# ---- reach: which output depends on which input after several blocks -----------------------------
 
 
 def _reach_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -308,7 +308,7 @@ def _power(mask: Tensor, depth: int) -> Tensor:
     return torch.linalg.matrix_power(mask.double(), depth) > 0
 
 
-def _powers(mask: Tensor, depth: int) -> Tensor:
+def _any_power(mask: Tensor, depth: int) -> Tensor:
     return torch.stack([_power(mask, d) for d in range(1, depth + 1)]).any(0)
 
 
@@ -327,7 +327,7 @@ REACH = Exercise(
                 "the residual is missing: x + ... passes on each position's own content, so "
                 "each position also depends on itself. Add the diagonal first.",
             )
-            for f in (_power, _powers)
+            for f in (_power, _any_power)
         ),
         (
             lambda mask, depth: reach(mask, 1),

@@ -1,4 +1,4 @@
-"""05 rectified flow."""
+"""Exercises of notebook 05: rectified flow."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,7 @@ def points(g: torch.Generator) -> Iterator[tuple]:
         yield a, b, torch.rand(B, generator=g)
 
 
-# ---- ★ where a line begins and ends ----------------------------------------------------------------------------------
+# ---- ★ both ends of a line from x_t and v --------------------------------------------------------
 
 
 def ends(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def ends_swapped(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return ends(x_t, v, t)[::-1]
 
 
-def ends_uphill(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def ends_wrong_sign(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return ends(x_t, -v, t)
 
 
@@ -40,7 +40,7 @@ def ends_whole_step(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return x_t - v, x_t + v
 
 
-# ---- ★ a training pair -----------------------------------------------------------------------------------------------
+# ---- ★ a training pair ---------------------------------------------------------------------------
 
 
 def pair(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,16 +68,16 @@ def one_t_for_all(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return pair(x, noise, t[:1].expand(len(t)))
 
 
-# ---- ★★ and ★★★ walking ----------------------------------------------------------------------------------------------
+# ---- ★★ and ★★★ ODE solvers ----------------------------------------------------------------------
 
 
-def bent(x: Tensor, t: float) -> Tensor:
+def curved(x: Tensor, t: float) -> Tensor:
     return torch.stack([x[:, 1] + 2 * t, -x[:, 0] + t * t], dim=1)
 
 
-def walks(g: torch.Generator) -> Iterator[tuple]:
+def sampling_inputs(g: torch.Generator) -> Iterator[tuple]:
     for B, steps in ((1, 2), (3, 1), (2, 5), (4, randint(g, 6, 12))):
-        yield bent, torch.randn(B, 2, generator=g), steps
+        yield curved, torch.randn(B, 2, generator=g), steps
 
 
 def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
@@ -88,11 +88,11 @@ def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
-def upwards(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def wrong_sign(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(lambda x, t: -velocity(x, t), noise, steps)
 
 
-def asks_where_it_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def evaluates_at_the_end(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(lambda x, t: velocity(x, t - 1 / steps), noise, steps)
 
 
@@ -123,7 +123,7 @@ def heun(
     age: float = 1.0,
     weight: float = 0.5,
 ) -> Tensor:
-    """move, age: how far the second question goes along, in place and in time; weight: that of each answer."""
+    """move, age: how far x and t move before the second evaluation; weight: of each velocity."""
     x, h = noise, 1 / steps
     for i in range(steps):
         t = 1 - i * h
@@ -133,7 +133,7 @@ def heun(
     return x
 
 
-def only_euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def euler_only(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(velocity, noise, steps)
 
 
@@ -149,7 +149,7 @@ def not_halved(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return heun(velocity, noise, steps, weight=1.0)
 
 
-def from_where_euler_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def moves_twice(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     x, h = noise, 1 / steps
     for i in range(steps):
         first = velocity(x, 1 - i * h)
@@ -158,10 +158,10 @@ def from_where_euler_arrives(velocity: Velocity, noise: Tensor, steps: int) -> T
     return x
 
 
-# ---- ★★★ projected guidance ------------------------------------------------------------------------------------------
+# ---- ★★★ adaptive projected guidance -------------------------------------------------------------
 
 
-def guided(g: torch.Generator) -> Iterator[tuple]:
+def guidance_inputs(g: torch.Generator) -> Iterator[tuple]:
     for B, scale, threshold in ((1, 3.0, 1.0), (2, 1.0, 0.5), (3, 7.5, 2.5), (4, 2.0, 100.0)):
         cond = torch.randn(B, 2, generator=g)
         yield cond, cond + 2 * torch.randn(B, 2, generator=g), scale, threshold
@@ -214,7 +214,7 @@ def not_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) ->
     return apg(cond, uncond, scale, float("inf"))
 
 
-def always_that_long(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+def always_threshold_long(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
     longer = cond - 1e6 * (cond - uncond)  # the same direction, and long enough to be clipped
     return cond - (apg(cond, longer, scale, threshold) - cond)
 
@@ -235,7 +235,7 @@ EXERCISES = {
             ),
             (ends_swapped, "these are the two ends in the wrong order: x first, then the noise."),
             (
-                ends_uphill,
+                ends_wrong_sign,
                 "v points from the image to the noise (v = noise - x), so the image is in the "
                 "direction of -v.",
             ),
@@ -269,16 +269,16 @@ EXERCISES = {
         ],
     ),
     "euler": Exercise(
-        walks,
+        sampling_inputs,
         euler,
         [
             (
-                upwards,
+                wrong_sign,
                 "the sign is wrong. Time falls from 1 to 0, so each step SUBTRACTS velocity / "
                 "steps.",
             ),
             (
-                asks_where_it_arrives,
+                evaluates_at_the_end,
                 "the velocity is evaluated at the t where the step ends. Evaluate it where the "
                 "step starts: at 1 first, at 1/steps last, never at 0.",
             ),
@@ -301,11 +301,11 @@ EXERCISES = {
         ],
     ),
     "heun": Exercise(
-        walks,
+        sampling_inputs,
         heun,
         [
             (
-                only_euler,
+                euler_only,
                 "this is the Euler method. Evaluate a second velocity at the end of the Euler "
                 "step, and average both.",
             ),
@@ -319,7 +319,7 @@ EXERCISES = {
                 "the second velocity is evaluated at the old t. The Euler step ends at t - h.",
             ),
             (
-                from_where_euler_arrives,
+                moves_twice,
                 "you moved twice: the Euler step is only used to evaluate the second velocity. "
                 "The mean velocity moves x from where it was before.",
             ),
@@ -330,7 +330,7 @@ EXERCISES = {
         ],
     ),
     "apg": Exercise(
-        guided,
+        guidance_inputs,
         apg,
         [
             (
@@ -364,7 +364,7 @@ EXERCISES = {
                 "this length.",
             ),
             (
-                always_that_long,
+                always_threshold_long,
                 "shorter differences were lengthened to the threshold. Clipping only shortens.",
             ),
             (from_uncond, "this starts from uncond, as CFG does. APG starts from cond."),

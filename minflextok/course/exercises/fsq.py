@@ -1,4 +1,4 @@
-"""Exercises of notebook 03: finite scalar quantisation."""
+"""Exercises of notebook 03: finite scalar quantization."""
 
 import math
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import Exercise, randint, values
+from . import Exercise, randint, value_and_gradient
 
 
 def _levels(g: torch.Generator, least: int = 2, most: int = 9) -> tuple[int, ...]:
     return tuple(randint(g, least, most) for _ in range(randint(g, 1, 5)))
 
 
-# ---- bound: squash, so that rounding gives L values ------------------------------------------------------------------
+# ---- bound: so that rounding gives L values ------------------------------------------------------
 
 
 def _bound_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -47,7 +47,7 @@ def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     half, offset = (L - 1) / 2, torch.where(L % 2 == 0, 0.5, 0.0)
     return (
         torch.tanh(z + torch.atanh(offset / half)) * half - offset
-    )  # an infinite atanh is no error here
+    )  # in torch an infinite atanh is no error
 
 
 BOUND = Exercise(
@@ -92,7 +92,7 @@ BOUND = Exercise(
 )
 
 
-# ---- straight_through: round forward, identity backward --------------------------------------------------------------
+# ---- straight_through: round forward, identity backward ------------------------------------------
 
 
 def _straight_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -138,11 +138,11 @@ STRAIGHT_THROUGH = Exercise(
             "detach the change made by rounding, z.round() - z, not the rounded value itself.",
         ),
     ],
-    observe=values,
+    observe=value_and_gradient,
 )
 
 
-# ---- codes_to_ids: mixed radix, rounded ------------------------------------------------------------------------------
+# ---- codes_to_ids: mixed radix, rounded ----------------------------------------------------------
 
 
 def _all_digits(g: torch.Generator, levels: tuple[int, ...]) -> tuple:
@@ -155,7 +155,7 @@ def _ids_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield torch.tensor([[-1.0, -1.0], [0.0, -1.0], [-1.0, 0.0], [0.5, 1.0]]), (4, 3)
     for _ in range(6):
         yield _all_digits(g, _levels(g))
-    yield _all_digits(g, (250, 98, 8))  # where code * centre falls a little short of a whole number
+    yield _all_digits(g, (250, 98, 8))  # code * center is slightly below a whole number
 
 
 def _codes_to_ids(
@@ -231,7 +231,7 @@ CODES_TO_IDS = Exercise(
 )
 
 
-# ---- perplexity: how many ids are in use, in effect ------------------------------------------------------------------
+# ---- perplexity: the effective number of ids in use ----------------------------------------------
 
 
 def _usage_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -282,7 +282,7 @@ PERPLEXITY = Exercise(
 )
 
 
-# ---- quantise: all of it, with its gradient ----------------------------------------------------------------------------
+# ---- quantise: the whole function, with its gradient ---------------------------------------------
 
 
 def _quantise(
@@ -330,7 +330,7 @@ QUANTISE = Exercise(
             "lowest code is below -1. Divide by the center, L // 2.",
         ),
     ],
-    observe=values,
+    observe=value_and_gradient,
 )
 
 

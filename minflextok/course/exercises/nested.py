@@ -1,4 +1,4 @@
-"""04 nested dropout."""
+"""Exercises of notebook 04: nested dropout."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from . import Exercise
 
-# ---- ★ the error of each prefix of principal components --------------------------------------------------------------
+# ---- ★ the error of each prefix of principal components ------------------------------------------
 
 
 def spectra(g: torch.Generator) -> Iterator[tuple]:
     for D in (3, 2, 5, 8):
         values = 0.1 + 4 * torch.rand(D, generator=g)
-        yield (torch.cat([values[1:].sort().values, values[:1]]),)  # in no order that helps
+        yield (torch.cat([values[1:].sort().values, values[:1]]),)  # not sorted
 
 
 def prefix_errors(eigenvalues: Tensor) -> Tensor:
@@ -21,12 +21,12 @@ def prefix_errors(eigenvalues: Tensor) -> Tensor:
     return torch.tensor([sum(largest_first[k:]) for k in range(len(largest_first) + 1)])
 
 
-def unsorted(eigenvalues: Tensor) -> Tensor:
+def not_sorted(eigenvalues: Tensor) -> Tensor:
     return torch.tensor([eigenvalues[k:].sum().item() for k in range(len(eigenvalues) + 1)])
 
 
 def smallest_first(eigenvalues: Tensor) -> Tensor:
-    return unsorted(eigenvalues.sort().values)
+    return not_sorted(eigenvalues.sort().values)
 
 
 def kept_variance(eigenvalues: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def without_k_0(eigenvalues: Tensor) -> Tensor:
     return prefix_errors(eigenvalues)[1:]
 
 
-# ---- ★★ how often each register is kept ------------------------------------------------------------------------------
+# ---- ★★ how often each register is kept ----------------------------------------------------------
 
 
 def distributions(g: torch.Generator) -> Iterator[tuple]:
@@ -71,13 +71,13 @@ def only_the_last(p: Tensor) -> Tensor:
     return p
 
 
-# ---- ★★ registers as the decoder sees them ---------------------------------------------------------------------------
+# ---- ★★ registers with the mask token ------------------------------------------------------------
 
 
 def registers(g: torch.Generator) -> Iterator[tuple]:
     for B, K, D in ((2, 3, 2), (3, 4, 3), (4, 6, 2), (2, 5, 4)):
         keep_k = torch.randint(1, K, (B,), generator=g)
-        keep_k[-1] = K if keep_k[0] < K - 1 else 1  # lengths that differ
+        keep_k[-1] = K if keep_k[0] < K - 1 else 1  # different lengths
         draw = [torch.randn(*shape, generator=g) for shape in ((B, K, D), (K, D), (D,))]
         yield (*draw, keep_k)
 
@@ -123,7 +123,7 @@ def one_too_many(
     return embed(registers, positions, mask_token, keep_k + 1)
 
 
-# ---- ★★★ the loss of a linear autoencoder, without sampling ----------------------------------------------------------
+# ---- ★★★ the loss of a linear autoencoder, without sampling --------------------------------------
 
 
 def autoencoders(g: torch.Generator) -> Iterator[tuple]:
@@ -134,7 +134,7 @@ def autoencoders(g: torch.Generator) -> Iterator[tuple]:
 
 
 def prefix_loss(cov: Tensor, enc: Tensor, dec: Tensor, weight: Tensor) -> Tensor:
-    """E|x - dec (weight * enc x)|^2, a sum over all entries."""
+    """E|x - dec (weight * enc x)|^2, as a sum over all entries."""
     D, total = len(cov), torch.zeros(())
     left = torch.eye(D) - dec @ torch.diag(weight) @ enc
     for i in range(D):
@@ -175,7 +175,7 @@ EXERCISES = {
         prefix_errors,
         [
             (
-                unsorted,
+                not_sorted,
                 "the first principal component has the LARGEST eigenvalue; you used the "
                 "eigenvalues in the given order.",
             ),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- patchify and back -----------------------------------------------------------------------------------------------
+# ---- patchify and back ---------------------------------------------------------------------------
 
 
 def _image_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -124,7 +124,7 @@ UNPATCHIFY = Exercise(
 )
 
 
-# ---- positions on a line and on a grid -------------------------------------------------------------------------------
+# ---- positions on a line and on a grid -----------------------------------------------------------
 
 
 def _axis_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -151,7 +151,7 @@ def _axis(length: int, dim: int, exponent: float, steps: int) -> Tensor:
 
 
 def _rising(length: int, dim: int) -> Tensor:
-    """In single precision, where angles of thousands of radians come out otherwise."""
+    """The same in single precision, where angles of thousands of radians are inexact."""
     angles = torch.arange(length)[:, None] * 10000.0 ** (torch.arange(dim // 2) / (dim // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

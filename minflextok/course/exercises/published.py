@@ -1,4 +1,4 @@
-"""11 the published models."""
+"""Exercises of notebook 11: the published models."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ a literal, read without running it ----------------------------------------------------------------------------
+# ---- ★ a literal, parsed without running it ------------------------------------------------------
 
 TEXTS = (
     "{'levels': [8, 8, 8, 5, 5, 5], 'drop_quant_p': 0.0}",
@@ -62,7 +62,7 @@ evaluates, without_builtins = (
 as_json = or_false(json.loads)
 
 
-# ---- ★★ one key that stands for many ---------------------------------------------------------------------------------
+# ---- ★★ one key that represents n equal keys -----------------------------------------------------
 
 
 def merged_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -105,7 +105,7 @@ def n_times_the_value(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor
     return (keys @ q).softmax(0) @ with_last(values, lambda x: n * x)
 
 
-# ---- ★★ positions of a guided step -----------------------------------------------------------------------------------
+# ---- ★★ positions of a guided step ---------------------------------------------------------------
 
 
 def step_sizes(g: torch.Generator) -> Iterator[tuple]:
@@ -120,7 +120,7 @@ def guided_positions(P: int, K: int, k: int) -> int:
     return P + len(kept) + bool(dropped) + P + 1
 
 
-def no_stand_in(P: int, K: int, k: int) -> int:
+def dropped_left_out(P: int, K: int, k: int) -> int:
     return 2 * P + k + 1
 
 
@@ -128,7 +128,7 @@ def one_too_many(P: int, K: int, k: int) -> int:
     return 2 * P + k + 2
 
 
-def both_halves_alike(P: int, K: int, k: int) -> int:
+def same_size_for_both(P: int, K: int, k: int) -> int:
     return 2 * (P + min(k + 1, K))
 
 
@@ -140,14 +140,14 @@ def everything(P: int, K: int, k: int) -> int:
     return 2 * (P + K)
 
 
-# ---- ★★ a mean from the means of parts -------------------------------------------------------------------------------
+# ---- ★★ a mean from the means of its parts -------------------------------------------------------
 
 
 def parts(g: torch.Generator) -> Iterator[tuple]:
     yield torch.tensor([1.0, 4.0]), torch.tensor([3, 1])
     for n in (2, 3, 5):
         sizes = torch.randint(1, 9, (n,), generator=g)
-        sizes[0] += 9  # never all equal
+        sizes[0] += 9  # not all equal
         yield torch.randn(n, generator=g), sizes
 
 
@@ -174,7 +174,7 @@ def divided_by_parts(means: Tensor, sizes: Tensor) -> Tensor:
     return (means * sizes).mean()
 
 
-# ---- ★★★ days of a run -----------------------------------------------------------------------------------------------
+# ---- ★★★ days of a training run ------------------------------------------------------------------
 
 
 def training_runs(g: torch.Generator) -> Iterator[tuple]:
@@ -200,13 +200,13 @@ def days(
     of_matrix: float = 2,
     pairs: float = 1,
 ) -> float:
-    """of_matrix: operations for each weight and position; pairs: how much of attention's N x N is counted."""
+    """of_matrix: operations per weight and position; pairs: share of attention pairs."""
     total = 0.0
     for _ in range(depth):
         total += of_matrix * 12 * D * D * N  # the matrices
         total += (
             pairs * 2 * of_matrix * N * N * D
-        )  # each position against each: q k^T, and its product with v
+        )  # all pairs of positions: q k^T, and the weights with v
     return passes * total * images / speed / 86400
 
 
@@ -283,13 +283,13 @@ EXERCISES = {
         guided_positions,
         [
             (
-                no_stand_in,
+                dropped_left_out,
                 "the dropped registers need one position that represents all of them (none if k "
                 "= K).",
             ),
             (one_too_many, "for k = K no register is dropped, so there is no extra position."),
             (
-                both_halves_alike,
+                same_size_for_both,
                 "the unconditional half has no visible register: all K are equal, and one "
                 "position represents them.",
             ),

@@ -1,4 +1,4 @@
-"""00 quickstart."""
+"""Exercises of notebook 00: quickstart."""
 
 import math
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ rows of different lengths -------------------------------------------------------------------------------------
+# ---- ★ sequences of different lengths ------------------------------------------------------------
 
 
-def rows(g: torch.Generator) -> Iterator[tuple]:
+def id_rows(g: torch.Generator) -> Iterator[tuple]:
     for B, K in ((2, 4), (1, 3), (3, 6), (5, 8)):
         lengths = torch.randint(1, K, (B,), generator=g)
-        lengths[-1] = K - 1 if lengths[0] < K - 1 else 1  # lengths that differ
+        lengths[-1] = K - 1 if lengths[0] < K - 1 else 1  # different lengths
         yield torch.randint(1, 2560, (B, K), generator=g), lengths
 
 
@@ -44,7 +44,7 @@ def without_the_first(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
     return tuple(row[int(k) :] for row, k in zip(ids, lengths, strict=True))
 
 
-# ---- ★★ digits -------------------------------------------------------------------------------------------------------
+# ---- ★★ digits -----------------------------------------------------------------------------------
 
 
 def numbers(g: torch.Generator) -> Iterator[tuple]:
@@ -66,7 +66,7 @@ def highest_first(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return digits(ids, levels[::-1]).flip(1)
 
 
-def backwards(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+def reversed_digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return digits(ids, levels).flip(1)
 
 
@@ -82,25 +82,25 @@ def own_level(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.stack([ids // L % L for L in levels], dim=1)
 
 
-def not_whole(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+def not_integer(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
     return ids[:, None] / places % torch.tensor(levels)
 
 
-# ---- ★★ how many tokens does this image need? ------------------------------------------------------------------------
+# ---- ★★ how many tokens does this image need? ----------------------------------------------------
 
 
 def curves(g: torch.Generator) -> Iterator[tuple]:
     for B, budgets in ((2, (1, 2, 4)), (3, (1, 2, 4, 8)), (6, (1, 2, 4, 8, 16))):
         psnrs = (10 + torch.rand(B, len(budgets), generator=g) * 6).sort(1).values
-        psnrs[-1] = torch.linspace(8, 11.9, len(budgets))  # one that never gets there
+        psnrs[-1] = torch.linspace(8, 11.9, len(budgets))  # never reaches the target
         psnrs[0] = torch.linspace(11, 14, len(budgets))
         yield psnrs, budgets, 12.0
     yield (
         torch.tensor([[13.0, 11.9, 14.0]]),
         (1, 2, 4),
         12.0,
-    )  # more tokens need not be better, image by image
+    )  # not monotone: more tokens can be worse for one image
     yield torch.full((randint(g, 1, 2), 2), 12.0), (1, 2), 12.0
 
 
@@ -112,15 +112,15 @@ def shortest(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor(out)
 
 
-def its_place(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def index_of_budget(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor([budgets.index(k) for k in shortest(psnrs, budgets, target).tolist()])
 
 
-def places_of_argmax(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def index_from_argmax(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return (psnrs >= target).int().argmax(1)
 
 
-def never_is_first(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def never_gives_smallest(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor(budgets)[(psnrs >= target).int().argmax(1)]
 
 
@@ -137,13 +137,13 @@ def must_exceed(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tenso
     return shortest(psnrs, budgets, target + 1e-9)
 
 
-def one_for_all(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def one_budget_for_all(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return shortest(psnrs.mean(0, keepdim=True), budgets, target).expand(len(psnrs))
 
 
 EXERCISES = {
     "shorten": Exercise(
-        rows,
+        id_rows,
         shorten,
         [
             (
@@ -176,7 +176,7 @@ EXERCISES = {
                 "place here.",
             ),
             (
-                backwards,
+                reversed_digits,
                 "the digits are right, but in reverse order: the lowest place comes first.",
             ),
             (
@@ -193,21 +193,21 @@ EXERCISES = {
                 "you divided by the digit's own L. A place value is the product of the levels "
                 "before it; the first is 1.",
             ),
-            (not_whole, "digits are integers: use integer division (//)."),
+            (not_integer, "digits are integers: use integer division (//)."),
         ],
     ),
     "shortest": Exercise(
         curves,
         shortest,
         [
-            (its_place, "these are indices into `budgets`. Return the number of tokens."),
+            (index_of_budget, "these are indices into `budgets`. Return the number of tokens."),
             (
-                places_of_argmax,
+                index_from_argmax,
                 "these are indices into `budgets`, not numbers of tokens; and argmax returns 0 "
                 "if no budget reaches the target.",
             ),
             (
-                never_is_first,
+                never_gives_smallest,
                 "an image that never reaches the target got the smallest budget. It gets the "
                 "largest.",
             ),
@@ -219,7 +219,7 @@ EXERCISES = {
             ),
             (must_exceed, "the target itself is enough: use >=."),
             (
-                one_for_all,
+                one_budget_for_all,
                 "this is one budget for all images, from their mean. Each image has its own "
                 "budget.",
             ),

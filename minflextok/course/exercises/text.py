@@ -1,4 +1,4 @@
-"""09 text conditioning."""
+"""Exercises of notebook 09: text conditioning."""
 
 import math
 from collections import Counter
@@ -10,9 +10,9 @@ from torch import Tensor
 from . import Exercise, randint
 
 Words = tuple[str, ...]
-Named = tuple[str | None, str, str]  # size or None, colour, shape
+Named = tuple[str | None, str, str]  # size or None, color, shape
 
-# ---- ★ words to numbers ------------------------------------------------------------------------------------------------
+# ---- ★ words to word ids -------------------------------------------------------------------------
 
 
 def captions(g: torch.Generator) -> Iterator[tuple]:
@@ -64,10 +64,10 @@ def bag_of_words(texts: list[str], words: Words) -> Tensor:
     )
 
 
-# ---- ★★ looking at a text ----------------------------------------------------------------------------------------------
+# ---- ★★ cross-attention --------------------------------------------------------------------------
 
 
-def looks(g: torch.Generator) -> Iterator[tuple]:
+def attention_inputs(g: torch.Generator) -> Iterator[tuple]:
     for M, L, d, words in ((1, 2, 2, 2), (2, 3, 2, 2), (3, 4, 4, 1), (2, 5, 3, 4)):
         mask = torch.arange(L) < words
         yield (
@@ -94,7 +94,7 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def sees_padding(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attends_to_padding(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return cross_attention(q, k, v, torch.ones_like(mask))
 
 
@@ -122,7 +122,7 @@ def causal_too(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(later, float("-inf")).softmax(-1) @ v
 
 
-# ---- ★★ what an image shows, what was asked ----------------------------------------------------------------------------
+# ---- ★★ does the image show what the caption says? -----------------------------------------------
 
 
 def pictures(g: torch.Generator) -> Iterator[tuple]:
@@ -142,10 +142,8 @@ def pictures(g: torch.Generator) -> Iterator[tuple]:
 
 def shows_exactly(found: list[Named], wanted: list[Named]) -> bool:
     rest = list(found)
-    for size, colour, shape in sorted(
-        wanted, key=lambda w: w[0] is None
-    ):  # those with a size choose first
-        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+    for size, color, shape in sorted(wanted, key=lambda w: w[0] is None):  # those with a size first
+        fits = [t for t in rest if t[1:] == (color, shape) and size in (None, t[0])]
         if not fits:
             return False
         rest.remove(fits[0])
@@ -156,7 +154,7 @@ def extras_allowed(found: list[Named], wanted: list[Named]) -> bool:
     return all(any(t[1:] == w[1:] and w[0] in (None, t[0]) for t in found) for w in wanted)
 
 
-def nothing_need_be_there(found: list[Named], wanted: list[Named]) -> bool:
+def missing_allowed(found: list[Named], wanted: list[Named]) -> bool:
     return all(any(t[1:] == w[1:] and w[0] in (None, t[0]) for w in wanted) for t in found)
 
 
@@ -168,7 +166,7 @@ def sizes_ignored(found: list[Named], wanted: list[Named]) -> bool:
     return Counter(t[1:] for t in found) == Counter(t[1:] for t in wanted)
 
 
-def attributes_apart(found: list[Named], wanted: list[Named]) -> bool:
+def attributes_separately(found: list[Named], wanted: list[Named]) -> bool:
     sizes = [w[0] for w in wanted if w[0]]
     return (
         Counter(t[1] for t in found) == Counter(t[1] for t in wanted)
@@ -177,33 +175,33 @@ def attributes_apart(found: list[Named], wanted: list[Named]) -> bool:
     )
 
 
-def first_come(found: list[Named], wanted: list[Named]) -> bool:
+def in_given_order(found: list[Named], wanted: list[Named]) -> bool:
     rest = list(found)
-    for size, colour, shape in wanted:
-        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+    for size, color, shape in wanted:
+        fits = [t for t in rest if t[1:] == (color, shape) and size in (None, t[0])]
         if not fits:
             return False
         rest.remove(fits[0])
     return not rest
 
 
-def in_this_order(found: list[Named], wanted: list[Named]) -> bool:
+def order_matters(found: list[Named], wanted: list[Named]) -> bool:
     return len(found) == len(wanted) and all(
         shows_exactly([t], [w]) for t, w in zip(found, wanted, strict=True)
     )
 
 
-# ---- ★★ a negative control ---------------------------------------------------------------------------------------------
+# ---- ★★ a negative control -----------------------------------------------------------------------
 
 
-def complexities(g: torch.Generator) -> Iterator[tuple]:
+def caption_sizes(g: torch.Generator) -> Iterator[tuple]:
     yield ([1, 1],)
     yield ([1, 2, 1, 2, 1],)
     yield (torch.arange(1, 5).repeat(randint(g, 3, 5))[torch.randperm(12, generator=g)].tolist(),)
 
 
 def properties(f: Callable, counts: list[int]) -> dict:
-    """Many answers are right; this is what they share."""
+    """Many answers are right; these are the properties that they share."""
     others = f(counts)
     if not isinstance(others, list | tuple | Tensor):
         return others
@@ -256,11 +254,11 @@ EXERCISES = {
         ],
     ),
     "cross_attention": Exercise(
-        looks,
+        attention_inputs,
         cross_attention,
         [
             (
-                sees_padding,
+                attends_to_padding,
                 "the padding is attended to: give it the logit -inf before the softmax.",
             ),
             (
@@ -295,7 +293,7 @@ EXERCISES = {
                 "object would match every caption.",
             ),
             (
-                nothing_need_be_there,
+                missing_allowed,
                 "every object in the image was asked for, but not every requested object is "
                 "there: an empty image passes your test.",
             ),
@@ -305,21 +303,21 @@ EXERCISES = {
             ),
             (sizes_ignored, "if the caption states a size, the size must match."),
             (
-                attributes_apart,
+                attributes_separately,
                 "colors and shapes are counted separately, so a red square and a blue circle "
                 "match a red circle and a blue square. The hard part for a model is which color "
                 "belongs to which shape: test it.",
             ),
-            (in_this_order, "an image has no first object: the order of the list must not matter."),
+            (order_matters, "an image has no first object: the order of the list must not matter."),
             (
-                first_come,
+                in_given_order,
                 "a request without a size took the object that another request needs for its "
                 "size. Match the requests with a size first.",
             ),
         ],
     ),
     "others": Exercise(
-        complexities,
+        caption_sizes,
         others,
         [
             (same_captions, "every image keeps its own caption, so there is no control."),

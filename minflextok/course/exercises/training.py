@@ -1,4 +1,4 @@
-"""06 training."""
+"""Exercises of notebook 06: training."""
 
 import math
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ the learning rate ---------------------------------------------------------------------------------------------
+# ---- ★ the learning rate -------------------------------------------------------------------------
 
 
-def moments(g: torch.Generator) -> Iterator[tuple]:
+def lr_inputs(g: torch.Generator) -> Iterator[tuple]:
     for step in (0, 2, 3, 5, 7, 9):
         yield step, 10, 1.0, 4, 0.1
     for _ in range(6):
@@ -40,7 +40,7 @@ def after_warmup(step: int, steps: int, peak: float, warmup: int, end: float) ->
     )
 
 
-def falls_to_0(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+def ends_at_0(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
     return lr(step, steps, peak, warmup, 0)
 
 
@@ -52,7 +52,7 @@ def end_in_full(step: int, steps: int, peak: float, warmup: int, end: float) -> 
     return max(lr(step, steps, peak, warmup, 0), end * peak)
 
 
-def done_a_step_early(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+def ends_a_step_early(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
     return no_warmup(step, steps - 1, peak, warmup, end) * min(1, (step + 1) / warmup)
 
 
@@ -61,7 +61,7 @@ def quarter_wave(step: int, steps: int, peak: float, warmup: int, end: float) ->
     return peak * cosine * min(1, (step + 1) / warmup)
 
 
-# ---- ★★ nested dropout, mixed in -------------------------------------------------------------------------------------
+# ---- ★★ nested dropout, phased in ----------------------------------------------------------------
 
 
 def batches(g: torch.Generator) -> Iterator[tuple]:
@@ -102,14 +102,14 @@ def one_coin_for_both(
     return mix(drawn, u, u, nested_prob, null_prob, K)
 
 
-def null_dies_out(
+def null_disappears(
     drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
 ) -> Mixed:
     keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
     return keep_k, null & (u >= nested_prob)
 
 
-def null_among_the_cut(
+def null_only_if_cut(
     drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
 ) -> Mixed:
     keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
@@ -129,7 +129,7 @@ def all_a_little(
     return (K + nested_prob * (drawn - K)).round().long(), w < null_prob
 
 
-# ---- ★★ averaged weights ---------------------------------------------------------------------------------------------
+# ---- ★★ the moving average of the weights --------------------------------------------------------
 
 
 def histories(g: torch.Generator) -> Iterator[tuple]:
@@ -138,7 +138,7 @@ def histories(g: torch.Generator) -> Iterator[tuple]:
 
 
 def ema(start: Tensor, weights: Tensor, decay: float, first: int = 0, often: int = 1) -> Tensor:
-    """first: what the first step is called; often: how many updates a step makes."""
+    """first: the number of the first step; often: updates per step."""
     average = start.clone()
     for step in range(len(weights)):
         d = min(decay, (step + first + 1) / (step + first + 10))
@@ -179,7 +179,7 @@ def plain_mean(start: Tensor, weights: Tensor, decay: float) -> Tensor:
     return weights.mean(0)
 
 
-# ---- ★★ the PSNR of the mean image -----------------------------------------------------------------------------------
+# ---- ★★ the PSNR of the one-step estimate --------------------------------------------------------
 
 
 def estimates(g: torch.Generator) -> Iterator[tuple]:
@@ -207,7 +207,7 @@ def not_clipped(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return sum(found) / len(found)
 
 
-def uphill(x: Tensor, noise: Tensor, v: Tensor) -> float:
+def wrong_sign(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return one_step_psnr(x, noise, -v)
 
 
@@ -228,7 +228,7 @@ def natural_logarithm(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return one_step_psnr(x, noise, v) * math.log(10)
 
 
-# ---- ★★★ the loss that is left -----------------------------------------------------------------------------------------
+# ---- ★★★ the lowest possible loss ----------------------------------------------------------------
 
 
 def spectra(g: torch.Generator) -> Iterator[tuple]:
@@ -268,21 +268,21 @@ def deviations(variances: Tensor, t: Tensor) -> Tensor:
     return floor(variances**2, t)
 
 
-def of_the_image(variances: Tensor, t: Tensor) -> Tensor:
+def variance_of_image(variances: Tensor, t: Tensor) -> Tensor:
     return t**2 * floor(variances, t)
 
 
-def of_the_noise(variances: Tensor, t: Tensor) -> Tensor:
+def variance_of_noise(variances: Tensor, t: Tensor) -> Tensor:
     return (1 - t) ** 2 * floor(variances, t)
 
 
-def nothing_known(variances: Tensor, t: Tensor) -> Tensor:
+def unconditional_variance(variances: Tensor, t: Tensor) -> Tensor:
     return (1 + variances.mean()).expand(len(t))
 
 
 EXERCISES = {
     "lr": Exercise(
-        moments,
+        lr_inputs,
         lr,
         [
             (
@@ -300,7 +300,7 @@ EXERCISES = {
                 "your cosine starts after the warmup. Here it runs over all steps, and the "
                 "warmup is a factor.",
             ),
-            (falls_to_0, "the rate should end at end * peak, not at 0."),
+            (ends_at_0, "the rate should end at end * peak, not at 0."),
             (
                 end_on_top,
                 "end is added, so the rate starts above peak. The factor from 1 to end is end + "
@@ -313,7 +313,7 @@ EXERCISES = {
                 "* cosine.",
             ),
             (
-                done_a_step_early,
+                ends_a_step_early,
                 "your cosine ends at the last step. The progress is step / steps: it reaches 1 "
                 "after the last step.",
             ),
@@ -340,12 +340,12 @@ EXERCISES = {
                 "condition. Use w for null.",
             ),
             (
-                null_dies_out,
+                null_disappears,
                 "the null condition disappears as nested dropout increases. Guidance needs it "
                 "until the end: w is independent of u.",
             ),
             (
-                null_among_the_cut,
+                null_only_if_cut,
                 "only images with dropped tokens lose their condition. Its coin w is "
                 "independent of u.",
             ),
@@ -398,7 +398,7 @@ EXERCISES = {
                 not_clipped,
                 "the estimate is not an image yet: clamp it to [-1, 1] before you compare.",
             ),
-            (uphill, "the sign is wrong: v = noise - x, so x = noise - v."),
+            (wrong_sign, "the sign is wrong: v = noise - x, so x = noise - v."),
             (
                 peak_1,
                 "pixels range from -1 to 1, so the peak is 2 and its square 4. Your value is 6 "
@@ -430,15 +430,15 @@ EXERCISES = {
             (summed, "this is the sum over channels. The loss is a mean."),
             (deviations, "you squared the variances, which are squares already."),
             (
-                of_the_image,
+                variance_of_image,
                 "this is the remaining variance of x. The loss is about v, whose error is that "
                 "of x divided by t.",
             ),
             (
-                of_the_noise,
+                variance_of_noise,
                 "this is the remaining variance of the noise. The loss is about v = noise - x.",
             ),
-            (nothing_known, "this is the variance of v without knowledge of x_t."),
+            (unconditional_variance, "this is the variance of v without knowledge of x_t."),
         ],
     ),
 }
