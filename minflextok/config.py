@@ -151,6 +151,11 @@ class TokenizerConfig:
         require(self.max_timestep > 0, f"max_timestep={self.max_timestep}: give a positive number")
 
     @property
+    def pixels(self) -> bool:
+        """Whether the model works on pixels. Three channels are pixels; any other number, latents of a VAE."""
+        return self.in_channels == 3
+
+    @property
     def grid(self) -> int:
         """Side of the patch grid."""
         return self.image_size // self.patch_size

@@ -1,6 +1,6 @@
-"""Rectified flow: straight lines between images and noise, and the samplers that walk them back.
+"""Rectified flow: straight lines between images and noise, and the solver that integrates the learned velocity.
 
-Direction of time, here and in FlexTok: t = 0 is the image, t = 1 pure noise (SiT and others count the other way).
+Direction of time, here and in FlexTok: t = 0 is the image, t = 1 is noise (SiT and others count the other way).
 """
 
 from collections.abc import Callable, Iterable
@@ -10,26 +10,42 @@ from torch import Tensor
 
 
 def mode_timesteps(u: Tensor, s: float = 0.25) -> Tensor:
-    """u ~ U(0,1) -> t in [0,1], denser around the middle for s > 0 (SD3, arXiv 2403.03206, eq. 20). Falls with u."""
+    """u ~ U(0, 1) -> t in [0, 1], denser around 1/2 for s > 0 (SD3, arXiv 2403.03206, eq. 20). t decreases with u."""
     return 1 - u - s * (torch.cos(torch.pi / 2 * u) ** 2 - 1 + u)
 
 
 def interpolate(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """The point x_t = t * noise + (1 - t) * x; x, noise (B, C, H, W), t (B,). Its velocity is noise - x."""
+    """The state x_t = t * noise + (1 - t) * x, for x, noise (B, C, H, W) and t (B,). Its velocity is noise - x."""
     t = t.view(-1, 1, 1, 1)
     return t * noise + (1 - t) * x
 
 
+def euler(
+    velocity: Callable[[Tensor, float], Tensor],
+    noise: Tensor,
+    steps: int,
+    wrap: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
+    """Integrate velocity(x_t, t) from noise (t = 1) to an image (t = 0) in equal Euler steps, at t = 1, ..., 1/steps.
+
+    wrap: wraps the iterable of step indices, for a progress bar.
+    """
+    x = noise
+    for i in wrap(range(steps, 0, -1)):
+        x = x - velocity(x, i / steps) / steps
+    return x
+
+
 def cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): past the conditional velocity, away from the unconditional one."""
+    """Classifier-free guidance (arXiv 2207.12598): extrapolate from the unconditional to the conditional velocity."""
     return uncond + scale * (cond - uncond)
 
 
 class APG:
     """Adaptive projected guidance (arXiv 2410.02416, alg. 1): strong guidance without oversaturation.
 
-    Three changes to CFG: the update has (negative) momentum over the steps, its norm is clipped, and its part
-    parallel to the conditional velocity, which drives saturation, is scaled by eta. One object per sampled batch.
+    Three changes to CFG: the update has (negative) momentum over the steps; its norm is clipped; its component parallel
+    to the conditional velocity, which drives saturation, is scaled by eta. Use one object per sampled batch.
     """
 
     def __init__(self, momentum: float = -0.5, threshold: float = 2.5, eta: float = 0.0):
@@ -47,22 +63,6 @@ class APG:
         return cond + (scale - 1) * (diff - parallel + self.eta * parallel).to(cond.dtype)
 
 
-def euler(
-    velocity: Callable[[Tensor, float], Tensor],
-    noise: Tensor,
-    steps: int,
-    wrap: Callable[[Iterable], Iterable] = iter,
-) -> Tensor:
-    """Walk from noise (t = 1) to an image (t = 0) in equal steps; velocity(x, t) is asked at t = 1, ..., 1/steps.
-
-    `wrap` may wrap the step indices, for a progress bar.
-    """
-    x = noise
-    for i in wrap(range(steps, 0, -1)):
-        x = x - velocity(x, i / steps) / steps
-    return x
-
-
 def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Standard normal noise on the CPU, the same for the same shape and seed."""
+    """Standard normal noise of a shape, float32 on the CPU, determined by the seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

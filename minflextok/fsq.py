@@ -1,7 +1,7 @@
-"""Finite scalar quantisation (Mentzer et al., arXiv 2309.15505): round a few bounded numbers, count the results.
+"""Finite scalar quantization (Mentzer et al., arXiv 2309.15505): round each channel of a latent to a few levels.
 
-There is no learned codebook: each of F channels is squashed to one of L_i evenly spaced values, and the id of a
-token is the number whose mixed-radix digits are those values.
+There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values; together the F
+channels are a code. The token id is the number whose mixed-radix digits are the levels of the channels.
 """
 
 import math
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class FSQ(nn.Module):
-    """Rounds latents (..., F) to codes in [-1, 1] and names each code vector by an id in [0, prod(levels))."""
+    """Latents (..., F) -> codes (..., F) in [-1, 1] and ids (...) in [0, prod(levels))."""
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
@@ -19,8 +19,8 @@ class FSQ(nn.Module):
         self.vocab_size = math.prod(levels)
         basis = [
             math.prod(levels[:i]) for i in range(len(levels))
-        ]  # the first channel is the least significant digit
-        # Whole numbers, so that casting the model to bfloat16 leaves them exact.
+        ]  # channel 0 is the least significant digit
+        # Integers, which stay exact when the model is cast to bfloat16.
         self.register_buffer("L", torch.tensor(levels, device="cpu"), persistent=False)
         self.register_buffer("basis", torch.tensor(basis, device="cpu"), persistent=False)
 
@@ -30,20 +30,20 @@ class FSQ(nn.Module):
         return self.L // 2
 
     def bound(self, z: Tensor) -> Tensor:
-        """Squash each channel to its own range, so that rounding gives exactly L_i values. Always float32."""
+        """Map each channel into its own interval, so that rounding gives exactly L_i values. Always in float32."""
         with torch.autocast(z.device.type, enabled=False):
             half = (
                 (self.L.float() - 1) * 1.001 / 2
-            )  # a little over: atanh(offset / half) stays finite at 2 levels
+            )  # the 1.001 keeps atanh(offset / half) finite for 2 levels
             offset = torch.where(
                 self.L % 2 == 0, 0.5, 0.0
-            )  # an even number of levels has no level at zero
+            )  # an even number of levels has no level at 0
             return torch.tanh(z.float() + torch.atanh(offset / half)) * half - offset
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """z (..., F) -> codes (..., F) float32 in [-1, 1], ids (...) int64.
 
-        Straight-through: the backward pass takes rounding for the identity.
+        Straight-through estimator: the backward pass treats rounding as the identity.
         """
         bounded = self.bound(z)
         rounded = bounded + (bounded.round() - bounded).detach()

@@ -1,7 +1,7 @@
-"""Nested dropout (Rippel et al., arXiv 1402.0915): what puts the tokens in order.
+"""Nested dropout (Rippel et al., arXiv 1402.0915), which orders the tokens.
 
-Each training image keeps only its first keep_k registers; so the first must tell what matters most, and every
-further one can only refine.
+Each training image keeps only its first keep_k registers. The first register must therefore encode what matters most,
+and each later one can only refine it.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def round_up_pow2(k: Tensor) -> Tensor:
-    """The least power of two that is not below k >= 1, int64."""
+    """The smallest power of two >= k, for k >= 1; int64."""
     return 2 ** torch.ceil(torch.log2(k.double())).long()
 
 
@@ -20,9 +20,9 @@ def sample_keep_k(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """How many registers each image keeps: (B,) int64 in 1..K, one draw per image.
+    """How many registers each image keeps: (B,) int64 in 1..K, drawn independently for each image.
 
-    uniform: each of 1..K alike. pow2: each of 1, 2, 4, ..., K alike (K too where it is no power of two).
+    uniform: 1..K with equal probability. pow2: 1, 2, 4, ... and K with equal probability.
     uniform_pow2: uniform, rounded up to a power of two, at most K (so half of the images keep all K).
     """
     K = num_registers
@@ -36,13 +36,14 @@ def sample_keep_k(
         return k
     if mode == "uniform_pow2":
         return round_up_pow2(k).clamp(max=K)
-    raise ValueError(f"keep_k mode {mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'")
+    raise ValueError(f"mode={mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'")
 
 
 class NestedDropout(nn.Module):
-    """Replaces registers from keep_k on by one learned mask token.
+    """Replaces the registers from keep_k on by one learned mask token.
 
-    They stay in the sequence and can be attended to, but carry neither content nor position: all are the same vector.
+    The dropped registers stay in the sequence and can be attended to, but they hold neither content nor position: all
+    of them are the same vector.
     """
 
     def __init__(self, dim: int):

@@ -1,13 +1,14 @@
 """Read the published FlexTok and VAE checkpoints (EPFL-VILAB on the Hugging Face hub).
 
-Nothing in a checkpoint is executed: tensors come from safetensors, settings from JSON or Python literals. What the
-tensors tell (widths, depths, K, modulation, null condition) is read off them; the config is asked for the rest.
+Nothing in a checkpoint is executed: tensors come from safetensors, settings from JSON or Python literals. Widths, depths,
+K, the modulation and the null condition are read from the shapes of the tensors; everything else from the config.
 """
 
 import ast
 import json
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,8 +17,6 @@ from torch import Tensor
 from . import weights
 from .config import TokenizerConfig, VAEConfig
 from .patches import sincos_positions
-from .tokenizer import FlexTok
-from .vae import VAE
 
 # Published name -> ours, outside the Transformer blocks; those keep their names but for the modulation.
 RENAME = {
@@ -41,7 +40,7 @@ TABLES = (
 )
 # What old exports call the projections of the VAE's attention.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# Settings under which the published code would compute something else than ours; each must have this value if given.
+# With another value, the published code would compute something else than this package; so each must have this value, if given.
 REQUIRED = {
     "mlp_ratio": 4.0,
     "qk_norm": True,
@@ -62,7 +61,7 @@ REQUIRED_VAE = {
     "in_channels": 3,
     "out_channels": 3,
 }
-# Classes that a config may name; the name is compared, never imported.
+# Classes that a config may name. The name is compared, never imported.
 CLASSES = {
     "encoder": {
         "SequentialModuleDictWrapper",
@@ -100,11 +99,24 @@ CLASSES = {
 MASKS = {"encoder": "causal_last", "decoder": "full"}
 
 
-def is_published(directory: Path) -> bool:
-    """Does this directory hold a published checkpoint, rather than what `save_pretrained` wrote?"""
-    file = directory / "model.safetensors"
+@dataclass(frozen=True)
+class Published:
+    """What a published file holds, in this package's names: enough to build the models."""
+
+    file: Path
+    config: TokenizerConfig | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    vae_config: VAEConfig | None = None
+    vae_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def is_published(path: Path) -> bool:
+    """Whether a directory or file is a published checkpoint, rather than one written by `save_pretrained`."""
+    if path.is_file():
+        return True
+    file = path / "model.safetensors"
     try:
-        config = json.loads((directory / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return file.exists() and "encoder" in weights.read_metadata(file)
     except ValueError:
@@ -112,14 +124,14 @@ def is_published(directory: Path) -> bool:
     return isinstance(config, dict) and ("encoder" in config or "_class_name" in config)
 
 
-def load_official(path: str | Path, dtype: torch.dtype = torch.float32) -> FlexTok:
-    """Load a published tokenizer: a model.safetensors with its config in the metadata, a directory with config.json
-    beside it, or a repository of the Hugging Face hub, such as "EPFL-VILAB/flextok_d18_d28_in1k".
+def read_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> Published:
+    """Read a published tokenizer: a model.safetensors with its config in the metadata, or a directory with config.json
+    beside it.
 
-    Returns a FlexTok in eval mode on the CPU, as `dtype` (float32 or bfloat16). Where the file holds the VAE too (it
-    stays float32), it takes and returns images; else latents. Weights stored as `dtype` are memory-mapped. The published
-    code draws the VAE's latents from the posterior; ours are its mode, so that an image has one row of ids.
-    Raises ValueError, naming the tensor or the setting, for anything this implementation does not understand.
+    Its tensors are of `dtype` (float32 or bfloat16), those of the VAE, if the file holds one, float32. Weights stored as
+    `dtype` are memory-mapped. The published code samples the VAE's latents from the posterior; ours are its mode, so that
+    an image has one sequence of ids.
+    Raises ValueError, naming the tensor or the setting, for anything that this implementation does not know.
     """
     file = _weights_file(path, "model.safetensors")
     settings = _settings(file)
@@ -128,55 +140,48 @@ def load_official(path: str | Path, dtype: torch.dtype = torch.float32) -> FlexT
     if repa:
         warnings.warn(
             f"{file}: ignoring {len(repa)} REPA tensors ({repa[0]}, ...); only training used them",
-            stacklevel=2,
+            stacklevel=3,
         )
     tensors = {name: tensor for name, tensor in tensors.items() if name not in repa}
     config = _tokenizer_config(tensors, settings, file)
-    for name, stored in weights.read_tensors(
-        file, only=TABLES.__contains__
-    ).items():  # as precise as they are stored
+    _check_tables(file, config)
+    tensors = {
+        _rename(k, file): v.reshape(v.shape[-2:]).T.contiguous() if "registers_posemb" in k else v
+        for k, v in tensors.items()
+        if k not in TABLES
+    }
+    vae = weights.read_tensors(file, torch.float32, lambda name: name.startswith("vae."))
+    if not vae:
+        return Published(file, config, tensors)
+    vae = {name.removeprefix("vae.vae."): tensor for name, tensor in vae.items()}
+    return Published(file, config, tensors, *_vae(vae, settings["vae"], file))
+
+
+def read_vae(path: Path) -> Published:
+    """Read a published VAE in diffusers' AutoencoderKL format, as float32: a directory with config.json and
+    diffusion_pytorch_model.safetensors. Raises ValueError as `read_tokenizer`."""
+    file = _weights_file(path, "diffusion_pytorch_model.safetensors")
+    tensors = weights.read_tensors(file, torch.float32)
+    config, tensors = _vae(tensors, _read_json(file.with_name("config.json")), file)
+    return Published(file, vae_config=config, vae_tensors=tensors)
+
+
+def _check_tables(file: Path, config: TokenizerConfig) -> None:
+    """The stored position tables must be the fixed ones, at the precision in which they are stored."""
+    for name, stored in weights.read_tensors(file, only=TABLES.__contains__).items():
         table = sincos_positions(stored.shape[1], config.grid).permute(2, 0, 1)[None]
-        del tensors[name]
-        if not torch.allclose(
-            stored.float(), table, atol=1e-5 if stored.dtype == torch.float32 else 1e-2
-        ):
+        tolerance = 1e-5 if stored.dtype == torch.float32 else 1e-2
+        if not torch.allclose(stored.float(), table, atol=tolerance):
             raise ValueError(
                 f"{file}: {name} is not the fixed sin-cos table that this implementation uses"
             )
-    ours = {
-        _rename(k, file): v.reshape(v.shape[-2:]).T.contiguous() if "registers_posemb" in k else v
-        for k, v in tensors.items()
-    }
-    tok = weights.build(FlexTok, config, ours, file).to(dtype)
-    vae = weights.read_tensors(file, torch.float32, lambda name: name.startswith("vae."))
-    if not vae:
-        return tok
-    return tok.attach(
-        _build_vae({k.removeprefix("vae.vae."): v for k, v in vae.items()}, settings["vae"], file)
-    )
-
-
-def load_official_vae(path: str | Path) -> VAE:
-    """Load a published VAE in diffusers' AutoencoderKL format: a directory with config.json and
-    diffusion_pytorch_model.safetensors, or a repository of the hub, such as "EPFL-VILAB/flextok_vae_c16".
-
-    Returns it float32 and in eval mode. Raises ValueError as `load_official`.
-    """
-    file = _weights_file(path, "diffusion_pytorch_model.safetensors")
-    return _build_vae(
-        weights.read_tensors(file, torch.float32), _read_json(file.with_name("config.json")), file
-    )
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-def _weights_file(path: str | Path, name: str) -> Path:
-    if Path(path).is_file():
-        return Path(path)
-    if str(path).endswith(".safetensors"):
-        raise FileNotFoundError(f"no file {path}")
-    file = weights.find(path) / name
+def _weights_file(path: Path, name: str) -> Path:
+    file = path if path.is_file() else path / name
     if not file.exists():
         raise FileNotFoundError(f"{file.parent} has no {name}: is it a published checkpoint?")
     return file
@@ -184,7 +189,7 @@ def _weights_file(path: str | Path, name: str) -> Path:
 
 def _read_json(file: Path) -> dict:
     try:
-        settings = json.loads(file.read_text())
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ValueError(f"{file}: {e}") from None
     if not isinstance(settings, dict):
@@ -254,7 +259,7 @@ def _setting(settings: dict, key: str, default, file: Path):
     return values[0] if values else default
 
 
-# ---- what the tensors tell -------------------------------------------------------------------------------------------
+# ---- from the shapes of the tensors -------------------------------------------------------------------------------------------
 
 
 def _rename(name: str, file: Path) -> str:
@@ -273,7 +278,7 @@ def _shape(tensors: dict[str, Tensor], name: str, what: str, file: Path) -> torc
 
 
 def _count(tensors: dict[str, Tensor], prefix: str) -> int:
-    """How many numbered modules stand below a prefix."""
+    """The number of numbered modules below a prefix."""
     return len({k[len(prefix) :].split(".")[0] for k in tensors if k.startswith(prefix)})
 
 
@@ -287,7 +292,7 @@ def _tokenizer_config(tensors: dict[str, Tensor], settings: dict, file: Path) ->
     model = {k: settings[k] for k in ("encoder", "decoder", "regularizer")}
     levels = _setting(model, "levels", None, file)
     if levels is None:
-        raise ValueError(f"{file}: its config does not say the FSQ levels (regularizer.levels)")
+        raise ValueError(f"{file}: its config lacks the FSQ levels (regularizer.levels)")
     registers, enc_dim = shape("encoder.module_dict.enc_register_module.registers")
     patch_dim = shape("encoder.module_dict.enc_patch_emb.patch_proj.weight")[1]
     sizes = _setting(model, "patch_sizes", [2, 2], file)
@@ -322,7 +327,10 @@ def _tokenizer_config(tensors: dict[str, Tensor], settings: dict, file: Path) ->
     )
 
 
-def _build_vae(tensors: dict[str, Tensor], settings: dict, file: Path) -> VAE:
+def _vae(
+    tensors: dict[str, Tensor], settings: dict, file: Path
+) -> tuple[VAEConfig, dict[str, Tensor]]:
+    """Config and tensors of a VAE in this package's names."""
     _check_required(settings, REQUIRED_VAE, file)
     for kind in (
         *_setting(settings, "down_block_types", (), file),
@@ -334,7 +342,7 @@ def _build_vae(tensors: dict[str, Tensor], settings: dict, file: Path) -> VAE:
             )
     scale = _setting(settings, "scaling_factor", None, file)
     if scale is None:
-        raise ValueError(f"{file}: its config does not say the VAE's scaling_factor")
+        raise ValueError(f"{file}: its config lacks the VAE's scaling_factor")
 
     def width(name: str) -> int:
         return _shape(tensors, name, "VAE", file)[0]
@@ -353,8 +361,7 @@ def _build_vae(tensors: dict[str, Tensor], settings: dict, file: Path) -> VAE:
     for name, tensor in tensors.items():
         for old, new in OLD_ATTENTION.items() if ".attentions." in name else ():
             name = name.replace(f".{old}.", f".{new}.")
-        is_conv = (
-            ".attentions." in name and tensor.ndim == 4
-        )  # a linear layer written as a 1x1 convolution
+        # Old exports store a linear layer of the attention as a 1x1 convolution.
+        is_conv = ".attentions." in name and tensor.ndim == 4
         ours[name] = tensor[:, :, 0, 0] if is_conv else tensor
-    return weights.build(VAE, config, ours, file)
+    return config, ours

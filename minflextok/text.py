@@ -1,9 +1,9 @@
-"""Captions to embeddings, for a prior that takes text.
+"""Text encoders: captions to embeddings, for a prior that takes text.
 
-A text encoder has two calls: `tokenize`, a list of captions to numbers (B, L) int64, padded, on the CPU; and itself,
-those numbers to embeddings (B, L, Dt) and a mask (B, L) that is True where a caption has something. There are two:
-a small Transformer over words or bytes that is trained with the prior and needs no download, and any frozen encoder of
-the Hugging Face hub, such as the T5 of the paper (pip install "minflextok[text]").
+A text encoder has two methods: `tokenize` maps a list of captions to token numbers (B, L) int64, padded, on the CPU;
+`forward` maps these to embeddings (B, L, Dt) and a mask (B, L), True at the caption's tokens. There are two: a small
+Transformer over words or bytes, which is trained with the prior and needs no download, and any frozen encoder of the
+Hugging Face hub, such as the T5 of the paper (pip install "minflextok[text]").
 """
 
 import difflib
@@ -18,34 +18,34 @@ from .transformer import Block, layer_norm
 
 
 def split_words(caption: str) -> list[str]:
-    """Words in lower case; punctuation only parts them."""
+    """Words in lower case, split at spaces and punctuation."""
     return re.findall(r"[\w']+", caption.lower())
 
 
 def words_of(captions: list[str]) -> tuple[str, ...]:
-    """The vocabulary of a data set: every word of its captions, sorted."""
+    """The vocabulary of captions: every word, sorted."""
     return tuple(sorted({w for caption in set(captions) for w in split_words(caption)}))
 
 
 def pad(rows: list[list[int]], captions: list[str], what: str, longest: int) -> Tensor:
-    """Rows of numbers from 1 on to (B, L) int64, with zeros after the shorter; empty and over-long ones are errors."""
+    """Rows of token numbers >= 1 -> (B, L) int64, padded with 0. Raises ValueError for empty and overlong captions."""
     for row, caption in zip(rows, captions, strict=True):
         if not row:
-            raise ValueError(f"caption {caption!r} has no {what}: say what the image shows")
+            raise ValueError(f"caption {caption!r} has no {what}: describe the image")
         if len(row) > longest:
             raise ValueError(
-                f"caption {caption[:60]!r} has {len(row)} {what}, this prior reads {longest}: shorten it"
+                f"caption {caption[:60]!r} has {len(row)} {what}, this prior takes {longest}: shorten it"
             )
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 class TextEncoder(nn.Module):
-    """A Transformer over the words or bytes of a caption, each seeing all; trained with the prior."""
+    """A bidirectional Transformer over the words or bytes of a caption, trained with the prior."""
 
     def __init__(self, c: PriorConfig):
         super().__init__()
         self.longest, self.words = c.text_length, {w: i for i, w in enumerate(c.words, start=1)}
-        self.embeddings = nn.Embedding(1 + (len(c.words) or 256), c.text_dim)  # 0 pads
+        self.embeddings = nn.Embedding(1 + (len(c.words) or 256), c.text_dim)  # 0: padding
         self.positions = nn.Parameter(torch.empty(c.text_length, c.text_dim))
         self.blocks = nn.ModuleList(Block(c.text_dim, c.head_dim) for _ in range(c.text_depth))
         nn.init.normal_(self.embeddings.weight, std=0.02)
@@ -71,17 +71,13 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         mask = tokens > 0  # (B, L)
         x = layer_norm(self.embeddings(tokens) + self.positions[: tokens.shape[1]])  # (B, L, Dt)
-        bias = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill(
-            ~mask, float("-inf")
-        )[:, None, None]
         for block in self.blocks:
-            x = x + block.attn(layer_norm(x), bias=bias)
-            x = x + block.mlp(layer_norm(x))
+            x = block(x, mask[:, None, None])
         return x, mask
 
 
 class FrozenTextEncoder(nn.Module):
-    """A pretrained encoder by its name or directory. It is loaded when first used, shared by all that name it, and
+    """A pretrained encoder by its name or directory. It is loaded at first use, shared by all priors that name it, and
     never trained, copied or stored with the prior."""
 
     def __init__(self, c: PriorConfig):
@@ -109,13 +105,13 @@ class FrozenTextEncoder(nn.Module):
 
 @lru_cache(maxsize=2)
 def pretrained(name: str):
-    """Tokenizer and encoder (float32, eval mode), downloaded where need be; from safetensors alone."""
+    """Tokenizer and encoder (float32, eval mode), downloaded if necessary; from safetensors only."""
     try:
         from transformers import AutoModelForTextEncoding, AutoTokenizer
     except ImportError as e:
         raise ValueError(
             f'text encoder {name!r} needs transformers ({e}): pip install "minflextok[text]", or take '
-            "text='words' or 'bytes', which need nothing"
+            "text='words' or 'bytes', which need no package"
         ) from None
     try:
         model = AutoModelForTextEncoding.from_pretrained(name, use_safetensors=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import weights
+from . import published, weights
 from .checks import check_range, check_shape
 from .config import VAEConfig
 
@@ -176,16 +176,13 @@ class VAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VAE":
-        """Load weights, float32 and in eval mode: shipped ones by name, a directory that `save_pretrained` or a
-        training run wrote, or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
-        from .published import is_published, load_official_vae  # it builds on this file
-
+        """Load weights, float32 and in eval mode: shipped ones by name, a directory written by `save_pretrained` or a
+        training run, or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
         directory = weights.find(name)
-        return (
-            load_official_vae(directory)
-            if is_published(directory)
-            else weights.load(cls, VAEConfig, directory)
-        )
+        if not published.is_published(directory):
+            return weights.load(cls, VAEConfig, directory)
+        found = published.read_vae(directory)
+        return weights.build(cls, found.vae_config, found.vae_tensors, found.file)
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:

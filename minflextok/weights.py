@@ -54,11 +54,16 @@ def save(
 
 
 def find(name: str | Path, prefix: str = "") -> Path:
-    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub.
+    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub. A
+    published model may also be given by its .safetensors file.
 
     Shipped weights of a model that shares its name with another lie in `prefix` + name: those of a tokenizer and of
     the prior over its ids are both called by the tokenizer's name.
     """
+    if str(name).endswith(".safetensors"):
+        if not Path(name).is_file():
+            raise FileNotFoundError(f"no file {name}")
+        return Path(name)
     for directory in (Path(name), WEIGHTS_DIR / f"{prefix}{name}"):
         if directory.is_dir():
             return directory

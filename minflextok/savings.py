@@ -1,0 +1,190 @@
+"""The same numbers for less work. No function here changes a result, beyond rounding; `tok.savings = False` turns all off.
+
+Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each saving below has its proof and a test
+against the plain path (tests/test_savings.py). `python benchmarks/bench.py` measures what they save.
+
+Notation: P patches, K registers, m of them kept (m <= K).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .decoder import Decoder
+from .encoder import Encoder
+from .nested_dropout import round_up_pow2
+from .transformer import AdaLNBlock, Attention, Block, attend, layer_norm
+
+# ---- encoder: only the registers that are asked for, without a mask --------------------------------------------------
+#
+# Patches never attend to registers, and a register never to later ones. So (1) later registers can be left out without
+# changing earlier ones, and (2) two attention calls replace the (N, N) mask: the patches among themselves, without a
+# mask; the registers to everything, causal among themselves. (3) The head reads registers only, so the last block need
+# not compute its patches: they serve as keys and values alone.
+
+
+def _prefix_attention(
+    attn: Attention, x: Tensor, P: int, causal: bool, only_registers: bool = False
+) -> Tensor:
+    """Attention under `prefix_mask`: x (B, P + m, D) -> (B, P + m, D), or (B, m, D) of the registers."""
+    k, v = attn.keys_values(x)
+    q = attn.queries(x[:, P:] if only_registers else x)
+    m = x.shape[1] - P
+    mask = None
+    if causal and m > 1:
+        allowed = torch.ones(m, P + m, dtype=torch.bool, device=x.device).tril(P)
+        mask = torch.zeros(m, P + m, dtype=q.dtype, device=x.device).masked_fill(
+            ~allowed, float("-inf")
+        )
+    out = attend(q[:, :, -m:], k, v, attn.scale, mask)
+    if not only_registers:
+        out = torch.cat([attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], attn.scale), out], dim=2)
+    return attn.output(out)
+
+
+def latents(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
+    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each other need all K."""
+    patches = encoder.embed_patches(x)
+    P = patches.shape[1]
+    needed = num_registers if encoder.causal else len(encoder.registers)
+    seq = torch.cat(
+        [patches, encoder.registers[:needed].expand(len(x), -1, -1)], dim=1
+    )  # (B, P + m, D)
+    blocks: list[Block] = list(encoder.blocks)
+    for block in blocks[:-1]:
+        seq = seq + _prefix_attention(block.attn, layer_norm(seq), P, encoder.causal)
+        seq = seq + block.mlp(layer_norm(seq))
+    last = blocks[-1]
+    seq = seq[:, P:] + _prefix_attention(
+        last.attn, layer_norm(seq), P, encoder.causal, only_registers=True
+    )
+    seq = seq + last.mlp(layer_norm(seq))
+    return encoder.head(layer_norm(seq))[:, :num_registers]
+
+
+# ---- decoder: equal registers as one ---------------------------------------------------------------------------------
+#
+# Dropped registers enter as n = K - m equal vectors, and every layer treats them alike, so they stay equal. As keys,
+# n equal logits l contribute n exp(l) = exp(l + log n) to the softmax: one register with log n added to its logit.
+
+
+def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
+    """registers (B, K, D), equal from `kept` on -> (B, kept + 1, D), and the bias (kept + 1,) of each as a key."""
+    n = registers.shape[1] - kept
+    if n <= 1:
+        return registers, None
+    bias = torch.zeros(kept + 1, device=registers.device)
+    bias[-1] = math.log(n)
+    return registers[:, : kept + 1], bias
+
+
+# ---- decoder: last block where it is read, modulations once a step ---------------------------------------------------
+#
+# The head reads patches only, so the last block computes its registers as keys and values alone. The modulations depend
+# on t alone: with one t for all images they are one row, computed once for the conditional and unconditional call.
+
+
+def modulations(decoder: Decoder, t: Tensor) -> list[Tensor]:
+    """The modulation of each block and, last, of the head, for t (B,) or (1,)."""
+    time = decoder.embed_time(t)
+    return [*(block.modulation(time) for block in decoder.blocks), decoder.head_adaln(F.silu(time))]
+
+
+def _last_block(block: AdaLNBlock, x: Tensor, m: Tensor, P: int, bias: Tensor | None) -> Tensor:
+    """`block(x, m, P, bias)[:, :P]`."""
+    m = block.per_position(m, P, x.shape[1])
+    _, _, shift, scale, _, _ = m
+    seen = layer_norm(x) * (1 + scale) + shift
+    q = block.attn.queries(seen[:, :P])
+    attention = attend(q, *block.attn.keys_values(seen), block.attn.scale, bias)
+    gate_attn, gate_mlp, _, _, shift, scale = m[:, :, :P]
+    x = x[:, :P] + gate_attn * block.attn.output(attention)
+    return x + gate_mlp * block.mlp(layer_norm(x) * (1 + scale) + shift)
+
+
+def velocity(
+    decoder: Decoder,
+    x_t: Tensor,
+    modulations: list[Tensor],
+    registers: Tensor,
+    bias: Tensor | None = None,
+    hidden: list[Tensor] | None = None,
+) -> Tensor:
+    """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of `merge_dropped`."""
+    h, w = x_t.shape[-2] // decoder.patch_size, x_t.shape[-1] // decoder.patch_size
+    P = h * w
+    seq = torch.cat([decoder.embed_patches(x_t), registers], dim=1)  # (B, P + m + 1, D)
+    mask = None if bias is None else F.pad(bias, (P, 0))  # (N,), one value per key
+    *of_blocks, of_head = modulations
+    blocks: list[AdaLNBlock] = list(decoder.blocks)
+    for block, m in zip(blocks[:-1], of_blocks, strict=False):
+        seq = block(seq, m, P, mask)
+        if hidden is not None:
+            hidden.append(seq[:, :P])
+    patches = _last_block(blocks[-1], seq, of_blocks[-1], P, mask)
+    if hidden is not None:
+        hidden.append(patches)
+    return decoder.output(patches, of_head, h, w)
+
+
+# ---- sampling: guidance in one batch ---------------------------------------------------------------------------------
+#
+# Images of a batch do not interact, so the conditional and the unconditional velocity can be computed as one batch of
+# twice the size. A GPU prefers that, unless the conditional sequence is much longer; a CPU prefers the shorter sequence
+# P + 1 of the unconditional call.
+
+
+def velocities(
+    decoder: Decoder,
+    x_t: Tensor,
+    t: Tensor,
+    conditions: list[Tensor],
+    kept: list[int],
+    hidden: list[Tensor] | None = None,
+) -> list[Tensor]:
+    """`[decoder(x_t, t, registers, hidden) for registers in conditions]`. Of condition i (B, K, D), the registers from
+    kept[i] on are equal."""
+    m = modulations(decoder, t)
+    P = x_t.shape[-1] * x_t.shape[-2] // decoder.patch_size**2
+    if len(conditions) == 1 or len(t) > 1 or not x_t.is_cuda or max(kept) > P // 2:
+        merged = [merge_dropped(r, k) for r, k in zip(conditions, kept, strict=True)]
+        return [velocity(decoder, x_t, m, registers, bias, hidden) for registers, bias in merged]
+    n = len(conditions)
+    registers, bias = merge_dropped(torch.cat(conditions), max(kept))
+    return list(velocity(decoder, x_t.repeat(n, 1, 1, 1), m, registers, bias).chunk(n))
+
+
+# ---- training: images that keep about as many registers go together --------------------------------------------------
+#
+# The loss is a mean over images, so it is the mean of the losses of groups, weighted by their sizes. A group whose images
+# keep at most m registers costs P + m + 1 positions instead of P + K. Lengths are rounded up to a power of two, and to
+# P/8, below which one more group costs more than it saves (as it does for all lengths where K <= P/4).
+
+
+def by_length(
+    group_loss: Callable[..., Tensor],
+    keep_k: Tensor,
+    null: Tensor,
+    P: int,
+    K: int,
+    *tensors: Tensor | None,
+) -> Tensor:
+    """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep at most m registers.
+
+    keep_k (B,), null (B,): on the CPU, so that a GPU is not waited for; tensors (B, ...) or None.
+    """
+    device = next(x.device for x in tensors if x is not None)
+    needed = torch.where(
+        null, 1, keep_k
+    )  # unconditional images still carry one register, so that no group is empty
+    sizes = round_up_pow2(needed).clamp(min=P // 8 if K > P // 4 else K, max=K)
+    total = torch.zeros((), device=device)
+    for m in sizes.unique().tolist():
+        i = (sizes == m).nonzero()[:, 0].to(device, non_blocking=True)
+        k, hidden = (d.to(device, non_blocking=True)[i] for d in (keep_k.clamp(max=m), null))
+        rows = [None if x is None else x[i] for x in tensors]
+        total = total + group_loss(m, k, hidden, *rows) * len(i)
+    return total / len(keep_k)
