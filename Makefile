@@ -35,7 +35,7 @@ lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
 sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
-	$(BIN)/python benchmarks/sweep.py --data $(or $(DATA),cifar10)
+	$(BIN)/python -m minflextok.experiments.sweep --data $(or $(DATA),cifar10)
 
 # The five runs of notebook 06: this recipe, and four that differ in one setting. Their logs are kept in data/curves.
 MISTAKE = $(BIN)/minflextok train tokenizer --preset shapes --model num_registers=8 --model dec_depth=3 --minutes 0 \

@@ -25,7 +25,7 @@ from bench import machine
 from torch import Tensor
 
 from minflextok import PRIOR_PRESETS, Prior, PriorConfig
-from minflextok.evaluation.tokenizer import write
+from minflextok.evaluation.reports import write_results
 from minflextok.gpt import can_pack
 
 try:
@@ -151,7 +151,9 @@ def main(argv: list[str] | None = None) -> None:
                     f"{r['cpu_seconds']:7.2f}  {r['cpu_ratio']:.2f}x",
                     flush=True,
                 )
-            write({"tokens": a.tokens, "turns": a.turns, "machine": where, "rows": rows}, a.out)
+            write_results(
+                {"tokens": a.tokens, "turns": a.turns, "machine": where, "rows": rows}, a.out
+            )
     print(f"-> {a.out}")
 
 

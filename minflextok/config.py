@@ -1,25 +1,35 @@
-"""Configurations: a dataclass for each model and one for training, and named presets of them.
+"""Configurations: one dataclass for each model and one for training. Named ones are in presets.py.
 
-The CIFAR toy and the ImageNet model differ in these values alone.
-Alphabet used for shapes in the whole package:
+The CIFAR-10 models and the ImageNet models differ in these values alone.
+Letters for shapes, in the whole package:
 B batch, P patches, K registers, k kept registers, N positions, D width, C channels, F FSQ channels.
 """
 
 import dataclasses
+import importlib
 import json
 import math
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Embedded images and shipped weights: beside the package in a checkout, inside it when installed from a wheel.
+# Embedded images and shipped weights: beside the package in a checkout, inside it in a wheel.
 DATA_DIR = next(
     d for d in (Path(__file__).parents[1] / "data", Path(__file__).parent / "_data") if d.exists()
 )
 WEIGHTS_DIR = DATA_DIR / "weights"
 
 
+def __getattr__(
+    name: str,
+):  # the presets were once defined here: `from minflextok.config import PRESETS`
+    if name in ("PRESETS", "PRIOR_PRESETS", "VAE_PRESETS", "RECIPES", "PRIOR_RECIPES"):
+        return getattr(importlib.import_module(".presets", __package__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def opt(default, help: str):
-    """A dataclass field whose description also serves `minflextok train --help`."""
+    """A dataclass field with a description, which error messages and `minflextok train --help` show."""
     return field(default=default, metadata={"help": help})
 
 
@@ -29,14 +39,25 @@ def require(ok: bool, message: str) -> None:
 
 
 def check_types(config) -> None:
-    """Every field must hold what its annotation says (a whole number will do for a float)."""
+    """Each field must have the type of its annotation. A list becomes a tuple; an int may stand for a float."""
     for f in dataclasses.fields(config):
-        value, kind = getattr(config, f.name), tuple if str(f.type).startswith("tuple") else f.type
+        value, kind = getattr(config, f.name), typing.get_origin(f.type) or f.type
+        if kind is tuple and isinstance(value, list):
+            value = tuple(value)
+            object.__setattr__(config, f.name, value)
         ok = type(value) is kind or (kind is float and type(value) is int)
         require(
             ok and (kind is not float or math.isfinite(value)),
-            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
+            f"{f.name}={value!r}: give a {kind.__name__} ({f.metadata['help']})",
         )
+
+
+def at_least(low: int, config, *names: str) -> None:
+    """The smallest value that these fields may have."""
+    for name in names:
+        value = getattr(config, name)
+        kind = "whole number" if low else "number"
+        require(value >= low, f"{name}={value}: give a {kind} of at least {low}")
 
 
 def budgets(k: int) -> list[int]:
@@ -46,43 +67,45 @@ def budgets(k: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Everything that shapes a FlexTok. Defaults are the facts shared by all published models (paper, App. A)."""
+    """The shape of a FlexTok. The defaults are what all published models share (paper, appendix A)."""
 
-    image_size: int = opt(32, "side of the input in pixels, or of the latents for in_channels != 3")
-    in_channels: int = opt(3, "3: pixels in [-1,1]; anything else: latents, unbounded")
+    image_size: int = opt(32, "side of the images in pixels, or of the latents")
+    in_channels: int = opt(3, "3: pixels in [-1, 1]; any other number: latents, unbounded")
     patch_size: int = opt(2, "side of a patch")
     enc_dim: int = opt(768, "encoder width, a multiple of head_dim")
     enc_depth: int = opt(12, "encoder blocks")
     dec_dim: int = opt(768, "decoder width, a multiple of head_dim")
     dec_depth: int = opt(12, "decoder blocks")
     head_dim: int = opt(64, "width of one attention head")
-    num_registers: int = opt(256, "K, the most tokens an image gets")
+    num_registers: int = opt(256, "K, the largest number of tokens per image")
     fsq_levels: tuple[int, ...] = opt(
-        (8, 8, 8, 5, 5, 5), "FSQ levels per channel; their product is the vocabulary"
+        (8, 8, 8, 5, 5, 5), "FSQ levels per channel; their product is the vocabulary size"
     )
     separate_adaln: bool = opt(
-        True, "modulate patches and registers apart (paper App. A.2) or alike"
+        True,
+        "separate adaLN modulations for patches and registers (paper, appendix A.2), or shared",
     )
     causal_registers: bool = opt(
-        True, "a register of the encoder sees the earlier ones; or all, for comparison"
+        True, "encoder registers attend to earlier registers only; False: to all, for comparison"
     )
-    learned_null: bool = opt(True, "null condition: a learned token, or zeros")
+    learned_null: bool = opt(True, "null condition: a learned token; False: zeros")
     max_timestep: float = opt(
-        1.0, "the largest timestep; the time features see 1000 * t / max_timestep"
+        1.0, "the largest timestep; time features are computed of 1000 * t / max_timestep"
     )
     null_prob: float = opt(
         0.1, "training: probability that an image is decoded from the null condition"
     )
     keep_k_mode: str = opt(
-        "pow2", "training: nested dropout draws keep_k as 'uniform', 'pow2' or 'uniform_pow2'"
+        "pow2", "training: distribution of k in nested dropout: 'uniform', 'pow2' or 'uniform_pow2'"
     )
     mode_scale: float = opt(
         0.25, "training: s of mode-sampled timesteps (SD3, arXiv 2403.03206, sec. 3.1)"
     )
-    token_std: float = opt(0.02, "initial std of registers, their positions, mask and null token")
+    token_std: float = opt(
+        0.02, "initial std of the registers, their positions, mask token and null token"
+    )
     latent_std: float = opt(
-        0.0,
-        "initial std of the latents before FSQ; 0 as published, where all images start on one code",
+        0.0, "initial std of the latents before FSQ; 0 (as published): all images share one code"
     )
     latent_penalty: float = opt(
         0.0, "training: weight of max(|z| - 1, 0)^2 on the latents before FSQ, against saturation"
@@ -91,38 +114,22 @@ class TokenizerConfig:
         1.0, "training with a teacher: weight of representation alignment (REPA)"
     )
     repa_block: int = opt(
-        1, "training with a teacher: the decoder block whose patches are aligned, counted from 0"
+        1, "training with a teacher: decoder block whose patches are aligned, counted from 0"
     )
 
     def __post_init__(self):
-        if isinstance(self.fsq_levels, list):
-            object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
         check_types(self)
-        for name in (
-            "image_size",
-            "in_channels",
-            "patch_size",
-            "enc_depth",
-            "dec_depth",
-            "head_dim",
-            "num_registers",
-        ):
-            require(
-                getattr(self, name) >= 1,
-                f"{name}={getattr(self, name)}: give a whole number of at least 1",
-            )
+        at_least(1, self, "image_size", "in_channels", "patch_size", "enc_depth", "dec_depth")
+        at_least(1, self, "head_dim", "num_registers")
+        at_least(0, self, "token_std", "latent_std", "latent_penalty", "repa_weight")
         require(
             self.repa_block >= 0,
             f"repa_block={self.repa_block}: give a block from 0 to dec_depth - 1",
         )
-        for name in ("token_std", "latent_std", "latent_penalty", "repa_weight"):
-            require(
-                getattr(self, name) >= 0,
-                f"{name}={getattr(self, name)}: give a number of at least 0",
-            )
         require(
             -1 <= self.mode_scale <= 2 / (math.pi - 2),
-            f"mode_scale={self.mode_scale}: give a number from -1 to 1.75, where timesteps stay in [0, 1]",
+            f"mode_scale={self.mode_scale}: give a number from -1 to 1.75, where timesteps stay "
+            "in [0, 1]",
         )
         require(
             self.image_size % self.patch_size == 0,
@@ -132,7 +139,8 @@ class TokenizerConfig:
             dim = getattr(self, name)
             require(
                 dim > 0 and dim % self.head_dim == 0 and dim % 4 == 0,
-                f"{name}={dim}: give a multiple of head_dim={self.head_dim} (and of 4, for the sin-cos positions)",
+                f"{name}={dim}: give a multiple of head_dim={self.head_dim} (and of 4, for the "
+                "sin-cos positions)",
             )
         require(
             len(self.fsq_levels) >= 1
@@ -170,18 +178,18 @@ class TokenizerConfig:
         return math.log2(self.vocab_size)
 
     def num_bytes(self, k: int) -> int:
-        """Bytes that k tokens of one image take when their ids are packed."""
+        """Size in bytes of the k tokens of one image when their ids are packed."""
         return math.ceil(k * self.bits_per_token / 8)
 
     @property
     def budgets(self) -> list[int]:
-        """1, 2, 4, ... and K: the token counts that figures and tables show."""
+        """1, 2, 4, ... and K: the numbers of tokens that figures and tables show."""
         return budgets(self.num_registers)
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Defaults are the published VAEs' (8-fold smaller latents, 16 channels: 83.8M parameters)."""
+    """The defaults are the published VAE's (8-fold smaller latents, 16 channels: 83.8M parameters)."""
 
     latent_channels: int = opt(16, "channels of the latents")
     widths: tuple[int, ...] = opt(
@@ -190,35 +198,29 @@ class VAEConfig:
     layers: int = opt(2, "residual blocks per level of the encoder; the decoder has one more")
     groups: int = opt(32, "groups of each group norm")
     scaling_factor: float = opt(
-        1.0, "latents are multiplied by it, so that their variance is 1; training measures it"
+        1.0, "factor on the latents that makes their variance 1; measured in training"
     )
     image_size: int = opt(
         256, "training: side of the images in pixels; the model takes any multiple of downscale"
     )
     perceptual: str = opt(
-        "vgg16",
-        "training: distance beside L1: 'vgg16' features (downloaded), 'gradients' or 'none'",
+        "vgg16", "training: distance beside L1: 'vgg16' (downloaded), 'gradients' or 'none'"
     )
     perceptual_weight: float = opt(1.0, "training: weight of that distance")
     kl_weight: float = opt(
         1e-6, "training: weight of the KL divergence, summed over an image's latents"
     )
     adversarial_weight: float = opt(
-        0.0, "training: weight of what a discriminator says of the reconstructions; 0: none"
+        0.0, "training: weight of the adversarial loss of a patch discriminator; 0: none"
     )
     adversarial_from: float = opt(
-        0.5, "training: share of the run after which the discriminator comes in"
+        0.5, "training: share of the run after which the adversarial loss is active"
     )
 
     def __post_init__(self):
-        if isinstance(self.widths, list):
-            object.__setattr__(self, "widths", tuple(self.widths))
         check_types(self)
-        for name in ("latent_channels", "layers", "groups", "image_size"):
-            require(
-                getattr(self, name) >= 1,
-                f"{name}={getattr(self, name)}: give a whole number of at least 1",
-            )
+        at_least(1, self, "latent_channels", "layers", "groups", "image_size")
+        at_least(0, self, "perceptual_weight", "kl_weight", "adversarial_weight")
         require(
             len(self.widths) >= 1
             and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
@@ -229,14 +231,9 @@ class VAEConfig:
         )
         require(
             self.image_size % self.downscale == 0,
-            f"image_size={self.image_size} is not a multiple of {self.downscale}, by which {len(self.widths)} widths "
-            "make latents smaller",
+            f"image_size={self.image_size} is not a multiple of {self.downscale}, by which "
+            f"{len(self.widths)} widths make latents smaller",
         )
-        for name in ("perceptual_weight", "kl_weight", "adversarial_weight"):
-            require(
-                getattr(self, name) >= 0,
-                f"{name}={getattr(self, name)}: give a number of at least 0",
-            )
         require(
             0 <= self.adversarial_from <= 1,
             f"adversarial_from={self.adversarial_from}: give a share from 0 to 1",
@@ -258,63 +255,47 @@ class VAEConfig:
 
     @property
     def downscale(self) -> int:
-        """How many times smaller the latents are than the image, per side."""
+        """Side of the image divided by the side of its latents."""
         return 2 ** (len(self.widths) - 1)
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """A GPT over the ids of one tokenizer. Defaults are what all models of the paper share (sec. 3.3)."""
+    """A GPT over the ids of one tokenizer. The defaults are shared by all models of the paper (sec. 3.3)."""
 
-    vocab_size: int = opt(64_000, "distinct ids, the tokenizer's")
-    num_tokens: int = opt(256, "K, ids an image, the tokenizer's")
-    num_classes: int = opt(1000, "classes to condition on; 0 for a prior that takes text")
+    vocab_size: int = opt(64_000, "number of distinct ids, the tokenizer's")
+    num_tokens: int = opt(256, "K, ids per image, the tokenizer's")
+    num_classes: int = opt(1000, "classes to condition on; 0 for a prior conditioned on text")
     dim: int = opt(768, "width, a multiple of head_dim")
     depth: int = opt(12, "blocks")
     head_dim: int = opt(64, "width of one attention head")
-    null_prob: float = opt(
-        0.1, "training: probability that an image's condition is hidden, for guidance"
-    )
+    null_prob: float = opt(0.1, "training: probability that the condition is dropped, for guidance")
     dropout: float = opt(
-        0.0, "training: share of the channels that a block's branch loses, for data that is small"
+        0.0, "training: dropout probability in each residual branch, for small data"
     )
     text: str = opt(
         "",
-        "what reads captions: 'words' or 'bytes', trained with the prior, or the name of a frozen encoder "
-        "of the Hugging Face hub, such as google/flan-t5-small; empty for a prior that takes classes",
+        "text encoder: 'words' or 'bytes', trained with the prior, or a frozen encoder of the Hugging "
+        "Face hub, such as google/flan-t5-small; empty for a prior conditioned on classes",
     )
-    words: tuple[str, ...] = opt((), "text 'words': those known")
+    words: tuple[str, ...] = opt((), "text encoder 'words': its vocabulary")
     text_dim: int = opt(
-        128, "width of the text embeddings, a multiple of head_dim; the frozen encoder's own"
+        128, "width of the text embeddings, a multiple of head_dim; that of a frozen encoder"
     )
     text_depth: int = opt(2, "blocks of the text encoder that is trained with the prior")
-    text_length: int = opt(64, "most words, bytes or pieces in a caption")
-    class_names: tuple[str, ...] = opt((), "names of the classes, where they are known")
-    tokenizer: str = opt("", "fingerprint of the tokenizer whose ids these are; empty for any")
+    text_length: int = opt(64, "largest number of words, bytes or pieces in a caption")
+    class_names: tuple[str, ...] = opt((), "names of the classes, if they are known")
+    tokenizer: str = opt("", "fingerprint of the tokenizer of these ids; empty for any")
 
     def __post_init__(self):
+        check_types(self)
         for name in ("words", "class_names"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
             require(
                 all(isinstance(w, str) and w for w in getattr(self, name)),
                 f"{name}: give strings that are not empty",
             )
-        check_types(self)
-        for name in (
-            "vocab_size",
-            "num_tokens",
-            "dim",
-            "depth",
-            "head_dim",
-            "text_dim",
-            "text_depth",
-            "text_length",
-        ):
-            require(
-                getattr(self, name) >= 1,
-                f"{name}={getattr(self, name)}: give a whole number of at least 1",
-            )
+        at_least(1, self, "vocab_size", "num_tokens", "dim", "depth", "head_dim")
+        at_least(1, self, "text_dim", "text_depth", "text_length")
         for name in ("dim", "text_dim")[: 2 if self.text in ("words", "bytes") else 1]:
             require(
                 getattr(self, name) % self.head_dim == 0,
@@ -327,15 +308,18 @@ class PriorConfig:
             )
         require(
             (self.num_classes > 0) == (not self.text) and self.num_classes >= 0,
-            f"num_classes={self.num_classes} and text={self.text!r}: give classes, or num_classes=0 and a text encoder",
+            f"num_classes={self.num_classes} and text={self.text!r}: give classes, or num_classes=0 "
+            "and a text encoder",
         )
         require(
             (self.text == "words") == bool(self.words) and len(set(self.words)) == len(self.words),
-            f"text={self.text!r} with {len(self.words)} words: 'words' wants a list of different ones, others none",
+            f"text={self.text!r} with {len(self.words)} words: 'words' needs a list of different "
+            "words, other text encoders take none",
         )
         require(
             len(self.class_names) in (0, self.num_classes),
-            f"{len(self.class_names)} class_names for {self.num_classes} classes: give one each, or none",
+            f"{len(self.class_names)} class_names for {self.num_classes} classes: give one name for "
+            "each class, or none",
         )
 
     @property
@@ -346,40 +330,47 @@ class PriorConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe. Defaults suit the small presets on a CPU."""
+    """The recipe: how a model is trained. The defaults suit the small presets on a CPU."""
 
-    steps: int = opt(
-        6000, "optimiser steps; warmup, cosine and nested dropout are laid out over them"
-    )
+    steps: int = opt(6000, "optimizer steps; all schedules are laid out over them")
     minutes: float = opt(
-        0.0, "wall-clock budget; where it ends first it lays out the schedule instead (0: none)"
+        0.0, "wall-clock limit; if it ends first, the schedules are laid out over it (0: no limit)"
     )
     processor_time: bool = opt(
-        False, "minutes, and the time in the log, are the processor's: fair on a busy CPU"
+        False, "count processor time in place of wall-clock time: fair on a busy CPU"
     )
-    batch_size: int = opt(64, "images per step, over all processes together")
+    batch_size: int = opt(64, "images per step, over all ranks together")
     micro_batch: int = opt(
-        0, "images per forward pass and process; gradients are summed (0: all at once)"
+        0, "images per forward pass and rank; gradients are summed (0: all at once)"
+    )
+    optimizer: str = opt(
+        "adamw", "'adamw', or 'muon': Muon for the matrices of the blocks, AdamW for the rest"
     )
     lr: float = opt(4e-3, "peak learning rate")
-    min_lr: float = opt(0.02, "the cosine ends at this share of lr")
+    muon_lr: float = opt(2.5, "Muon's learning rate, as a multiple of lr")
+    muon_adaln: bool = opt(False, "Muon for the adaLN matrices of the blocks, too")
+    min_lr: float = opt(0.02, "learning rate at the end, as a share of lr")
     warmup: int = opt(200, "steps of linear warmup")
-    weight_decay: float = opt(0.02, "AdamW's, on matrices alone")
+    decay_from: float = opt(
+        -1.0, "constant lr until this share of the run, then linear decay (below 0: cosine decay)"
+    )
+    weight_decay: float = opt(0.02, "weight decay, on matrices only")
     beta2: float = opt(0.95, "AdamW's second beta; the first is 0.9")
     clip: float = opt(1.0, "largest gradient norm")
-    ema: float = opt(0.999, "decay of the averaged weights per step (shorter at the start)")
+    ema: float = opt(0.999, "decay of the averaged weights per step (smaller at the start)")
     nested_from: float = opt(
-        0.0, "share of the run after which nested dropout is mixed in; before, all K are kept"
+        0.0,
+        "share of the run after which nested dropout is mixed in; before, all K tokens are kept",
     )
-    nested_full: float = opt(0.67, "share of the run from which on every image has nested dropout")
+    nested_full: float = opt(0.67, "share of the run after which every image has nested dropout")
     flip: bool = opt(True, "mirror images at random")
-    bf16: bool = opt(True, "bfloat16 autocast")
+    bf16: bool = opt(True, "bfloat16 autocast, on devices that compute bfloat16 natively")
     compile: bool = opt(False, "torch.compile the networks")
-    seed: int = opt(0, "seed of the weights, the order of the images and every draw")
-    val_images: int = opt(512, "training images held out for the logged PSNR and code usage")
+    seed: int = opt(0, "seed of the weights, the order of the images and every random draw")
+    val_images: int = opt(512, "size of the validation split, taken from the training images")
     log_every: int = opt(50, "steps between log lines")
-    eval_every: int = opt(500, "steps between PSNR, code usage, picture grid and checkpoint")
-    workers: int = opt(4, "decoding processes for sets that stream")
+    eval_every: int = opt(500, "steps between evaluations, sample images and checkpoints")
+    workers: int = opt(4, "decoding processes of data sets that stream")
 
     def __post_init__(self):
         check_types(self)
@@ -393,33 +384,37 @@ class TrainConfig:
                 getattr(self, name) >= 0,
                 f"{name}={getattr(self, name)}: give a number of at least 0",
             )
+        for name in ("lr", "muon_lr", "clip"):
+            require(
+                getattr(self, name) > 0, f"{name}={getattr(self, name)}: give a positive number"
+            )
         require(
-            self.lr > 0 and self.clip > 0, f"lr={self.lr}, clip={self.clip}: give positive numbers"
+            self.optimizer in ("adamw", "muon"),
+            f"optimizer={self.optimizer!r}: give 'adamw' or 'muon'",
         )
+        require(self.decay_from < 1, f"decay_from={self.decay_from}: give a share below 1")
         require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
         require(
             0 <= self.nested_from <= self.nested_full <= 1,
-            f"nested_from={self.nested_from}, nested_full={self.nested_full}: give 0 <= from <= full <= 1",
+            f"nested_from={self.nested_from}, nested_full={self.nested_full}: "
+            "give 0 <= nested_from <= nested_full <= 1",
         )
 
 
 @dataclass(frozen=True)
-class JudgeConfig:
+class ClassifierConfig:
+    """Everything that shapes an evaluation classifier, or a classifier that is a teacher for REPA."""
+
     image_size: int = opt(32, "side of the images in pixels")
     widths: tuple[int, ...] = opt(
         (64, 128, 192), "channels of each stage; the stem has half of the first"
     )
-    strides: tuple[int, ...] = opt((2, 2, 2), "by how much each stage shrinks the map")
-    num_features: int = opt(128, "length of the feature vector that the classes are read from")
+    strides: tuple[int, ...] = opt((2, 2, 2), "downsampling factor of each stage")
+    num_features: int = opt(128, "length of the feature vector before the last linear layer")
     num_classes: int = opt(10, "classes")
-    label_smoothing: float = opt(
-        0.1, "training: share of the target that is spread over all classes"
-    )
+    label_smoothing: float = opt(0.1, "label smoothing of the training loss")
 
     def __post_init__(self):
-        for name in ("widths", "strides"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(self)
         for name in ("image_size", "num_features", "num_classes"):
             require(

@@ -1,125 +1,31 @@
-"""Named models and recipes."""
+"""The registry of named models. A preset is a model, the recipe that trains it, and its default data and tokenizer.
 
-import dataclasses
+To add one, add an entry to the dictionary of its stage; the command line lists it by itself.
+"""
 
-from .config import JudgeConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
+from dataclasses import dataclass, replace
 
-
-def _published(enc_depth: int, dec_depth: int) -> TokenizerConfig:
-    return TokenizerConfig(
-        image_size=32,
-        in_channels=16,
-        patch_size=2,
-        enc_dim=64 * enc_depth,
-        enc_depth=enc_depth,
-        dec_dim=64 * dec_depth,
-        dec_depth=dec_depth,
-    )
+from .config import ClassifierConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
 
 
-# What makes small models order their tokens soon; `make sweep` measures it, one change at a time.
-def _pixels(
-    size: int, patch: int, dim: int, enc_depth: int, dec_depth: int, registers: int, levels
-) -> TokenizerConfig:
-    return TokenizerConfig(
-        image_size=size,
-        patch_size=patch,
-        enc_dim=dim,
-        enc_depth=enc_depth,
-        dec_dim=dim,
-        dec_depth=dec_depth,
-        num_registers=registers,
-        fsq_levels=levels,
-        token_std=1.0,
-        latent_std=1.0,
-        latent_penalty=0.1,
-        mode_scale=-0.5,
-    )
+@dataclass(frozen=True)
+class Preset:
+    """What `minflextok train STAGE --preset NAME` trains."""
+
+    model: TokenizerConfig | VAEConfig | PriorConfig | ClassifierConfig
+    recipe: TrainConfig
+    data: str | None = None  # name of a data set; None: the user must give one
+    tokenizer: str | None = None  # priors: weights of the tokenizer; None: the user must give them
 
 
-PRESETS: dict[str, TokenizerConfig] = {
-    "shapes": _pixels(16, 4, 128, 3, 4, 16, (8, 8, 8, 5)),
-    "cifar10-tiny": _pixels(32, 4, 128, 4, 4, 16, (8, 8, 8, 5)),
-    "cifar10": _pixels(32, 4, 128, 4, 4, 32, (8, 8, 8, 5)),
-    "cifar10-large": _pixels(32, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)),
-    "tiny-imagenet": dataclasses.replace(
-        _pixels(16, 2, 384, 6, 8, 32, (8, 8, 8, 5, 5)), in_channels=8
-    ),  # with f4-small
-    "d12-d12": _published(12, 12),
-    "d18-d18": _published(18, 18),
-    "d18-d28": _published(18, 28),
-}
+# ---- stage 1: tokenizers -------------------------------------------------------------------------
 
-# The sizes of the paper, which gives no widths and depths. They are 49152 depth^3 (49.2M, 84.9M, 201.3M, 393.2M, 679.5M,
-# 1.327B), what blocks of width 64 * depth hold without embeddings; so that is what we take.
-PRIOR_PRESETS: dict[str, PriorConfig] = {
-    "cifar10-tiny": PriorConfig(2560, 16, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
-    "cifar10": PriorConfig(2560, 32, 10, dim=192, depth=6, head_dim=32, dropout=0.1),
-    "cifar10-large": PriorConfig(12_800, 32, 10, dim=320, depth=6, dropout=0.1),
-    "shapes": PriorConfig(
-        2560,
-        16,
-        0,
-        dim=192,
-        depth=6,
-        head_dim=32,
-        dropout=0.1,
-        text="words",
-        text_dim=96,
-        text_length=32,
-        words=(
-            "a",
-            "above",
-            "below",
-            "blue",
-            "circle",
-            "green",
-            "is",
-            "large",
-            "left",
-            "of",
-            "purple",
-            "red",
-            "right",
-            "small",
-            "square",
-            "the",
-            "to",
-            "triangle",
-            "which",
-            "white",
-            "yellow",
-        ),
-    ),
-    **{
-        f"ar-{size}": PriorConfig(dim=64 * depth, depth=depth)
-        for size, depth in (
-            ("49m", 10),
-            ("85m", 12),
-            ("201m", 16),
-            ("393m", 20),
-            ("679m", 24),
-            ("1.33b", 30),
-        )
-    },
-}
+# Settings with which small models learn ordered tokens fast. `make sweep` measures one change at a time.
+SMALL = {"token_std": 1.0, "latent_std": 1.0, "latent_penalty": 0.1, "mode_scale": -0.5}
 
-VAE_PRESETS: dict[str, VAEConfig] = {
-    "f8": VAEConfig(adversarial_weight=0.1),
-    "f8-c4": VAEConfig(latent_channels=4, adversarial_weight=0.1),
-    "f8-c8": VAEConfig(latent_channels=8, adversarial_weight=0.1),
-    "f2-small": VAEConfig(
-        latent_channels=4, widths=(32, 64), layers=1, groups=8, image_size=32, perceptual="none"
-    ),
-    "f4-small": VAEConfig(
-        latent_channels=8, widths=(32, 64, 96), layers=1, groups=8, image_size=64, perceptual="none"
-    ),
-}
-
-# How each preset is trained. The three published models: batch and learning rate are ours, the paper's are not public
-# in full; two hundred thousand steps of 2,048 images are what a lab would start from. The same holds for the f8 VAEs,
-# and for their adversarial_weight. Not yet run: tiny-imagenet (on the latents of f4-small).
-_LARGE = TrainConfig(
+# Batch size and learning rate of the published models are our choice: the paper does not give them in full.
+PUBLISHED = TokenizerConfig(image_size=32, in_channels=16, patch_size=2)
+PUBLISHED_RECIPE = TrainConfig(
     steps=200_000,
     batch_size=2048,
     lr=5e-4,
@@ -133,10 +39,66 @@ _LARGE = TrainConfig(
     eval_every=5000,
     workers=12,
 )
-_SMALL_VAE = TrainConfig(
-    steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=60, weight_decay=0.0, log_every=100
+
+TINY = TokenizerConfig(
+    image_size=32,
+    patch_size=4,
+    enc_dim=128,
+    enc_depth=4,
+    dec_dim=128,
+    dec_depth=4,
+    num_registers=16,
+    fsq_levels=(8, 8, 8, 5),
+    **SMALL,
 )
-_LARGE_VAE = TrainConfig(
+LARGE = TokenizerConfig(
+    image_size=32,
+    patch_size=2,
+    enc_dim=384,
+    enc_depth=6,
+    dec_dim=384,
+    dec_depth=8,
+    num_registers=32,
+    fsq_levels=(8, 8, 8, 5, 5),
+    **SMALL,
+)
+LARGE_RECIPE = TrainConfig(
+    steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000
+)
+
+TOKENIZERS: dict[str, Preset] = {
+    "shapes": Preset(
+        model=replace(TINY, image_size=16, enc_depth=3),
+        recipe=TrainConfig(steps=4900, eval_every=200, val_images=256),
+        data="shapes",
+    ),
+    "cifar10-tiny": Preset(model=TINY, recipe=TrainConfig(steps=10**9, minutes=35), data="cifar10"),
+    "cifar10": Preset(  # the shipped weights also used --init and --repa: see their card
+        model=replace(TINY, num_registers=32),
+        recipe=TrainConfig(steps=8800, lr=3e-3, nested_full=0.3, eval_every=1000),
+        data="cifar10",
+    ),
+    "cifar10-large": Preset(model=LARGE, recipe=LARGE_RECIPE, data="cifar10"),
+    "tiny-imagenet": Preset(  # on the latents of the VAE f4-small; not trained yet
+        model=replace(LARGE, image_size=16, in_channels=8),
+        recipe=replace(LARGE_RECIPE, minutes=60),
+    ),
+    **{
+        f"d{enc}-d{dec}": Preset(
+            model=replace(
+                PUBLISHED, enc_dim=64 * enc, enc_depth=enc, dec_dim=64 * dec, dec_depth=dec
+            ),
+            recipe=PUBLISHED_RECIPE,
+        )
+        for enc, dec in ((12, 12), (18, 18), (18, 28))
+    },
+}
+
+# ---- stage 0: VAEs -------------------------------------------------------------------------------
+
+# As with the published tokenizers, the recipe and the adversarial weight of the f8 VAEs are our choice.
+PUBLISHED_VAE = VAEConfig(adversarial_weight=0.1)
+PUBLISHED_VAE_RECIPE = TrainConfig(
     steps=400_000,
     batch_size=64,
     lr=1e-4,
@@ -149,65 +111,106 @@ _LARGE_VAE = TrainConfig(
     eval_every=5000,
     workers=12,
 )
-RECIPES: dict[str, TrainConfig] = {
-    "shapes": TrainConfig(steps=4900, eval_every=200, val_images=256),
-    "cifar10-tiny": TrainConfig(steps=10**9, minutes=35),
-    "cifar10": TrainConfig(
-        steps=8800, lr=3e-3, nested_full=0.3, eval_every=1000
-    ),  # with --init, --repa: see its card
-    "cifar10-large": TrainConfig(
-        steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000
+SMALL_VAE = VAEConfig(
+    latent_channels=4, widths=(32, 64), layers=1, groups=8, image_size=32, perceptual="none"
+)
+SMALL_VAE_RECIPE = TrainConfig(
+    steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=60, weight_decay=0.0, log_every=100
+)
+
+VAES: dict[str, Preset] = {
+    "f8": Preset(model=PUBLISHED_VAE, recipe=PUBLISHED_VAE_RECIPE),
+    "f8-c4": Preset(model=replace(PUBLISHED_VAE, latent_channels=4), recipe=PUBLISHED_VAE_RECIPE),
+    "f8-c8": Preset(model=replace(PUBLISHED_VAE, latent_channels=8), recipe=PUBLISHED_VAE_RECIPE),
+    "f2-small": Preset(model=SMALL_VAE, recipe=SMALL_VAE_RECIPE, data="cifar10"),
+    "f4-small": Preset(
+        model=replace(SMALL_VAE, latent_channels=8, widths=(32, 64, 96), image_size=64),
+        recipe=replace(SMALL_VAE_RECIPE, minutes=30),
     ),
-    "tiny-imagenet": TrainConfig(
-        steps=60_000, minutes=60, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000
-    ),
-    "d12-d12": _LARGE,
-    "d18-d18": _LARGE,
-    "d18-d28": _LARGE,
-    "f2-small": _SMALL_VAE,
-    "f4-small": dataclasses.replace(_SMALL_VAE, minutes=30),
-    "f8": _LARGE_VAE,
-    "f8-c4": _LARGE_VAE,
-    "f8-c8": _LARGE_VAE,
 }
 
-_LARGE_PRIOR = TrainConfig(
+# ---- stage 2: priors -----------------------------------------------------------------------------
+
+SMALL_PRIOR = PriorConfig(
+    vocab_size=2560, num_tokens=16, num_classes=10, dim=192, depth=6, head_dim=32, dropout=0.1
+)
+SMALL_PRIOR_RECIPE = TrainConfig(
+    steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05
+)
+SHAPES_WORDS = (
+    "a above below blue circle green is large left of purple red right small square the to triangle "
+    "which white yellow"
+)
+
+# The paper gives the sizes of its priors (49M to 1.33B parameters), not their widths and depths. Each size
+# equals 49152 depth^3, the parameters of `depth` blocks of width 64 * depth without embeddings.
+PUBLISHED_PRIORS = {"49m": 10, "85m": 12, "201m": 16, "393m": 20, "679m": 24, "1.33b": 30}
+PUBLISHED_PRIOR_RECIPE = TrainConfig(
     steps=250_000,
     batch_size=1024,
     lr=3e-4,
     warmup=5000,
     weight_decay=0.05,
     ema=0.9999,
-    flip=True,
     val_images=2048,
     log_every=100,
     eval_every=5000,
     workers=12,
 )
-PRIOR_RECIPES: dict[str, TrainConfig] = {
-    **dict.fromkeys(
-        ("cifar10-tiny", "cifar10"),
-        TrainConfig(steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=True),
+
+PRIORS: dict[str, Preset] = {
+    "cifar10-tiny": Preset(
+        model=SMALL_PRIOR, recipe=SMALL_PRIOR_RECIPE, data="cifar10", tokenizer="cifar10-tiny"
     ),
-    "cifar10-large": TrainConfig(
-        steps=60_000,
-        minutes=60,
-        batch_size=256,
-        lr=1e-3,
-        warmup=1000,
-        weight_decay=0.05,
-        flip=True,
-        val_images=2048,
-        eval_every=1000,
+    "cifar10": Preset(
+        model=replace(SMALL_PRIOR, num_tokens=32),
+        recipe=SMALL_PRIOR_RECIPE,
+        data="cifar10",
+        tokenizer="cifar10",
     ),
-    "shapes": TrainConfig(
-        steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05, flip=False
+    "cifar10-large": Preset(
+        model=PriorConfig(
+            vocab_size=12_800, num_tokens=32, num_classes=10, dim=320, depth=6, dropout=0.1
+        ),
+        recipe=replace(
+            PUBLISHED_PRIOR_RECIPE,
+            steps=60_000,
+            minutes=60,
+            batch_size=256,
+            lr=1e-3,
+            warmup=1000,
+            ema=0.999,
+            log_every=50,
+            eval_every=1000,
+            workers=4,
+        ),
+        data="cifar10",
+        tokenizer="cifar10-large",
     ),
-    **{name: _LARGE_PRIOR for name in PRIOR_PRESETS if name.startswith("ar-")},
+    "shapes": Preset(
+        model=replace(
+            SMALL_PRIOR,
+            num_classes=0,
+            text="words",
+            text_dim=96,
+            text_length=32,
+            words=tuple(SHAPES_WORDS.split()),
+        ),
+        recipe=replace(SMALL_PRIOR_RECIPE, flip=False),  # "left" and "right" must stay true
+        data="shapes",
+        tokenizer="shapes",
+    ),
+    **{
+        f"ar-{size}": Preset(
+            model=PriorConfig(dim=64 * depth, depth=depth), recipe=PUBLISHED_PRIOR_RECIPE
+        )
+        for size, depth in PUBLISHED_PRIORS.items()
+    },
 }
 
-JUDGES = {"judge": JudgeConfig(), "teacher": JudgeConfig(widths=(48, 96, 160), strides=(2, 2, 1))}
-JUDGE_RECIPE = TrainConfig(
+# ---- the evaluation classifier, and the teacher of REPA ------------------------------------------
+
+CLASSIFIER_RECIPE = TrainConfig(
     steps=7000,
     batch_size=128,
     lr=4e-3,
@@ -219,3 +222,20 @@ JUDGE_RECIPE = TrainConfig(
     val_images=1000,
     eval_every=1000,
 )
+CLASSIFIERS: dict[str, Preset] = {
+    "classifier": Preset(model=ClassifierConfig(), recipe=CLASSIFIER_RECIPE, data="cifar10"),
+    "teacher": Preset(
+        model=ClassifierConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
+        recipe=CLASSIFIER_RECIPE,
+        data="cifar10",
+    ),
+}
+
+# ---- views of the registry: name -> config -------------------------------------------------------
+
+PRESETS: dict[str, TokenizerConfig] = {name: p.model for name, p in TOKENIZERS.items()}
+VAE_PRESETS: dict[str, VAEConfig] = {name: p.model for name, p in VAES.items()}
+PRIOR_PRESETS: dict[str, PriorConfig] = {name: p.model for name, p in PRIORS.items()}
+CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {name: p.model for name, p in CLASSIFIERS.items()}
+RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in (TOKENIZERS | VAES).items()}
+PRIOR_RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in PRIORS.items()}

@@ -352,11 +352,9 @@ def _check_sampling(
 ) -> list[float]:
     """The guidance scale at each position. Raises ValueError for settings that cannot be sampled with."""
     scales = [guidance(i) if callable(guidance) else guidance for i in range(num_tokens)]
+    hint = "a finite number, or a function of the position that returns one"
     for i, s in enumerate(scales):
-        hint = "a finite number, or a function of the position that returns one"
-        checks.check_number(
-            s, f"guidance at position {i}" if callable(guidance) else "guidance", hint=hint
-        )
+        checks.check_number(s, "guidance", hint=hint, where=f" at position {i}")
     checks.check_number(
         temperature, "temperature", 0, "a number of at least 0 (0 takes the most likely id)"
     )

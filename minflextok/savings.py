@@ -137,6 +137,11 @@ def velocity(
 # P + 1 of the unconditional call.
 
 
+def one_batch_pays(x_t: Tensor, num_kept: int, num_patches: int) -> bool:
+    """Whether two conditions are faster as one batch."""
+    return x_t.is_cuda and num_kept <= num_patches // 2
+
+
 def velocities(
     decoder: Decoder,
     x_t: Tensor,
@@ -149,7 +154,7 @@ def velocities(
     kept[i] on are equal."""
     m = modulations(decoder, t)
     P = x_t.shape[-1] * x_t.shape[-2] // decoder.patch_size**2
-    if len(conditions) == 1 or len(t) > 1 or not x_t.is_cuda or max(kept) > P // 2:
+    if len(conditions) == 1 or len(t) > 1 or not one_batch_pays(x_t, max(kept), P):
         merged = [merge_dropped(r, k) for r, k in zip(conditions, kept, strict=True)]
         return [velocity(decoder, x_t, m, registers, bias, hidden) for registers, bias in merged]
     n = len(conditions)

@@ -31,10 +31,10 @@ def pad(rows: list[list[int]], captions: list[str], what: str, longest: int) -> 
     """Rows of token numbers >= 1 -> (B, L) int64, padded with 0. Raises ValueError for empty and overlong captions."""
     for row, caption in zip(rows, captions, strict=True):
         if not row:
-            raise ValueError(f"caption {caption!r} has no {what}: describe the image")
+            raise ValueError(f"caption {caption!r} has no {what}: say what the image shows")
         if len(row) > longest:
             raise ValueError(
-                f"caption {caption[:60]!r} has {len(row)} {what}, this prior takes {longest}: shorten it"
+                f"caption {caption[:60]!r} has {len(row)} {what}, this prior reads {longest}: shorten it"
             )
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 

@@ -353,9 +353,7 @@ def _split(x: Tensor, batch_size: int | None) -> Iterator[Tensor] | tuple[Tensor
 def _guidance(guidance: float | Callable[[float], float], steps: int) -> Callable[[float], float]:
     """The guidance scale as a function of t, checked at all steps."""
     scale = guidance if callable(guidance) else lambda t: guidance
+    hint = "a finite number, or a function of t that returns one"
     for i in range(steps, 0, -1):
-        name = f"guidance at t={i / steps:g}" if callable(guidance) else "guidance"
-        checks.check_number(
-            scale(i / steps), name, hint="a finite number, or a function of t that returns one"
-        )
+        checks.check_number(scale(i / steps), "guidance", hint=hint, where=f" at t={i / steps:g}")
     return scale

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -15,6 +17,27 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .config import WEIGHTS_DIR, from_dict, to_json
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the name `path` when it is complete; after an error there is none."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: str | Path, data: bytes | str) -> None:
+    """Write a file (text as UTF-8) whole or not at all."""
+    with atomic_file(path) as f:
+        f.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def save(
@@ -104,7 +127,7 @@ def load(
     dtype: torch.dtype = torch.float32,
 ):
     """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that names it."""
-    for name in ("config.json", "model.safetensors"):
+    for name in ("model.safetensors", "config.json"):
         if not (directory / name).exists():
             raise FileNotFoundError(
                 f"{directory} has no {name}: was it written by save_pretrained?"
@@ -115,7 +138,7 @@ def load(
         raise ValueError(f"{directory / 'config.json'}: {e}") from None
     file = directory / "model.safetensors"
     held = read_metadata(file).get("minflextok", cls.__name__)
-    if held != cls.__name__:
+    if held not in (cls.__name__, *getattr(cls, "former_names", ())):
         raise ValueError(
             f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained"
         )

@@ -9,12 +9,13 @@ from conftest import SHARED, needs_parity
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from minflextok import FlexTok
 from minflextok.decoder import time_features
 from minflextok.encoder import prefix_mask
 from minflextok.flow import APG, cfg, interpolate, mode_timesteps
 from minflextok.fsq import FSQ
 from minflextok.patches import patchify
-from minflextok.published import RENAME, load_official
+from minflextok.published import RENAME
 from minflextok.vae import VAE, VAEConfig, kl_divergence
 
 pytestmark = needs_parity
@@ -28,7 +29,7 @@ MODELS = {
 @pytest.fixture(params=MODELS, scope="module")
 def pair(request):
     return (
-        load_official(PARITY / MODELS[request.param]),
+        FlexTok.from_pretrained(PARITY / MODELS[request.param]),
         load_file(PARITY / f"{request.param}.safetensors"),
         request.param,
     )
@@ -129,7 +130,9 @@ def test_loss_and_gradients(pair):
     tok.zero_grad()
     x, noise = d["in.latents"], d["in.noise"]
     close(noise - x, d["train.target"], 1e-6)
-    loss = tok(x, noise, d["in.t"], d["in.keep_k_mixed"], torch.zeros(2, dtype=torch.bool))
+    loss = tok.flow_loss(
+        x, noise, d["in.t"], d["in.keep_k_mixed"], torch.zeros(2, dtype=torch.bool)
+    )
     close(loss[None], d["train.loss"], 1e-5)
     loss.backward()
     grads = {n: p.grad for n, p in tok.named_parameters()}
@@ -199,7 +202,7 @@ def test_published_file_that_is_not_understood_is_refused_by_name(tmp_path):
     def attempt(tensors, metadata, match):
         save_file(tensors, tmp_path / "m.safetensors", metadata=metadata)
         with pytest.raises(ValueError, match=match):
-            load_official(tmp_path / "m.safetensors")
+            FlexTok.from_pretrained(tmp_path / "m.safetensors")
 
     attempt(
         tensors | {"decoder.module_dict.dec_new.weight": torch.zeros(2)}, metadata, "dec_new.weight"
@@ -225,7 +228,7 @@ def test_published_file_that_is_not_understood_is_refused_by_name(tmp_path):
         "pipeline": "__import__('os').system('touch " + str(tmp_path / "pwned") + "')"
     }
     save_file(tensors, tmp_path / "m.safetensors", metadata=evil)
-    load_official(tmp_path / "m.safetensors")
+    FlexTok.from_pretrained(tmp_path / "m.safetensors")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -255,12 +258,12 @@ def test_a_file_with_its_vae_maps_images_to_images(tmp_path):
     tensors["decoder.module_dict.dec_repa_head.weight"] = torch.zeros(2)
     save_file(tensors, tmp_path / "model.safetensors", metadata=metadata)
     with pytest.warns(UserWarning, match="ignoring 1 REPA"):
-        tok = load_official(tmp_path)
+        tok = FlexTok.from_pretrained(tmp_path)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     noise = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(1))
     latents = vae.encode(images)
     ids = tok.encode(images, 5)
-    assert tok.config.in_channels == 16 and torch.equal(ids, tok.encode(latents, 5))
+    assert tok.config.in_channels == 16 and torch.equal(ids, tok.encode_latents(latents, 5))
     back = tok.decode(ids, steps=2, noise=noise)
     sample = tok.decode(ids, steps=2, noise=noise, to_images=False)
     assert back.shape == images.shape and sample.shape == noise.shape
@@ -294,7 +297,7 @@ def test_what_is_wrong_with_a_vae_is_named(tmp_path):
             tensors, tmp_path / "model.safetensors", metadata=metadata | {"vae": str(literal)}
         )
         with pytest.raises(ValueError, match=match):
-            load_official(tmp_path)
+            FlexTok.from_pretrained(tmp_path)
 
     attempt(tensors | {"vae.vae.encoder.new.weight": torch.zeros(2)}, "unknown encoder.new.weight")
     attempt(

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig, TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import WEIGHTS_DIR
-from minflextok.data.datasets import Folder, Images, Stream, in_order, to_float
-from minflextok.gpt import can_pack
+from minflextok.data import Folder, Images, Stream, in_order, to_float
 from minflextok.presets import PRIOR_RECIPES
 from minflextok.prior import sample
 from minflextok.training.prior import train_prior
@@ -116,7 +115,7 @@ def test_draws_have_their_rates_and_dropout_drops_them():
     prior, block = small(config), small(config).blocks[0]
     x, keep = torch.randn(2, 3, 32, generator=g()), torch.ones(2, 2, 1, 32)
     keep[0, 1, 0, 5] = 0
-    whole, dropped = block(x), block(x, keep=keep)
+    whole, dropped = block(x), block(x, dropout=keep)
     h = x + block.attn(F.layer_norm(x, (32,)))
     torch.testing.assert_close(dropped[0, :, 5], h[0, :, 5])
     assert torch.equal(dropped[1], whole[1]) and not torch.allclose(
@@ -289,36 +288,6 @@ def test_a_prefix_matters():
     assert not torch.equal(a[:, 1:], b[:, 1:])
 
 
-@pytest.mark.skipif(not can_pack(torch.zeros(1)), reason="PyTorch without oneDNN")
-@pytest.mark.parametrize("kind", PRIORS)
-def test_packed_weights_are_the_same_weights(kind, monkeypatch):
-    prior, cond = PRIORS[kind]
-    prepared = prior.prepare(cond)
-    with torch.inference_mode():
-        for rows in (1, 3):  # one row has its weights transposed
-            torch.testing.assert_close(
-                prior._packed(rows).logits(ids[:, :-1], prepared),
-                prior.logits(ids[:, :-1], prepared),
-                atol=1e-4,
-                rtol=1e-4,
-            )
-    assert isinstance(prior.blocks[0].attn.wqkv, torch.nn.Linear) and prior.packed_head is None
-    long = small(dataclasses.replace(prior.config, num_tokens=40))
-    calls, real = [], Prior._packed
-    monkeypatch.setattr(Prior, "_packed", lambda self, rows: calls.append(rows) or real(self, rows))
-    many = [*cond] * 6 if kind == "text" else cond.repeat(6)
-    work = [
-        lambda: prior.generate(many, generator=g()),
-        lambda: long.generate(cond[:1], generator=g()),
-        lambda: long.generate(cond[:1], guidance=2.0, generator=g()),
-    ]
-    packed = [f() for f in work]
-    assert calls == [18, 1, 2]
-    monkeypatch.setattr("minflextok.prior.can_pack", lambda x: False)
-    assert all(torch.equal(ids, f()) for ids, f in zip(packed, work, strict=True))
-    assert torch.equal(packed[1], long.generate(cond[:1], generator=g(), use_cache=False))
-
-
 def test_generation_in_bfloat16_and_under_autocast():
     prior = PRIORS["class"][0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -473,7 +442,7 @@ def test_a_prior_knows_its_tokenizer(tok):
     for change in (dict(fsq_levels=(8, 5, 4)), dict(num_registers=5), dict(num_registers=7)):
         other = FlexTok(dataclasses.replace(TINY, **change))
         with pytest.raises(
-            ValueError, match="writes 6 ids of 120, the tokenizer has .* give the tokenizer"
+            ValueError, match="generates 6 ids of 120, the tokenizer has .* give the tokenizer"
         ):
             small().check_tokenizer(other)  # without a fingerprint too
 
@@ -742,7 +711,7 @@ def test_shipped_priors_fit_their_tokenizers():
 
 def test_train_and_generate_on_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        "minflextok.commands.load_dataset",
+        "minflextok.cli.commands.load_dataset",
         lambda *a: data(captions=["a red circle above a blue square"] * 40),
     )
     randomised().save_pretrained(tmp_path / "tok")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from minflextok import FlexTok
 from minflextok.config import VAEConfig
 from minflextok.patches import sincos_positions
-from minflextok.published import RENAME, TABLES, is_published, load_official
+from minflextok.published import RENAME, TABLES, is_published
 from minflextok.vae import VAE
 
 BASE = changed(image_size=8, in_channels=16, fsq_levels=(8, 8, 8, 5, 5, 5))
@@ -80,8 +80,8 @@ def test_any_size_is_read_back_as_it_was(tmp_path, sizes, in_metadata):
     size = tok.config.image_size
     x = torch.randn(2, tok.config.in_channels, size, size)
     noise = torch.randn_like(x)
-    ids = tok.encode(x)
-    assert torch.equal(again.encode(x), ids)
+    ids = tok.encode_latents(x)
+    assert torch.equal(again.encode_latents(x), ids)
     torch.testing.assert_close(
         *(t.decode(ids[:, :2], 2, noise=noise, guidance=2.0) for t in (again, tok)),
         atol=1e-5,
@@ -114,7 +114,7 @@ def test_settings_that_mean_something_else_are_refused(tmp_path):
             metadata={k: str(v) for k, v in settings.items()},
         )
         with pytest.raises(ValueError, match=match):
-            load_official(tmp_path / "m.safetensors")
+            FlexTok.from_pretrained(tmp_path / "m.safetensors")
 
     attempt(
         "mask_mode='full' is not supported, only 'causal_last'",
@@ -127,9 +127,9 @@ def test_settings_that_mean_something_else_are_refused(tmp_path):
 
 def test_names_that_are_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
-        load_official(tmp_path / "absent.safetensors")
+        FlexTok.from_pretrained(tmp_path / "absent.safetensors")
     with pytest.raises(FileNotFoundError, match="has no model.safetensors"):
-        load_official(tmp_path)
+        FlexTok.from_pretrained(tmp_path)
 
 
 def test_a_repository_that_cannot_be_had_is_a_clear_error(monkeypatch):
@@ -185,6 +185,6 @@ def test_a_file_of_half_precision_loads_as_float32(tmp_path, stored):
     save_file(
         tensors, tmp_path / "m.safetensors", metadata={k: str(v) for k, v in settings.items()}
     )
-    again = load_official(tmp_path / "m.safetensors")
+    again = FlexTok.from_pretrained(tmp_path / "m.safetensors")
     assert again.encoder.registers.dtype == torch.float32
     torch.testing.assert_close(again.encoder.registers, tok.encoder.registers, atol=0.02, rtol=0.01)

@@ -9,8 +9,8 @@ from torch import nn
 
 from minflextok import PRESETS, FlexTok
 from minflextok.config import WEIGHTS_DIR
-from minflextok.data.datasets import load_dataset, to_float
-from minflextok.evaluation.classifier import Judge
+from minflextok.data import load_dataset, to_float
+from minflextok.evaluation.classifier import Classifier
 from minflextok.evaluation.metrics import code_usage, psnr
 from minflextok.prior import Prior
 from minflextok.vae import VAE
@@ -75,7 +75,7 @@ def test_codes_are_used(decoded):
 
 
 def test_card_and_config_travel_with_the_weights():
-    kinds = {"judge": Judge, "teacher": Judge, "prior": Prior, "vae": VAE}
+    kinds = {"judge": Classifier, "teacher": Classifier, "prior": Prior, "vae": VAE}
     for folder in WEIGHTS_DIR.iterdir():
         model = kinds.get(folder.name.split("-")[0], FlexTok).from_pretrained(folder)
         if folder.name in PRESETS:

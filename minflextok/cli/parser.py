@@ -1,8 +1,8 @@
-"""The command line: minflextok demo | train | encode | decode | reconstruct | generate | evaluate |
-evaluate-prior | compare | curves."""
+"""The arguments of the command line; what each command does is in codec.py, evaluate.py and train.py."""
 
 import argparse
 import dataclasses
+import re
 import sys
 import typing
 import warnings
@@ -10,417 +10,282 @@ import warnings
 import torch
 
 from ..config import TrainConfig
-from ..presets import JUDGES, PRESETS, PRIOR_PRESETS, VAE_PRESETS
-from . import commands
+from ..presets import CLASSIFIERS, PRIORS, TOKENIZERS, VAES, Preset
+from . import codec, evaluate, train
+from .flags import (
+    AUTO,
+    DATA,
+    IMAGES,
+    WEIGHTS,
+    add_batches,
+    add_classifier,
+    add_decoding,
+    add_device,
+    add_prior,
+    choice,
+    device,
+    flag,
+)
+
+# ---- train ---------------------------------------------------------------------------------------
 
 
-def add_fields(group, cls, skip: tuple[str, ...] = ()) -> None:
-    """A flag for each field of a config dataclass, described as there, but those to skip."""
-    for f in dataclasses.fields(cls):
+def add_recipe(p, skip: tuple[str, ...]) -> None:
+    """A flag for each field of TrainConfig, with the help of the field."""
+    group = p.add_argument_group("recipe (defaults: the preset's)")
+    kinds = typing.get_type_hints(TrainConfig)
+    for f in dataclasses.fields(TrainConfig):
+        name, text = "--" + f.name.replace("_", "-"), f.metadata["help"]
         if f.name in skip:
             continue
-        flag, kind = "--" + f.name.replace("_", "-"), typing.get_type_hints(cls)[f.name]
-        if kind is bool:
-            group.add_argument(
-                flag, action=argparse.BooleanOptionalAction, default=None, help=f.metadata["help"]
-            )
+        if kinds[f.name] is bool:
+            group.add_argument(name, action=argparse.BooleanOptionalAction, help=text)
         else:
-            group.add_argument(
-                flag, type=kind, metavar=kind.__name__.upper(), help=f.metadata["help"]
-            )
+            metavar = kinds[f.name].__name__.upper()
+            group.add_argument(name, type=kinds[f.name], metavar=metavar, help=text)
 
 
-def device(name: str) -> str:
-    """An argparse type: the name of a device that works here."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
-        raise argparse.ArgumentTypeError(
-            f"{name!r} does not work here ({str(e).splitlines()[0]}); cpu does"
-        ) from None
-    return name
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "minflextok", description="Images to 1..K ordered tokens and back (FlexTok)."
-    )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def command(name: str, run, help: str) -> argparse.ArgumentParser:
-        p = subparsers.add_parser(name, help=help, description=help)
-        p.set_defaults(run=run)
-        return p
-
-    def decoding(
-        p, weights: str | None = "cifar10-tiny", out: str = "outputs/reconstruct.png"
-    ) -> None:
-        p.add_argument(
-            "--weights",
-            default=weights,
-            help="shipped weights by name, or a directory"
-            + (
-                f" (default {weights})"
-                if weights
-                else " (default: those that the ids were made with)"
-            ),
-        )
-        p.add_argument("--out", default=out, help=f"where to write (default {out})")
-        p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
-        p.add_argument("--steps", type=int, default=25, help="Euler steps (default 25)")
-        p.add_argument(
-            "--guidance", type=float, default=1.0, help="guidance scale; 1 is none (default 1)"
-        )
-        p.add_argument(
-            "--apg",
-            action="store_true",
-            help="adaptive projected guidance instead of classifier-free",
-        )
-        p.add_argument("--seed", type=int, default=0, help="seed of the noise (default 0)")
-
-    p = command(
-        "demo",
-        commands.demo,
-        "Tokenize embedded test images and show them at 1, 2, 4, ..., K tokens.",
-    )
-    decoding(p, out="outputs/demo.png")
-    p.add_argument(
-        "--data",
-        default="cifar10-sample",
-        help="a data set; its test split is used (default cifar10-sample)",
-    )
-    p.add_argument(
-        "--num-images",
-        type=int,
-        default=64,
-        help="images that the table averages over (default 64)",
-    )
-
+def add_train(command) -> None:
     stages = command("train", None, "Train a model.").add_subparsers(
         dest="what", required=True, metavar="WHAT"
     )
 
-    def stage(
-        name: str, run, presets: dict, preset: str, help: str, skip: tuple[str, ...] = ()
-    ) -> argparse.ArgumentParser:
+    def stage(name, run, presets: dict[str, Preset], default, about, skip=(), aliases=()):
         p = stages.add_parser(
             name,
-            help=help,
-            description=f"Train {help}. A run that was stopped goes on when the "
-            "same command is given again. Under torchrun, the same command uses all its processes.",
+            aliases=aliases,
+            help=about,
+            description=f"Train {about}. The same command resumes a run that was stopped. Under "
+            "torchrun, the same command uses all processes.",
         )
         p.set_defaults(run=run)
-        p.add_argument(
-            "--preset",
-            choices=list(presets),
-            default=preset,
-            help=f"model and recipe (default {preset})",
-        )
-        p.add_argument(
-            "--data",
-            help="shapes, cifar10, cifar10-sample, a folder, or .tar/.tar.gz shards "
-            "(default: the preset's own)",
-        )
-        p.add_argument(
-            "--out", required=True, help="directory for checkpoint, metrics, pictures and weights"
-        )
-        p.add_argument("--device", type=device, help=f"cpu or cuda (here {auto})")
-        p.add_argument("--quiet", action="store_true", help="no progress bar")
-        fields = ", ".join(f.name for f in dataclasses.fields(presets[preset]))
-        p.add_argument(
+        help = "model, recipe and default data"
+        flag(p, "--preset", type=choice, choices=list(presets), default=default, help=help)
+        flag(p, "--data", help=f"{DATA} (default: the preset's own)")
+        flag(p, "--out", required=True, help="directory for checkpoint, log, pictures and weights")
+        flag(p, "--device", type=device, help=f"cpu or cuda (here {AUTO})")
+        p.add_argument("--quiet", action="store_true", help="print no progress bar")
+        fields = ", ".join(f.name for f in dataclasses.fields(presets[default].model))
+        flag(
+            p,
             "--model",
             action="append",
             default=[],
             metavar="KEY=VALUE",
             help=f"change a field of the preset's model config, repeatable: {fields}",
         )
-        add_fields(p.add_argument_group("recipe (defaults: the preset's)"), TrainConfig, skip)
+        add_recipe(p, skip)
         return p
 
-    always = ("nested_from", "nested_full")  # what the tokenizer alone has
+    nested = ("nested_from", "nested_full")  # fields for tokenizers only
+    stage("vae", train.vae, VAES, "f2-small", "a VAE, stage 0 of models on latents", nested)
     stage(
-        "vae",
-        commands.train_a_vae,
-        VAE_PRESETS,
-        "f2-small",
-        "a VAE, stage 0 of models on latents",
-        skip=always,
+        "classifier",
+        train.classifier,
+        CLASSIFIERS,
+        "classifier",
+        "an evaluation classifier, or a teacher for --repa",
+        skip=(*nested, "compile"),
+        aliases=("judge",),
     )
-    stage(
-        "judge",
-        commands.train_a_judge,
-        JUDGES,
-        "judge",
-        "a classifier that judges images",
-        skip=(*always, "compile"),
-    )
-    p = stage("tokenizer", commands.train_a_tokenizer, PRESETS, "shapes", "a FlexTok")
-    p.add_argument(
+    p = stage("tokenizer", train.tokenizer, TOKENIZERS, "shapes", "a FlexTok")
+    flag(
+        p,
         "--repa",
         metavar="TEACHER",
-        help="align the decoder with a teacher's features: dinov2, or weights that "
-        "`minflextok train judge --preset teacher` made (default: no teacher)",
+        help="align the decoder with a teacher's features: dinov2, or weights of "
+        "`minflextok train classifier --preset teacher` (default: no teacher)",
     )
-    p.add_argument(
+    flag(
+        p,
         "--init",
         metavar="WEIGHTS",
-        help="start from these weights, by name or directory; their K may differ "
-        "(default: from scratch)",
+        help="initial weights, by name or directory; their K may differ (default: random)",
     )
-    p.add_argument(
-        "--vae", help="weights of the VAE whose latents a preset with in_channels != 3 works on"
-    )
-    p = stage(
-        "prior",
-        commands.train_a_prior,
-        PRIOR_PRESETS,
-        "cifar10-tiny",
-        "a GPT over a tokenizer's ids",
-        skip=always,
-    )
-    p.add_argument(
-        "--tokenizer", help="its weights by name, or a directory (default: the preset's name)"
-    )
-    p.add_argument(
-        "--crops",
-        type=int,
-        default=1,
-        help="1, or 5: each image also moved towards its corners (default 1)",
-    )
-    p.add_argument("--cache", help="directory that keeps the ids (default ~/.cache/minflextok/ids)")
+    flag(p, "--vae", help="weights of the VAE, for a preset with in_channels != 3")
+    p = stage("prior", train.prior, PRIORS, "cifar10-tiny", "a GPT over a tokenizer's ids", nested)
+    flag(p, "--tokenizer", help=f"{WEIGHTS} (default: the preset's)")
+    flag(p, "--crops", type=int, default=1, help="1, or 5: also shifted towards the four corners")
+    flag(p, "--cache", help="directory that keeps the ids (default ~/.cache/minflextok/ids)")
 
-    p = command(
-        "curves", commands.show_curves, "Plot a training run, against a reference: is it healthy?"
-    )
+
+def add_curves_and_compare(command) -> None:
+    p = command("curves", train.show_curves, "Plot a training run against a reference.")
     p.add_argument("directory", help="the --out of a tokenizer's training run")
-    p.add_argument("--reference", help="another run, or shipped weights by name (default: none)")
-    p.add_argument(
-        "--out", default="outputs/curves.png", help="picture (default outputs/curves.png)"
-    )
+    flag(p, "--reference", help="another run, or shipped weights by name (default: none)")
+    flag(p, "--out", default="outputs/curves.png", help="picture")
 
     p = command(
-        "compare",
-        commands.compare_systems,
-        "Train and score FlexTok and its relatives, all alike (resumable).",
+        "compare", train.compare_systems, "Train and evaluate FlexTok and related tokenizers alike."
     )
-    p.add_argument("--systems", nargs="+", default=[], help="which of them (default: all)")
-    p.add_argument(
-        "--preset",
-        choices=list(PRESETS),
-        default="cifar10-tiny",
-        help="of FlexTok (default cifar10-tiny)",
-    )
-    p.add_argument("--minutes", type=float, default=20, help="training time of each (default 20)")
-    p.add_argument(
-        "--data", default="cifar10", help="a data set; its train split trains (default cifar10)"
-    )
-    p.add_argument(
-        "--test-data", help="what they are scored on, its test split (default: as --data)"
-    )
-    p.add_argument("--num-images", type=int, default=2000, help="test images (default 2000)")
-    p.add_argument(
-        "--repa", metavar="TEACHER", help="teacher of the systems with REPA (default: none)"
-    )
-    p.add_argument(
-        "--out",
-        default="data/compare",
-        help="a JSON file for each, and pictures (default data/compare)",
-    )
-    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
+    flag(p, "--systems", nargs="+", default=[], help="names of systems; empty: all")
+    flag(p, "--preset", choices=list(TOKENIZERS), default="cifar10-tiny", help="of FlexTok")
+    flag(p, "--minutes", type=float, default=20.0, help="training time of each system")
+    flag(p, "--data", default="cifar10", help="a data set; its train split trains")
+    flag(p, "--test-data", help="a data set; its test split evaluates (default: as --data)")
+    flag(p, "--num-images", type=int, default=2000, help="test images")
+    flag(p, "--repa", metavar="TEACHER", help="teacher of the systems with REPA (default: none)")
+    flag(p, "--out", default="data/compare", help="directory for JSON files and pictures")
+    add_device(p)
 
-    p = command("encode", commands.encode, "Image files or folders to ids, saved as .npz or .json.")
-    p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
-    p.add_argument(
-        "--weights", default="cifar10-tiny", help="shipped weights by name, or a directory"
-    )
-    p.add_argument("--tokens", type=int, help="ids an image (default: all K)")
-    p.add_argument(
-        "--out", default="outputs/ids.npz", help=".npz or .json (default outputs/ids.npz)"
-    )
-    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
 
-    p = command("decode", commands.decode, "Ids saved by `encode` to PNG files.")
-    p.add_argument("ids", help=".npz or .json from `encode`")
-    decoding(p, weights=None, out="outputs/decoded")
-    p.add_argument("--tokens", type=int, help="use the first so many ids only")
+# ---- encode, decode ------------------------------------------------------------------------------
 
+
+def add_codec(command) -> None:
     p = command(
-        "reconstruct",
-        commands.reconstruct,
-        "Image files or folders through the tokenizer: a picture and a table.",
+        "demo", codec.demo, "Encode test images and decode them from 1, 2, 4, ..., K tokens."
     )
-    p.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
-    decoding(p)
-    p.add_argument("--tokens", type=int, nargs="+", help="budgets to show (default 1 2 4 ... K)")
+    flag(p, "--weights", help=f"{WEIGHTS} (default: shapes, then cifar10)")
+    flag(p, "--data", help="a data set; its test split is used (default: that of the weights)")
+    flag(p, "--out", help="picture (default outputs/demo-NAME.png, or demo.png with --weights)")
+    flag(p, "--num-images", type=int, default=16, help="images that the table averages over")
+    add_decoding(p, guidance=None)
 
+    p = command("encode", codec.encode, "Encode image files or folders as ids: .npz or .json.")
+    p.add_argument("images", nargs="+", help=IMAGES)
+    flag(p, "--weights", default="cifar10-tiny", help=WEIGHTS)
+    flag(p, "--tokens", type=int, help="ids per image (default: all K)")
+    flag(p, "--out", default="outputs/ids.npz", help=".npz or .json file")
+    add_device(p)
+
+    p = command("decode", codec.decode, "Decode ids saved by `encode` to PNG files.")
+    p.add_argument("ids", help=".npz or .json file of `encode`")
+    flag(p, "--weights", help=f"{WEIGHTS} (default: those that encoded)")
+    flag(p, "--tokens", type=int, help="use only the first ids of each image (default: all)")
+    flag(p, "--out", default="outputs/decoded", help="directory for PNG files")
+    add_decoding(p)
+
+    p = command("reconstruct", codec.reconstruct, "Encode and decode images: a table, a picture.")
+    p.add_argument("images", nargs="+", help=IMAGES)
+    flag(p, "--weights", default="cifar10-tiny", help=WEIGHTS)
+    flag(p, "--tokens", type=int, nargs="+", help="token budgets to show (default 1 2 4 ... K)")
+    flag(p, "--out", default="outputs/reconstruct.png", help="picture")
+    add_decoding(p)
+
+
+# ---- evaluate, generate --------------------------------------------------------------------------
+
+
+def add_evaluate(command) -> None:
+    budgets = "token budgets to evaluate (default 1 2 4 ... K)"
     p = command(
         "evaluate",
-        commands.evaluate,
-        "Measure a tokenizer by token count: rFID, PSNR, SSIM, MAE, agreement.",
+        evaluate.evaluate,
+        "Metrics of a tokenizer by token budget: rFID, PSNR, SSIM, MAE, classification accuracy.",
     )
-    decoding(p, out="outputs/results.json")
-    p.add_argument(
-        "--data", default="cifar10-sample", help="data set by name or path (default cifar10-sample)"
-    )
-    p.add_argument(
-        "--split", default="test", choices=["train", "test"], help="of the data (default test)"
-    )
-    p.add_argument(
-        "--num-images", type=int, help="the first so many (default: all, at most 10,000)"
-    )
-    p.add_argument("--tokens", type=int, nargs="+", help="budgets to measure (default 1 2 4 ... K)")
-    p.add_argument(
+    flag(p, "--weights", default="cifar10-tiny", help=WEIGHTS)
+    flag(p, "--data", default="cifar10-sample", help=DATA)
+    flag(p, "--split", default="test", choices=["train", "test"], help="of the data")
+    flag(p, "--num-images", type=int, help="the first images only (default: all, at most 10,000)")
+    flag(p, "--tokens", type=int, nargs="+", help=budgets)
+    flag(
+        p,
         "--features",
-        default="judge",
-        choices=["judge", "inception"],
-        help="space of rFID: the judge's, or torchvision's Inception-v3, which is downloaded (default judge)",
+        type=choice,
+        default="classifier",
+        choices=["classifier", "fidelity"],
+        help="feature space of rFID: the evaluation classifier's, or the Inception network of "
+        "published FIDs, which is downloaded",
     )
-    p.add_argument(
-        "--judge", default="judge-cifar10", help="weights of the judge (default judge-cifar10)"
-    )
-    p.add_argument(
-        "--batch-size",
-        type=int,
-        default=64,
-        help="images at a time; changes no result (default 64)",
-    )
-    p.add_argument(
-        "--bf16", action="store_true", help="decode under bfloat16 autocast, about twice as fast"
-    )
+    add_classifier(p)
+    add_batches(p)
+    flag(p, "--out", default="outputs/results.json", help="JSON file")
+    add_decoding(p)
 
     p = command(
         "evaluate-prior",
-        commands.evaluate_a_prior,
-        "Measure a prior by token count: gFID and agreement of its "
-        "samples, or captions met exactly, beside its tokenizer; bits by position; samples that share a prefix.",
+        evaluate.evaluate_prior,
+        "Metrics of a prior by token budget, beside reconstructions by its tokenizer: gFID and "
+        "classification accuracy, or exactly checked captions; bits by position; shared prefixes.",
     )
-    p.add_argument(
-        "--prior",
-        required=True,
-        help="a directory of `minflextok train prior`, or shipped weights by name",
-    )
-    p.add_argument(
-        "--tokenizer", help="its weights by name, or a directory (default: the prior's name)"
-    )
-    p.add_argument(
-        "--data",
-        help="whose labels or captions are asked for (default cifar10-sample; shapes for text)",
-    )
-    p.add_argument(
+    add_prior(p)
+    flag(p, "--data", help="data set of the conditions (default cifar10-sample; for text, shapes)")
+    flag(
+        p,
         "--split",
+        type=choice,
         default="test",
-        choices=["train", "held-out", "test"],
-        help="of the data; choose samplers on "
-        "train or held-out (what training with seed 0 leaves out), never on test (default test)",
+        choices=["train", "validation", "test"],
+        help="of the data; choose samplers on train, or on validation (the images that training "
+        "with seed 0 does not use), never on test",
     )
-    p.add_argument("--num-samples", type=int, default=1000, help="by each sampler (default 1000)")
-    p.add_argument("--tokens", type=int, nargs="+", help="budgets to measure (default 1 2 4 ... K)")
-    p.add_argument(
+    flag(p, "--num-samples", type=int, default=1000, help="samples of each sampler")
+    flag(p, "--tokens", type=int, nargs="+", help=budgets)
+    flag(
+        p,
         "--guidance",
         type=float,
         nargs="+",
         default=[1.0, 3.0],
-        help="scales of its guidance (default 1 3)",
+        help="guidance scales of the prior",
     )
-    p.add_argument(
+    flag(
+        p,
         "--temperature",
         type=float,
         nargs="+",
         default=[1.0],
-        help="each with each guidance (default 1)",
+        help="each is combined with each guidance scale",
     )
-    p.add_argument("--top-k", type=int, help="sample from the k likeliest ids (default: all)")
-    p.add_argument(
-        "--top-p",
-        type=float,
-        help="sample from the likeliest ids that hold this share (default: all)",
-    )
-    p.add_argument(
-        "--steps", type=int, default=25, help="Euler steps of the tokenizer's decoder (default 25)"
-    )
-    p.add_argument(
-        "--decoder-guidance",
-        type=float,
-        default=1.0,
-        help="scale of its guidance; 1 is none (default 1)",
-    )
-    p.add_argument(
-        "--prefix-images",
-        type=int,
-        default=24,
-        help="images whose first ids are continued (default 24)",
-    )
-    p.add_argument(
-        "--judge",
-        default="judge-cifar10",
-        help="weights of the judge of classes (default judge-cifar10)",
-    )
-    p.add_argument("--batch-size", type=int, default=64, help="images at a time (default 64)")
-    p.add_argument(
-        "--bf16", action="store_true", help="decode under bfloat16 autocast, about twice as fast"
-    )
-    p.add_argument("--seed", type=int, default=0, help="seed of ids and noise (default 0)")
-    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
-    p.add_argument(
-        "--out",
-        default="outputs/prior",
-        help="directory for results.json and pictures (default outputs/prior)",
-    )
+    flag(p, "--decoder-guidance", type=float, default=1.0, help="guidance scale of the decoder")
+    flag(p, "--prefix-images", type=int, default=24, help="images whose first ids are continued")
+    add_classifier(p)
+    add_batches(p)
+    flag(p, "--out", default="outputs/prior", help="directory for results.json and pictures")
 
+
+def add_generate(command) -> None:
     p = command(
-        "generate",
-        commands.generate,
-        "Images from classes or captions, by a prior and its tokenizer.",
+        "generate", evaluate.generate, "Generate images for classes or captions with a prior."
     )
     asked = p.add_mutually_exclusive_group()
-    asked.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="names or numbers (default: the first ten)"
+    classes = "names or numbers (default: the first ten classes)"
+    flag(asked, "--classes", nargs="+", metavar="CLASS", help=classes)
+    captions = "captions, for a prior conditioned on text"
+    flag(asked, "--text", nargs="+", metavar="CAPTION", help=captions)
+    add_prior(p)
+    flag(p, "--samples", type=int, default=8, help="images per class or caption")
+    flag(p, "--tokens", type=int, help="ids per image, 1 to K (default: all K)")
+    flag(p, "--guidance", type=float, default=1.0, help="guidance scale of the prior; 1 is none")
+    flag(p, "--temperature", type=float, default=1.0, help="0 always takes the most probable id")
+    flag(p, "--out", default="outputs/generated.png", help="picture, one row per class")
+
+
+# ---- main ----------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "minflextok", description="FlexTok: images as 1 to K ordered tokens, and back."
     )
-    asked.add_argument(
-        "--text", nargs="+", metavar="CAPTION", help="captions, for a prior that takes text"
-    )
-    p.add_argument(
-        "--prior",
-        required=True,
-        help="a directory of `minflextok train prior`, or shipped weights by name",
-    )
-    p.add_argument(
-        "--tokenizer", help="its weights by name, or a directory (default: the prior's name)"
-    )
-    p.add_argument(
-        "--samples", type=int, default=8, help="images of each class or caption (default 8)"
-    )
-    p.add_argument("--tokens", type=int, help="ids an image, 1 to K (default: all K)")
-    p.add_argument(
-        "--guidance",
-        type=float,
-        default=1.0,
-        help="scale of the prior's guidance; 1 is none (default 1)",
-    )
-    p.add_argument(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="0 takes the likeliest id each time (default 1)",
-    )
-    p.add_argument("--top-k", type=int, help="sample from the k likeliest ids (default: all)")
-    p.add_argument(
-        "--top-p",
-        type=float,
-        help="sample from the likeliest ids that hold this share (default: all)",
-    )
-    p.add_argument(
-        "--steps", type=int, default=25, help="Euler steps of the tokenizer's decoder (default 25)"
-    )
-    p.add_argument("--seed", type=int, default=0, help="seed of ids and noise (default 0)")
-    p.add_argument("--device", type=device, default=auto, help=f"cpu or cuda (here {auto})")
-    p.add_argument(
-        "--out",
-        default="outputs/generated.png",
-        help="one row a class (default outputs/generated.png)",
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, about: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=about, description=about)
+        p.set_defaults(run=run)
+        return p
+
+    add_codec(command)
+    add_train(command)
+    add_evaluate(command)
+    add_generate(command)
+    add_curves_and_compare(command)
     return parser
+
+
+# Arguments whose flags have other names.
+OTHER_NAMES = {"num_tokens": "tokens", "budgets": "tokens", "teacher": "repa"}
+
+
+def with_flags(message: str, known: set[str]) -> str:
+    """An error of the library with flags for arguments: "steps=0: give ..." -> "--steps 0: give ..."."""
+
+    def flag_of(match: re.Match) -> str:
+        name = OTHER_NAMES.get(match[1], match[1])
+        return f"--{name.replace('_', '-')} " if name in known else match[0]
+
+    return re.sub(r"(?<![\w.\-/'])([a-z]\w*)=(?=\S)", flag_of, message)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -431,4 +296,4 @@ def main(argv: list[str] | None = None) -> None:
     try:
         a.run(a)
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as e:
-        sys.exit(f"minflextok: error: {e}")
+        sys.exit(f"minflextok: error: {with_flags(str(e), set(vars(a)))}")

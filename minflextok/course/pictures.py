@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..data.datasets import to_uint8
+from ..data import to_uint8
 
 
 def png(images: Tensor, zoom: int, down: bool = False) -> bytes:

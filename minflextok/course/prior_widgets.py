@@ -6,8 +6,7 @@ import ipywidgets
 import torch
 from torch import Tensor
 
-from ..data import shapes
-from ..data.datasets import to_uint8
+from ..data import shapes, to_uint8
 from ..flow import seeded_noise
 from ..prior import Prior
 from ..tokenizer import FlexTok

@@ -1,25 +1,29 @@
-"""Images to train on: embedded, downloaded, drawn, or the user's own."""
+"""Images to train on: embedded, downloaded, procedural, or the user's own. One entry: `load_dataset`.
 
-from .datasets import (
-    CIFAR10_CLASSES,
-    Dataset,
-    Folder,
-    Images,
-    Stream,
-    load_dataset,
-    open_image,
-    to_float,
-    to_uint8,
-)
+images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files; datasets.py has the
+three kinds of data sets; order.py shuffles and splits; load.py loads by name; shapes.py draws scenes.
+"""
+
+from .datasets import Dataset, Folder, Images, Stream, in_order
+from .folders import find_images
+from .images import IMG_EXTENSIONS, Skipped, open_image, to_float, to_uint8
+from .load import CIFAR10_CLASSES, load_dataset
+from .order import shuffled, validation_split
 
 __all__ = [
     "CIFAR10_CLASSES",
+    "IMG_EXTENSIONS",
     "Dataset",
     "Folder",
     "Images",
+    "Skipped",
     "Stream",
+    "find_images",
+    "in_order",
     "load_dataset",
     "open_image",
+    "shuffled",
     "to_float",
     "to_uint8",
+    "validation_split",
 ]

@@ -1,8 +1,9 @@
-"""A small classifier that judges images: its features carry the Frechet distance, its classes the label agreement.
+"""The evaluation classifier: a small convolutional network that is no part of FlexTok.
 
-It is no part of FlexTok. It stands in for Inception where images are small and no network can be downloaded; a second
-one, trained apart (preset "teacher"), gives the feature maps that REPA aligns a decoder with. Never judge with a
-network that was trained with.
+Its features are the space of the Frechet distance, and its classes give the classification accuracy
+of reconstructions and samples. It takes Inception's place where images are small and nothing can be
+downloaded. A second classifier (preset "teacher"), trained separately, is the teacher of REPA:
+never evaluate a model with the network that it was trained with.
 """
 
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..checks import check_range, check_shape
-from ..config import JudgeConfig
-from ..data.datasets import Dataset, to_float
+from ..config import ClassifierConfig
+from ..data import Dataset, to_float
 
 
 def conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
@@ -26,7 +27,7 @@ def conv(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
 
 
 class Stage(nn.Module):
-    """Shrink the map and widen it, then add what two more convolutions see."""
+    """A strided convolution to more channels, then a residual branch of two convolutions."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
@@ -40,13 +41,15 @@ class Stage(nn.Module):
         return x + self.more(x)
 
 
-class Judge(nn.Module):
+class Classifier(nn.Module):
     """Images (B, 3, H, W) in [-1, 1], H = W = config.image_size -> class logits (B, num_classes).
 
     Raises ValueError for images of another shape, type or range.
     """
 
-    def __init__(self, config: JudgeConfig):
+    former_names = ("Judge",)  # in the metadata of weights that were saved under this name
+
+    def __init__(self, config: ClassifierConfig):
         super().__init__()
         self.config, widths = config, (config.widths[0] // 2, *config.widths)
         self.stem = conv(3, widths[0])
@@ -63,38 +66,35 @@ class Judge(nn.Module):
         return images.to(self.head.weight).contiguous(memory_format=torch.channels_last)
 
     def maps(self, images: Tensor) -> Tensor:
-        """The last feature map, before it is averaged: (B, 3, H, W) -> (B, widths[-1], h, w)."""
+        """The last feature map, before average pooling: (B, 3, H, W) -> (B, widths[-1], h, w)."""
         return self.stages(self.stem(self._check(images)))
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classes are read from: (B, 3, H, W) -> (B, num_features), none negative."""
+        """The input of the last linear layer: (B, 3, H, W) -> (B, num_features), all >= 0."""
         return F.relu(self.neck(self.maps(images).mean((2, 3))))
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes); or, given labels (B,) int64, the training objective, a scalar."""
+        """Logits (B, num_classes); or, given labels (B,) int64, the training loss, a scalar."""
         logits = self.head(self.features(images)).float()
-        return (
-            logits
-            if labels is None
-            else F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        )
+        if labels is None:
+            return logits
+        return F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json."""
         weights.save(self, directory, dtype)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> "Judge":
-        """Shipped weights by name ("judge-cifar10"), or a directory that `save_pretrained` wrote; float32, on the CPU."""
-        return weights.load(cls, JudgeConfig, weights.find(name))
+    def from_pretrained(cls, name: str | Path) -> "Classifier":
+        """Shipped weights by name ("judge-cifar10") or from a directory; float32, on the CPU."""
+        return weights.load(cls, ClassifierConfig, weights.find(name))
 
 
 @torch.no_grad()
-def accuracy(judge: Judge, data: Dataset, batch_size: int = 500) -> float:
-    """Share of the images whose largest logit is their label."""
-    device, right = judge.head.weight.device, 0
+def accuracy(classifier: Classifier, data: Dataset, batch_size: int = 500) -> float:
+    """Share of the images whose largest logit is that of their label."""
+    device, correct = classifier.head.weight.device, 0
     for i in torch.arange(len(data)).split(batch_size):
-        right += (
-            (judge(to_float(data.at(i)).to(device)).argmax(1).cpu() == data.labels[i]).sum().item()
-        )
-    return right / len(data)
+        predicted = classifier(to_float(data.at(i)).to(device)).argmax(1).cpu()
+        correct += (predicted == data.labels[i]).sum().item()
+    return correct / len(data)

@@ -1,4 +1,4 @@
-"""Is my run healthy? Its curves, beside those of another run where one is at hand: `minflextok curves`."""
+"""The curves of a training run, alone or beside those of a reference run: `minflextok curves`."""
 
 import json
 from pathlib import Path
@@ -7,33 +7,31 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import weights
+from .figures import plural
 
 
 def read(name: str | Path) -> dict:
     """The curves of a training run, from the metrics.jsonl in its directory.
 
-    "loss": images seen and losses; "psnr": for each token count, images seen and one-step PSNR; "ids": images seen and
-    the mean number of ids that a register uses; "minutes", "peak_gb" (None where the log does not tell), "images".
+    "loss": images seen, losses. "psnr", by number of tokens: images seen, one-step PSNR. "ids":
+    images seen, mean number of ids that a register uses. "minutes", "peak_gb" (None if not logged),
+    "images".
     """
     file = weights.find(name) / "metrics.jsonl"
     if not file.exists():
         raise FileNotFoundError(
-            f"{file.parent} has no metrics.jsonl: give the --out of a training run"
+            f"{file.parent} has no metrics.jsonl: give the directory of a training run"
         )
     lines = []
     for text in file.read_text().splitlines():
         try:
             lines.append(json.loads(text))
         except ValueError:
-            break  # the torn last line of a killed run
-    losses, found = (
-        [r for r in lines if "loss" in r],
-        [r for r in lines if "psnr" in r and "ids_used" in r],
-    )
+            break  # the incomplete last line of a killed run
+    losses = [r for r in lines if "loss" in r]
+    found = [r for r in lines if "psnr" in r and "ids_used" in r]
     if not losses or not found:
-        raise ValueError(
-            f"{file} holds no curve yet: let the tokenizer train until its first evaluation"
-        )
+        raise ValueError(f"{file} has no curve yet: train the tokenizer until its first evaluation")
     size = losses[0]["images"] / losses[0]["step"]  # images a step
     seen = [r["step"] * size for r in found]
     return {
@@ -48,22 +46,18 @@ def read(name: str | Path) -> dict:
 
 
 def plot(run: dict, reference: dict | None = None) -> Figure:
-    """Loss, PSNR against images seen for each token count, ids used: the run in solid lines, the reference dashed."""
+    """Loss, one-step PSNR and ids used against images seen; the reference is dashed."""
     fig = Figure(figsize=(12, 3.6), layout="constrained")
     loss, psnr, ids = fig.subplots(1, 3)
     for curves, style in ((run, "-"), *([(reference, "--")] if reference else ())):
         loss.plot(*curves["loss"], "k" + style, label=curves["name"])
         ids.plot(*curves["ids"], "k" + style, marker="o", ms=3)
         for i, (k, curve) in enumerate(curves["psnr"].items()):
-            shade, label = (
-                f"{0.75 * (1 - (i + 1) / len(curves['psnr'])):.2f}",
-                f"{k} token{'s' * (k > 1)}",
-            )
-            psnr.plot(
-                *curve, style, color=shade, marker="o", ms=3, label=label if style == "-" else None
-            )
+            shade = f"{0.75 * (1 - (i + 1) / len(curves['psnr'])):.2f}"
+            label = plural(k, "token") if style == "-" else None
+            psnr.plot(*curve, style, color=shade, marker="o", ms=3, label=label)
     loss.set(ylabel="loss", yscale="log")
-    psnr.set(ylabel="one-step PSNR (dB), held-out images")
+    psnr.set(ylabel="one-step PSNR (dB), validation split")
     ids.set(ylabel="ids used per register")
     for ax in (loss, psnr, ids):
         ax.set_xlabel("images seen")
@@ -74,7 +68,7 @@ def plot(run: dict, reference: dict | None = None) -> Figure:
 
 
 def verdict(run: dict, reference: dict) -> str:
-    """Both runs after the same number of images, in words."""
+    """A comparison of both runs after the same number of images, in words."""
     at = min(run["images"], reference["images"])
 
     def value(curves: dict, curve) -> float:
@@ -99,6 +93,6 @@ def verdict(run: dict, reference: dict) -> str:
         lines.append(
             "no worse than the reference"
             if max(behind) <= 0.5
-            else "behind by more than 0.5 dB: look at the learning rate, the data's range, and ids used"
+            else "behind by more than 0.5 dB: check learning rate, range of the data, ids used"
         )
     return "\n".join(lines)

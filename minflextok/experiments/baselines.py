@@ -1,12 +1,14 @@
-"""What FlexTok must be compared with, from the same parts: other training objectives and other places for the tokens.
+"""Baselines of FlexTok, from the same parts: another objective, another place for the tokens.
 
-TiTok (Yu et al., arXiv 2406.07550): a fixed number of 1D tokens, and a decoder that tells the image at once. That is a
-`Regressor` that always keeps all K registers; one model for each length. (The published TiTok adds a pretrained VQGAN's
-codes, perceptual and adversarial losses; here every system has the plain squared error, so that one thing differs.)
+TiTok (Yu et al., arXiv 2406.07550) has a fixed number of 1D tokens and a deterministic decoder: a
+`Regressor` trained on all K registers, one model for each length. (The published TiTok adds the
+codes of a pretrained VQGAN and perceptual and adversarial losses. Here every system has the plain
+squared error, so that systems differ in one thing.)
 
-One-D-Piece (Miwa et al., arXiv 2501.10064): TiTok with tail token drop. That is a `Regressor` with nested dropout.
+One-D-Piece (Miwa et al., arXiv 2501.10064) is TiTok with tail token drop: a `Regressor` trained
+with nested dropout.
 
-A 2D-grid tokenizer: one token a patch, in raster order. That is a `Grid`.
+A 2D-grid tokenizer has one token for each patch, in raster order: a `Grid`.
 """
 
 import torch
@@ -16,14 +18,14 @@ from ..config import TokenizerConfig
 from ..encoder import Encoder
 from ..patches import patchify
 from ..tokenizer import FlexTok, Ids
+from ..training.objective import TokenizerObjective
 from ..transformer import layer_norm
 
 
-class Regressor(FlexTok):
-    """FlexTok's tokens with a deterministic decoder.
+class RegressionObjective(TokenizerObjective):
+    """The squared error of the image, as a flow loss with noise 0 and t = 1.
 
-    From the noise 0 at t = 1 the decoder sees x_t = 0 (patches that say only where they stand: mask tokens) and its
-    target is -x: the flow's loss is the squared error of the image, and one Euler step gives that image.
+    There x_t = 0 and the target noise - x is -x. No image is unconditional.
     """
 
     def draw(
@@ -31,6 +33,21 @@ class Regressor(FlexTok):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         noise, t, keep_k, null = super().draw(x, nested_prob, generator)
         return torch.zeros_like(noise), torch.ones_like(t), keep_k, torch.zeros_like(null)
+
+
+class Regressor(FlexTok):
+    """FlexTok's tokens with a deterministic decoder, trained by `RegressionObjective`.
+
+    The decoder sees x_t = 0, patches with nothing but positions (mask tokens). One Euler step from
+    the noise 0 at t = 1 gives the image.
+    """
+
+    def loss(
+        self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The squared error of the images (B, C, H, W) for fresh draws of k: a scalar."""
+        x, objective = self.to_latents(images), RegressionObjective(self)
+        return objective(x, *objective.draw(x, nested_prob, generator))
 
     def decode(
         self,
@@ -42,36 +59,36 @@ class Regressor(FlexTok):
         generator: torch.Generator | None = None,
         progress: bool = False,
         to_images: bool = True,
+        batch_size: int | None = None,
     ) -> Tensor:
-        """ids -> images (B, C, H, W); there is nothing to sample, so all sampler settings are ignored."""
+        """ids -> images (B, C, H, W). Nothing is sampled: sampler settings have no effect."""
         c = self.config
-        shape = (
-            (len(ids), c.in_channels, c.image_size, c.image_size) if noise is None else noise.shape
-        )
-        return super().decode(ids, steps=1, noise=torch.zeros(shape), to_images=to_images)
+        shape = (len(ids), c.in_channels, c.image_size, c.image_size)
+        zero = torch.zeros(shape if noise is None else noise.shape)
+        return super().decode(ids, 1, noise=zero, to_images=to_images, batch_size=batch_size)
 
 
 class GridEncoder(Encoder):
-    """The same ViT, but token i is read off patch i (row-major); there are no registers in the sequence."""
+    """A ViT without registers: token i is the output at patch i, in raster order."""
 
     def forward(self, x: Tensor, num_registers: int | None = None) -> Tensor:
-        """x (B, C, H, W) -> latents before FSQ (B, k, F) of the first k = num_registers patches (default: all P)."""
+        """x (B, C, H, W) -> latents before FSQ (B, k, F) of the first k = num_registers patches."""
         P = self.positions.shape[0] * self.positions.shape[1]
-        seq = self.patch_proj(patchify(x, self.patch_size)) + self.positions.flatten(
-            0, 1
-        )  # (B, P, D)
+        seq = self.patch_proj(patchify(x, self.patch_size))  # (B, P, D)
+        seq = seq + self.positions.flatten(0, 1)
         for block in self.blocks:
             seq = block(seq, prefix=P)
         return self.head(layer_norm(seq))[:, :num_registers]
 
 
 class Grid(Regressor):
-    """A 2D-grid tokenizer: as many tokens as patches. It is trained on all of them, so only all of them make sense."""
+    """A 2D-grid tokenizer: as many tokens as patches, trained and decoded with all of them."""
 
     def __init__(self, config: TokenizerConfig):
         if config.num_registers != config.grid**2:
             raise ValueError(
-                f"num_registers={config.num_registers}: a grid tokenizer has one a patch, {config.grid**2}"
+                f"num_registers={config.num_registers}: a grid tokenizer has one token for each "
+                f"patch, {config.grid**2}"
             )
         super().__init__(config)
         self.encoder = GridEncoder(config)

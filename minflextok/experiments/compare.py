@@ -1,100 +1,36 @@
-"""FlexTok and its relatives, trained alike and judged alike: `minflextok compare`.
+"""FlexTok and its baselines under equal conditions: `minflextok compare`.
 
-Every system has the same width, depth and training time, sees the same images, and is scored by the same judge on the
-same test images; each differs from `flextok` in what its line below says. Results are stored one file a system as they
-come, so a comparison that was stopped goes on where it was.
+All systems have the same width, depth, training time and training images, and the same evaluation
+on the same test images. Each differs from `flextok` in one thing, which its description below
+states. The results of each system are stored in a file as soon as they are there: a stopped
+comparison resumes.
 """
 
 import copy
 import dataclasses
-import io
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
-from torch import Tensor
 
-from ..config import TokenizerConfig
-from ..data.datasets import Dataset, Stream, in_order, load_dataset, open_image, to_float
-from ..evaluation.classifier import Judge
+from ..config import TokenizerConfig, require
+from ..data import Dataset, Stream, load_dataset
+from ..evaluation.classifier import Classifier
 from ..evaluation.figures import save
-from ..evaluation.tokenizer import Evaluation, Scores, write
+from ..evaluation.reports import write_results
+from ..evaluation.settings import EvaluationSettings
+from ..evaluation.tokenizer import Evaluation
 from ..presets import PRESETS, RECIPES
-from ..tokenizer import FlexTok
 from ..training.tokenizer import train_tokenizer
-from .baselines import Grid, Regressor
-
-
-@dataclass(frozen=True)
-class System:
-    """What differs from FlexTok. budgets: the token counts that it can be asked for; none: 1, 2, 4, ..., K."""
-
-    about: str
-    cls: type[FlexTok] = FlexTok
-    model: dict = field(default_factory=dict)
-    recipe: dict = field(default_factory=dict)
-    budgets: tuple[int, ...] = ()
-    repa: bool = True
-
-
-ALWAYS_ALL = {"nested_from": 1.0, "nested_full": 1.0}  # no nested dropout
-
-
-def _titok(length: int) -> System:
-    return System(
-        f"TiTok: always {length} tokens, regression",
-        Regressor,
-        {"num_registers": length},
-        ALWAYS_ALL,
-        (length,),
-        repa=False,
-    )
-
-
-def _grid(patch: int, size: int = 32) -> System:
-    tokens = (size // patch) ** 2
-    return System(
-        f"2D grid: one token for each {patch}x{patch} patch, regression",
-        Grid,
-        {"patch_size": patch, "num_registers": tokens},
-        ALWAYS_ALL,
-        (tokens,),
-        repa=False,
-    )
-
-
-# Changes are to the preset that is compared; grids are for 32x32 images.
-SYSTEMS = {
-    "flextok": System("FlexTok, with REPA where a teacher is given"),
-    "titok-1": _titok(1),
-    "titok-4": _titok(4),
-    "titok-16": _titok(16),
-    "one-d-piece": System(
-        "One-D-Piece: tail token drop from the first step, regression",
-        Regressor,
-        {"keep_k_mode": "uniform"},
-        {"nested_from": 0.0, "nested_full": 0.0},
-        repa=False,
-    ),
-    "grid-16": _grid(8),
-    "grid-64": _grid(4),
-    "no-repa": System("FlexTok without REPA", repa=False),
-    "no-nested": System("FlexTok without nested dropout", recipe=ALWAYS_ALL),
-    "uniform": System("FlexTok with uniform keep_k", model={"keep_k_mode": "uniform"}),
-    "full-attention": System(
-        "FlexTok whose registers all see each other", model={"causal_registers": False}
-    ),
-    "regression": System("FlexTok with a regression decoder", Regressor, repa=False),
-}
+from .codecs import codecs
+from .systems import SYSTEMS, System
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all systems of a comparison share; stored results of another setting are not comparable."""
+    """What all systems of a comparison share. Results of different settings are not comparable."""
 
     preset: str
     minutes: float
@@ -103,10 +39,10 @@ class Setting:
     num_images: int
     teacher: str | None = None
     device: str = "cpu"
-    judge: str = "judge-cifar10"
+    classifier: str = "judge-cifar10"
 
     def stored(self, file: Path) -> dict | None:
-        """What an earlier run left in a file; ValueError if it ran under another setting."""
+        """The results in a file, None if there is no file; ValueError if their setting differs."""
         if not file.exists():
             return None
         found = json.loads(file.read_text())
@@ -117,13 +53,14 @@ class Setting:
         ]
         if differ:
             raise ValueError(
-                f"{file} is of another comparison ({'; '.join(differ)}): give its settings, or another --out"
+                f"{file} is of another comparison ({'; '.join(differ)}): give its settings, or "
+                "another out"
             )
         return found
 
 
 def config_of(system: System, setting: Setting) -> TokenizerConfig:
-    """The system's config; ValueError, before anything is trained, where it cannot be built."""
+    """The system's config; ValueError where it cannot be built."""
     config = dataclasses.replace(PRESETS[setting.preset], **system.model)
     with torch.device("meta"):
         system.cls(config)
@@ -133,10 +70,9 @@ def config_of(system: System, setting: Setting) -> TokenizerConfig:
 def run(
     name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, quiet: bool = False
 ) -> dict:
-    """Train one system and score it on the first images of `test`; what is stored is not done again."""
+    """Train one system and evaluate it on images of `test`, unless its results are stored."""
     system, file, weights = SYSTEMS[name], out / f"{name}.json", out / "runs" / name
-    found = setting.stored(file)
-    if found:
+    if found := setting.stored(file):
         return found
     config = config_of(system, setting)
     recipe = dataclasses.replace(
@@ -148,18 +84,23 @@ def run(
     )
     teacher = setting.teacher if system.repa else None
     model = train_tokenizer(
-        config, recipe, train, weights, setting.device, quiet, teacher=teacher, cls=system.cls
+        config,
+        recipe,
+        train,
+        weights,
+        setting.device,
+        quiet,
+        teacher=teacher,
+        cls=system.cls,
+        objective=system.objective,
     )
-    budgets = list(system.budgets) or config.budgets
-    found = Evaluation(
-        model,
-        str(weights),
-        test,
+    settings = EvaluationSettings(
         num_images=setting.num_images,
-        budgets=budgets,
-        judge=setting.judge,
+        budgets=system.budgets or config.budgets,
+        classifier=setting.classifier,
         bf16=True,
-    ).run(progress=not quiet)
+    )
+    found = Evaluation(model, str(weights), test, settings).run(progress=not quiet)
     log = [json.loads(line) for line in (weights / "metrics.jsonl").read_text().splitlines()]
     found["system"] = {
         "name": name,
@@ -170,112 +111,59 @@ def run(
         "threads": torch.get_num_threads(),
     }
     found["setting"] = dataclasses.asdict(setting)
-    write(found, file)
+    write_results(found, file)
     return found
 
 
 def compare(systems: list[str], setting: Setting, out: Path, quiet: bool = False) -> str:
-    """All of it -> a table in Markdown; pictures of all stored results go into `out`."""
-    size, judge = PRESETS[setting.preset].image_size, Judge.from_pretrained(setting.judge)
-    if judge.config.image_size != size:
-        raise ValueError(
-            f"--preset {setting.preset} makes {size}-pixel images, {setting.judge} takes "
-            f"{judge.config.image_size}: give a preset of its size"
-        )
+    """Run the systems; returns a Markdown table, writes figures of all stored results to `out`."""
+    size = PRESETS[setting.preset].image_size
+    classifier = Classifier.from_pretrained(setting.classifier)
+    require(
+        classifier.config.image_size == size,
+        f"preset={setting.preset!r} makes {size}-pixel images, {setting.classifier} takes "
+        f"{classifier.config.image_size}: give a preset of its size",
+    )
     for name in systems:
         config_of(SYSTEMS[name], setting)
-    train, test = (
-        load_dataset(setting.data, "train", size),
-        load_dataset(setting.test_data, "test", size),
+    train = load_dataset(setting.data, "train", size)
+    test = load_dataset(setting.test_data, "test", size)
+    require(
+        isinstance(test, Stream) or setting.num_images <= len(test),
+        f"num_images={setting.num_images}: {setting.test_data} has {len(test)} test images",
     )
-    if not isinstance(test, Stream) and setting.num_images > len(test):
-        raise ValueError(
-            f"--num-images {setting.num_images}: {setting.test_data} has {len(test)} test images"
-        )
     for name in systems:
         run(name, setting, copy.copy(train), test, out, quiet)
-    files = out / "codecs.json"
-    if not setting.stored(files):
-        write(
-            {
-                "setting": dataclasses.asdict(setting),
-                "rows": list(codecs(test, setting.num_images, judge)),
-            },
-            files,
-        )
+    file = out / "codecs.json"
+    if not setting.stored(file):
+        rows = list(codecs(test, setting.num_images, classifier))
+        write_results({"setting": dataclasses.asdict(setting), "rows": rows}, file)
     results = {name: r for name in SYSTEMS if (r := setting.stored(out / f"{name}.json"))}
     for against in ("tokens", "bytes"):
-        save(plot(results, json.loads(files.read_text())["rows"], against), out / f"{against}.png")
+        save(plot(results, json.loads(file.read_text())["rows"], against), out / f"{against}.png")
     return table(results)
 
 
-# ---- what needs no training ------------------------------------------------------------------------------------------
-
-
-def encode_image(image: Tensor, codec: str, quality: int) -> bytes:
-    """A uint8 (3, H, W) as a file of "JPEG" or "WEBP"."""
-    held = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(held, codec, quality=quality)
-    return held.getvalue()
-
-
-@torch.no_grad()
-def codecs(
-    test: Dataset,
-    num_images: int,
-    judge: Judge,
-    qualities: tuple[int, ...] = (0, 1, 5, 10, 20, 40, 70),
-) -> Iterator[dict]:
-    """JPEG and WebP files of the same images: mean bytes, all of them and without the header that every file repeats."""
-    batches = list(in_order(test, 250, num_images))
-    originals = Scores(num_images, keep_features=False)
-    for stored, labels in batches:
-        x = to_float(stored)
-        originals.update(x, None, labels, judge.features(x), judge(x))
-    for codec in ("JPEG", "WEBP"):
-        for quality in qualities:
-            scores, sizes = Scores(num_images, keep_features=False), []
-            header = len(
-                encode_image(torch.zeros_like(batches[0][0][0]), codec, quality)
-            )  # of a black image
-            for stored, labels in batches:
-                files = [encode_image(x, codec, quality) for x in stored]
-                sizes += map(len, files)
-                made = to_float(
-                    torch.stack([torch.from_numpy(open_image(f, None).copy()) for f in files])
-                )
-                scores.update(made, to_float(stored), labels, judge.features(made), judge(made))
-            mean = sum(sizes) / len(sizes)
-            yield {
-                "codec": codec,
-                "quality": quality,
-                "bytes": mean,
-                "beyond_header": mean - header,
-                "rfid": scores.distance(originals),
-                **scores.summary(),
-            }
-
-
-# ---- what came out ---------------------------------------------------------------------------------------------------
+# ---- tables and figures --------------------------------------------------------------------------
 
 
 def table(results: dict[str, dict]) -> str:
     """Markdown: a row for each system and token count."""
     lines = [
-        "| system | tokens | bytes | rFID | PSNR dB | label agreement |",
+        "| system | tokens | bytes | rFID | PSNR dB | classification accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in results.items():
         for k, row in found["tokens"].items():
-            agreement = f"{row['agreement']['mean']:.1%}" if "agreement" in row else ""
+            accuracy = f"{row['accuracy']['mean']:.1%}" if "accuracy" in row else ""
             lines.append(
-                f"| {name} | {k} | {row['bytes']} | {row['rfid']['mean']:.2f} | {row['psnr']['mean']:.2f} "
-                f"| {agreement} |"
+                f"| {name} | {k} | {row['bytes']} | {row['rfid']['mean']:.2f} "
+                f"| {row['psnr']['mean']:.2f} | {accuracy} |"
             )
     return "\n".join(lines)
 
 
-STYLES = {  # colour, marker, line: each tells without the others
+STYLES = {  # color, marker, line: distinct even without color
     "flextok": ("k", "o", "-"),
     "titok": ("C0", "s", "--"),
     "one-d-piece": ("C1", "^", "-."),
@@ -291,7 +179,10 @@ STYLES = {  # colour, marker, line: each tells without the others
 
 
 def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -> Figure:
-    """rFID, PSNR and label agreement against "tokens" or "bytes" (there with JPEG and WebP, headers left out)."""
+    """rFID, PSNR and classification accuracy against "tokens" or "bytes".
+
+    Against bytes with the codecs, whose headers are not counted. files: the rows of `codecs`.
+    """
     lines: dict[str, list[tuple[float, dict]]] = {}
     for name, found in results.items():
         family = name.split("-")[0] if name.startswith(("titok", "grid")) else name
@@ -302,21 +193,17 @@ def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -
     for row in files if against == "bytes" else ():
         lines.setdefault(row["codec"], []).append((max(row["beyond_header"], 1), row))
     fig = Figure(figsize=(12, 3.8), layout="constrained")
-    for ax, (key, label) in zip(
-        fig.subplots(1, 3),
-        {
-            "rfid": "rFID (judge), lower is better",
-            "psnr": "PSNR (dB)",
-            "agreement": "label agreement",
-        }.items(),
-        strict=True,
-    ):
+    labels = {
+        "rfid": "rFID, lower is better",
+        "psnr": "PSNR (dB)",
+        "accuracy": "classification accuracy",
+    }
+    for ax, (key, label) in zip(fig.subplots(1, 3), labels.items(), strict=True):
         for family, points in lines.items():
             shown = sorted((x, row[key]["mean"]) for x, row in points if key in row)
-            colour, marker, style = STYLES[family]
-            ax.plot(
-                *zip(*shown, strict=True), color=colour, marker=marker, ls=style, label=family, ms=5
-            )
+            color, marker, style = STYLES[family]
+            xy = zip(*shown, strict=True)
+            ax.plot(*xy, color=color, marker=marker, ls=style, label=family, ms=5)
         ax.set_xscale("log", base=2)
         ax.set(xlabel=against, ylabel=label)
         ax.xaxis.set_major_formatter("{x:g}")

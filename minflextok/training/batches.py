@@ -1,7 +1,7 @@
-"""Batches of training images, and the images held out.
+"""Batches of training images, and the validation split.
 
-Every draw of step s comes from a generator seeded by (seed, s), and every process takes its share of the same draws.
-So a resumed run repeats the uninterrupted one exactly, and two processes repeat one.
+All random draws of step s come from a generator seeded by (seed, s), and each rank takes its rows of the
+same draws. So a resumed run repeats an uninterrupted one exactly, and two ranks repeat one.
 """
 
 import warnings
@@ -11,33 +11,50 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data.datasets import Dataset, Images, Stream, held_out, to_float
+from ..data import Dataset, Images, Stream, to_float, validation_split
 from .loop import Run
 
 
-def hold_out(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
-    """Training images, and the (n, 3, H, W) uint8 that the log is measured on; never the test split."""
+def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
+    """The images to train on, and the validation images (n, 3, H, W) uint8; never of the test split."""
     if isinstance(data, Stream):
         warnings.warn(
-            "a stream cannot hold images out: PSNR is logged on the first images of its shards",
+            "a stream has no validation split: metrics are computed on the first images of its shards",
             stacklevel=2,
         )
         return data, data.head(c.val_images)
-    learn, val = held_out(len(data), c, data.name)
-    return data.select(learn), data.at(val)
+    train, val = validation_split(len(data), c, data.name)
+    return data.select(train), data.at(val)
+
+
+def describe_data(data: Dataset) -> dict:
+    """The name and the size of a data set, for run.json."""
+    if isinstance(data, Stream):
+        return {"name": data.name, "shards": len(data.shards)}
+    return {"name": data.name, "images": len(data)}
+
+
+def check_image_size(data: Dataset, images: Tensor, size: int) -> None:
+    """Raises ValueError unless images (n, 3, H, W) of a data set are square, of this size in pixels."""
+    if images.shape[1:] != (3, size, size):
+        raise ValueError(
+            f"{data.name} has {tuple(images.shape[1:])} images, this model takes (3, {size}, {size}): "
+            f"load them with image_size={size}"
+        )
 
 
 def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """From run.step on: this process's share of a batch, (B / world, 3, H, W) in [-1, 1] on run.device, half of the
-    images mirrored where c.flip says so, and the generator of all further draws of that step."""
-    c = run.c
+    """Endless batches from step run.step on: this rank's images, and the generator of all further draws of the step.
+
+    Images are (B / world size, 3, H, W) in [-1, 1] on run.device; with `flip`, half of them are mirrored.
+    """
+    c, ranks = run.recipe, run.ranks
     if isinstance(data, Images):
-        data.images = data.images.to(run.device)  # small sets are batched on the device
-    for batch in data.batches(c.batch_size, c.seed, run.step, run.procs.rank, run.procs.world):
+        data.images = data.images.to(run.device)  # data in memory is batched on the device
+    for batch in data.batches(c.batch_size, c.seed, run.step, ranks.rank, ranks.world_size):
         x, g = to_float(batch.to(run.device, non_blocking=True)), run.generator()
         if c.flip:
-            mirrored = (torch.rand(c.batch_size, generator=g) < 0.5)[run.share].to(
-                run.device, non_blocking=True
-            )
+            mirrored = (torch.rand(c.batch_size, generator=g) < 0.5)[run.share]
+            mirrored = mirrored.to(run.device, non_blocking=True)
             x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
         yield x, g

@@ -1,4 +1,4 @@
-"""Train a classifier: the one that evaluates, or a teacher for REPA."""
+"""Train a classifier: the evaluation classifier, or a teacher for REPA."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import JudgeConfig, TrainConfig
-from ..data.datasets import Dataset, Stream, held_out, shuffled, to_float
-from ..evaluation.classifier import Judge, accuracy
-from .loop import Run, fit
-from .runtime import Processes
+from ..config import ClassifierConfig, TrainConfig
+from ..data import Dataset, Stream, shuffled, to_float, validation_split
+from ..evaluation.classifier import Classifier, accuracy
+from .batches import check_image_size, describe_data
+from .loop import Run, Task, fit
+from .runtime import Ranks
 
 
 def random_crop(x: Tensor, shift: Tensor, pad: int = 4) -> Tensor:
-    """Move each image x (B, C, H, W) by shift (B, 2), rows and columns in 0..2 pad; its mirror image fills the rim."""
+    """Crop images x (B, C, H, W), padded by reflection, at offsets shift (B, 2), rows and columns in 0..2 pad."""
     B, _, H, W = x.shape
     padded = F.pad(x, [pad] * 4, mode="reflect").permute(0, 2, 3, 1)  # (B, H + 2 pad, W + 2 pad, C)
     rows = shift[:, :1] + torch.arange(H, device=x.device)  # (B, H)
@@ -24,63 +25,56 @@ def random_crop(x: Tensor, shift: Tensor, pad: int = 4) -> Tensor:
     return padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def labelled_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
-    """From run.step on: this process's images (B / world, 3, H, W) in [-1, 1], shifted and mirrored, and labels."""
-    c = run.c
-    for i in shuffled(len(data), c.batch_size, c.seed, run.step):
-        i, g = i[run.share], run.generator()
-        shift = torch.randint(0, 9, (c.batch_size, 2), generator=g)[run.share]
-        mirror = (torch.rand(c.batch_size, generator=g) < 0.5 * c.flip)[run.share]
-        x = random_crop(to_float(data.at(i)), shift)
-        x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(-1), x)
-        yield x.to(run.device, non_blocking=True), data.labels[i].to(run.device, non_blocking=True)
+class ClassifierTask(Task):
+    """A Classifier on labelled images, shifted by up to 4 pixels and, with recipe.flip, mirrored at random.
+
+    Batch norm uses the statistics of one rank's images, so runs of different world sizes differ.
+    """
+
+    def __init__(self, config: ClassifierConfig, recipe: TrainConfig, data: Dataset, ranks: Ranks):
+        if isinstance(data, Stream) or data.labels is None:
+            raise ValueError(
+                f"{data.name}: a classifier needs labelled images, in memory or in class folders"
+            )
+        low, high = data.labels.min().item(), data.labels.max().item()
+        if low < 0 or high >= config.num_classes:
+            raise ValueError(
+                f"{data.name} has labels {low} to {high}, the classifier {config.num_classes} "
+                f"classes: give num_classes={high + 1}"
+            )
+        check_image_size(data, data.at(torch.arange(1)), config.image_size)
+        self.ranks, self.sources = ranks, {"data": describe_data(data)}
+        parts = validation_split(len(data), recipe, data.name)
+        self.train, self.val = (data.select(part) for part in parts)
+        torch.manual_seed(recipe.seed)
+        self.model = Classifier(config)
+
+    def batches(self, run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B / world size, 3, H, W) in [-1, 1], and their labels."""
+        c, data = run.recipe, self.train
+        for i in shuffled(len(data), c.batch_size, c.seed, run.step):
+            i, g = i[run.share], run.generator()
+            shift = torch.randint(0, 9, (c.batch_size, 2), generator=g)[run.share]
+            mirror = (torch.rand(c.batch_size, generator=g) < 0.5 * c.flip)[run.share]
+            x = random_crop(to_float(data.at(i)), shift)
+            x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(-1), x)
+            yield tuple(part.to(run.device, non_blocking=True) for part in (x, data.labels[i]))
+
+    def evaluate(self, model: Classifier) -> tuple[dict, str]:
+        share = accuracy(model, self.val)
+        return {"accuracy": share}, f"accuracy {share:.1%} on {len(self.val)} validation images"
 
 
-def train_judge(
-    config: JudgeConfig,
+def train_classifier(
+    config: ClassifierConfig,
     recipe: TrainConfig,
     data: Dataset,
     out: str | Path,
     device: str | None = None,
     quiet: bool = False,
-) -> Judge:
-    """Train a Judge on labelled images; `out` and errors as for `fit`. The log has the accuracy on held-out ones.
+) -> Classifier:
+    """Train a Classifier on labelled images; returns it with averaged weights.
 
-    Batch norm sees the share of its own process, so a run of two processes repeats one of two, not one of one.
+    `out` gets what `fit` writes; its weights load with `Classifier.from_pretrained(out)`.
     """
-    if isinstance(data, Stream) or data.labels is None:
-        raise ValueError(
-            f"{data.name}: a judge learns from labelled images that fit in memory or lie in class folders"
-        )
-    low, high, shape = (
-        data.labels.min().item(),
-        data.labels.max().item(),
-        tuple(data.at(torch.arange(1)).shape[1:]),
-    )
-    if low < 0 or high >= config.num_classes:
-        raise ValueError(
-            f"{data.name} has labels {low} to {high}, the judge {config.num_classes} classes: "
-            f"--model num_classes={high + 1}"
-        )
-    if shape != (3, config.image_size, config.image_size):
-        raise ValueError(
-            f"{data.name} gives {shape} images, the judge takes (3, {config.image_size}, {config.image_size})"
-        )
-    train, val = (data.select(i) for i in held_out(len(data), recipe, data.name))
-
-    def evaluate(judge: Judge, step: int) -> tuple[dict, str]:
-        share = accuracy(judge, val)
-        return {"accuracy": share}, f"accuracy {share:.1%} on {len(val)} held-out images"
-
-    procs = Processes(device)
-    torch.manual_seed(recipe.seed)
-    return fit(
-        Judge(config),
-        lambda run: labelled_batches(train, run),
-        evaluate,
-        recipe,
-        out,
-        data.name,
-        procs,
-        quiet,
-    )
+    return fit(ClassifierTask(config, recipe, data, Ranks(device)), recipe, out, quiet)

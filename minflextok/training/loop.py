@@ -1,242 +1,261 @@
-"""One training loop for every model of this package: on a laptop, on a GPU, or on many under torchrun.
+"""One training loop for all models of this package: on a laptop, on a GPU, or on many under torchrun.
 
-`fit` knows nothing of images or tokens: it asks `inputs` for the tensors of the next step and calls the model on them,
-which returns the loss. What is trained, and on what, stands in stages.py.
+`fit` knows nothing about images or tokens. A `Task`, one class per stage (vae.py, tokenizer.py, prior.py,
+classifier.py), provides the model whose forward returns the loss, its batches, and its evaluation.
 """
 
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
-from .runtime import (
-    Log,
-    Processes,
-    claim_directory,
-    load_checkpoint,
-    peak_memory,
-    save_checkpoint,
-    stop_on_signal,
-)
+from ..evaluation import figures
+from ..precision import autocast, precision
+from .checkpoints import claim_directory, describe_run, load_checkpoint, save_checkpoint
+from .optimizers import lr_factor, make_optimizers, update_ema
+from .runtime import Log, Ranks, peak_memory, stop_on_signal
 
 
-def lr_factor(step: int, progress: float, c: TrainConfig) -> float:
-    """Linear warmup over c.warmup steps, times a cosine over the run from 1 to c.min_lr."""
-    cosine = c.min_lr + (1 - c.min_lr) * (1 + math.cos(math.pi * min(progress, 1))) / 2
-    return cosine * min(1, (step + 1) / max(1, c.warmup))
+class Task:
+    """What a stage trains, and on what. Its four subclasses override the methods.
 
+    model: its forward takes the tensors of a batch and returns the mean loss over their first axis; its
+    `config` is recorded in run.json, its `save_pretrained(out)` writes the weights at the end.
+    sources: what the result depends on, for run.json; see `describe_run`.
+    """
 
-def make_optimizer(model: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and kernels alone; not on tokens, positions, gains and biases."""
-    is_matrix = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    groups = [
-        {
-            "params": [p for p in model.parameters() if (id(p) in is_matrix) == decay],
-            "weight_decay": c.weight_decay * decay,
-        }
-        for decay in (True, False)
-    ]
-    return torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2), fused=True)
+    model: nn.Module
+    ranks: Ranks
+    sources: dict
 
+    def batches(self, run: "Run") -> Iterator[tuple[Tensor, ...]]:
+        """Endless: the tensors of each batch from step run.step on, this rank's rows (run.share), on run.device."""
+        raise NotImplementedError
 
-@torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """Average the weights; the decay grows from 0 with the steps, so that the start is soon forgotten."""
-    decay = min(decay, (step + 1) / (step + 10))
-    torch._foreach_lerp_(
-        list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay
-    )
-    for mine, new in zip(ema.buffers(), model.buffers(), strict=True):
-        mine.copy_(new)  # running statistics of norms
+    def evaluate(self, model: nn.Module) -> tuple[dict, str]:
+        """Metrics of the model with averaged weights on the validation split, and a line that sums them up."""
+        raise NotImplementedError
+
+    def picture(self, model: nn.Module, title: str) -> Figure | None:
+        """Sample images of the model with averaged weights."""
+        return None
 
 
 class Run:
-    """All that changes while training, and so all that a checkpoint holds."""
+    """The state of a training run. A checkpoint holds all of it that changes."""
 
-    def __init__(self, model: nn.Module, c: TrainConfig, procs: Processes):
-        self.c, self.procs, self.device, self.model = c, procs, procs.device, model.to(procs.device)
+    def __init__(self, model: nn.Module, recipe: TrainConfig, ranks: Ranks):
+        self.recipe, self.ranks, self.device = recipe, ranks, ranks.device
+        self.model = model.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizer = make_optimizer(self.model, c)
-        self.now = time.process_time if c.processor_time else time.perf_counter
+        self.optimizers = make_optimizers(self.model, recipe)
+        self.precision = precision(self.device, recipe.bf16)
+        self.now = time.process_time if recipe.processor_time else time.perf_counter
         self.step, self.seconds, self.clock = 0, 0.0, self.now()
-        self.window: list[
-            Tensor
-        ] = []  # loss and gradient norm of each step since the last log line
+        self.window: list[Tensor] = []  # loss and gradient norm of each step since the last log line
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, by steps or by the clock."""
-        return max(
-            self.step / self.c.steps, self.seconds / (60 * self.c.minutes) if self.c.minutes else 0
-        )
+        """The share of the run that is done, by steps or by time."""
+        limit = 60 * self.recipe.minutes
+        return max(self.step / self.recipe.steps, self.seconds / limit if limit else 0)
 
     @property
     def share(self) -> slice:
-        """The rows of a whole batch that are this process's."""
-        return slice(self.procs.rank, None, self.procs.world)
+        """This rank's rows of a whole batch."""
+        return slice(self.ranks.rank, None, self.ranks.world_size)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the model is evaluated after this step: every eval_every steps, early on, and at the end."""
+        every = self.recipe.eval_every
+        return self.step % every == 0 or self.step == min(100, every) or self.progress >= 1
 
     def generator(self) -> torch.Generator:
-        """The source of every draw of this step, on the CPU; the same in all processes."""
-        return torch.Generator().manual_seed(self.c.seed * 1_000_003 + self.step)
+        """The source of all random draws of this step, on the CPU; the same on all ranks."""
+        return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
+
+    def set_learning_rates(self, progress: float) -> float:
+        """Set the learning rate of all parameter groups; returns that of AdamW."""
+        factor = lr_factor(self.step, progress, self.recipe)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+        return self.optimizers[0].param_groups[0]["lr"]
 
     def tick(self) -> None:
-        """Add the time since the last call; all processes must agree on it where it ends the run."""
+        """Add the time since the last call. All ranks use the mean, if time can end the run."""
         now = self.now()
         self.seconds, self.clock = self.seconds + now - self.clock, now
-        if self.c.minutes:
-            self.seconds = self.procs.mean(self.seconds)
+        if self.recipe.minutes:
+            self.seconds = self.ranks.mean(self.seconds)
 
     def averages(self, path: Path) -> list[float]:
-        """Mean loss and gradient norm since the last log line."""
+        """Mean loss and gradient norm since the last log line. Raises FloatingPointError if they are not finite."""
         loss, norm = torch.stack(self.window).mean(0).tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise FloatingPointError(
-                f"loss is {loss} and gradient norm {norm} at step {self.step}: lower --lr "
-                f"(now {self.c.lr:g}). {path} holds the last good step, if any"
+                f"loss is {loss} and gradient norm {norm} at step {self.step}: give a smaller lr "
+                f"(now lr={self.recipe.lr:g}). {path} holds the last good step, if there was one"
             )
         return [loss, norm]
 
     def save(self, path: Path) -> None:
+        """Write the checkpoint; never overwrite a good one with weights that are not finite."""
         if self.window:
-            self.averages(path)  # never overwrite a good checkpoint by a bad one
-        save_checkpoint(
-            {
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict(),
-                "step": self.step,
-                "optimizer": self.optimizer.state_dict(),
-                "seconds": self.seconds,
-                "window": self.window,
-            },
-            path,
-        )
+            self.averages(path)
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "precision": self.precision,
+            "step": self.step,
+            "seconds": self.seconds,
+            "window": self.window,
+        }
+        save_checkpoint(state, path)
 
     def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
         saved = load_checkpoint(path)
-        for part in ("model", "ema", "optimizer"):
-            getattr(self, part).load_state_dict(saved[part])
-        self.step, self.seconds, self.window = (
-            saved["step"],
-            saved["seconds"],
-            [w.to(self.device) for w in saved["window"]],
-        )
+        self.model.load_state_dict(saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.step, self.seconds = saved["step"], saved["seconds"]
+        self.window = [w.to(self.device) for w in saved["window"]]
+        if saved["precision"] != self.precision:
+            warnings.warn(
+                f"{path} was trained in {saved['precision']}, this device continues in "
+                f"{self.precision}: the result will differ slightly",
+                stacklevel=4,
+            )
 
 
-def fit(
-    model: nn.Module,
-    inputs: Callable[[Run], Iterator[tuple[Tensor, ...]]],
-    evaluate: Callable[[nn.Module, int], tuple[dict, str]],
-    c: TrainConfig,
-    out: str | Path,
-    data_name: str,
-    procs: Processes,
-    quiet: bool = False,
-) -> nn.Module:
-    """Train `model` and return it with averaged weights, in eval mode.
-
-    model: its forward takes the tensors of a batch and returns the mean loss over their first axis; its `config` is
-    noted in run.json, its `save_pretrained(out)` writes the weights at the end.
-    inputs(run): endless; from step run.step on, this process's share (run.share) of each batch, on run.device.
-    evaluate(averaged model, step) -> values for the log, and the same in words. Called on rank 0.
-
-    On rank 0, `out` gets checkpoint.pt (resumed from when it is there), metrics.jsonl and run.json.
-    Raises FloatingPointError on a loss that is not finite; SystemExit(143) after saving on SIGTERM or SIGINT.
-    """
-    out, main = Path(out), procs.rank == 0
-    if c.batch_size % procs.world:
+def start(task: Task, recipe: TrainConfig, out: Path) -> Run:
+    """A new run in the directory `out`, or the one that was interrupted there."""
+    ranks, path = task.ranks, out / "checkpoint.pt"
+    if recipe.batch_size % ranks.world_size:
         raise ValueError(
-            f"batch_size={c.batch_size} is not a multiple of the {procs.world} processes"
+            f"batch_size={recipe.batch_size} is not a multiple of the world size {ranks.world_size}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "checkpoint.pt"
-    run = Run(model, c, procs)
-    if main:
-        claim_directory(out, model.config, c, data_name, resume=path.exists())
-    if path.exists():
+    run, resume = Run(task.model, recipe, ranks), path.exists()
+    if ranks.is_main:
+        record = describe_run(task.model.config, recipe, task.sources)
+        claim_directory(out, record, resume)
+    if resume:
         run.load(path)
-    if procs.mean(run.step) != run.step:
+    if ranks.mean(run.step) != run.step:
         raise ValueError(
-            f"the processes do not see the same checkpoint: --out {out} must be one shared directory"
+            f"the ranks do not see the same checkpoint: out={str(out)!r} must be one shared directory"
         )
-    log = Log(out / "metrics.jsonl", run.step, main, quiet)
-    autocast = partial(torch.autocast, run.device.type, torch.bfloat16, enabled=c.bf16)
-    objective = DistributedDataParallel(run.model) if procs.world > 1 else run.model
+    return run
 
-    batches = inputs(run)
-    with stop_on_signal() as asked:
+
+def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -> nn.Module:
+    """Train task.model and return it with averaged weights, in eval mode.
+
+    On rank 0, `out` gets checkpoint.pt (resumed from if it exists), metrics.jsonl, run.json, sample images
+    and the weights. quiet: no progress bar and no printed lines.
+    Raises FloatingPointError if the loss is not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
+    """
+    c, out, ranks = recipe, Path(out), task.ranks
+    run, path = start(task, c, out), out / "checkpoint.pt"
+    log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet)
+    if c.bf16 and run.precision == "float32":
+        log.say(f"{run.device} does not compute bfloat16 natively: training in float32")
+    casts = partial(autocast, run.device, c.bf16)
+    objective = DistributedDataParallel(run.model) if ranks.world_size > 1 else run.model
+
+    batches = task.batches(run)
+    with stop_on_signal() as signals:
         while (at := run.progress) < 1:
-            for group in run.optimizer.param_groups:
-                group["lr"] = c.lr * lr_factor(run.step, at, c)
-            run.window.append(training_step(objective, run.optimizer, next(batches), c, autocast))
+            lr = run.set_learning_rates(at)
+            run.window.append(training_step(objective, run.optimizers, next(batches), c, casts))
             update_ema(run.ema, run.model, run.step, c.ema)
             run.step += 1
             run.tick()
 
-            evaluating = (
-                run.step % c.eval_every == 0
-                or run.step == min(100, c.eval_every)
-                or run.progress >= 1
-            )
-            if run.step % c.log_every == 0 or evaluating:
-                loss, norm = map(procs.mean, run.averages(path))
-                run.window = []
-                log.line(
-                    run.step,
-                    at=run.progress,
-                    loss=loss,
-                    grad_norm=norm,
-                    lr=run.optimizer.param_groups[0]["lr"],
-                    images=run.step * c.batch_size,
-                    seconds=run.seconds,
-                    peak_gb=peak_memory(run.device),
-                )
-            if evaluating and main:
-                with autocast():
-                    log.evaluation(run.step, *evaluate(run.ema, run.step))
+            if run.step % c.log_every == 0 or run.evaluates:
+                log_training(run, log, lr, path)
+            if run.evaluates and ranks.is_main:
+                with casts():
+                    evaluate(task, run, log, out)
                 run.save(path)
-            if (
-                (procs.world == 1 or run.step % 10 == 0)
-                and procs.mean(bool(asked)) > 0
-                and run.progress < 1
-            ):
-                if main:
+            if stops_here(run, signals):
+                if ranks.is_main:
                     run.save(path)
-                procs.mean(0.0)  # torchrun ends all processes once one has gone: wait for the save
-                log.say(f"stopped at step {run.step}, saved; give the same command to go on")
+                ranks.wait()  # torchrun ends all ranks once one has ended: wait for the checkpoint
+                log.say(f"stopped at step {run.step}, saved; start the same run again to resume")
                 raise SystemExit(143)
-    if main:
+    if ranks.is_main:
         run.ema.save_pretrained(out)
         log.say(f"trained: weights in {out}")
     log.close()
-    procs.close()
+    ranks.close()
     return run.ema
 
 
 def training_step(
-    objective: nn.Module, optimizer, batch: tuple[Tensor, ...], c: TrainConfig, autocast
+    objective: nn.Module, optimizers: list, batch: tuple[Tensor, ...], c: TrainConfig, casts
 ) -> Tensor:
-    """One optimiser step in micro-batches -> (2,): the loss, and the gradient norm before clipping."""
+    """One optimizer step in micro-batches -> (2,): the loss, and the gradient norm before clipping."""
     rows = len(batch[0])
     parts = list(zip(*(x.split(c.micro_batch or rows) for x in batch), strict=True))
     total = 0.0
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         with nullcontext() if last or not hasattr(objective, "no_sync") else objective.no_sync():
-            with autocast():
+            with casts():
                 loss = objective(*part) * (len(part[0]) / rows)
             loss.backward()
         total += loss.detach()
-    norm = nn.utils.clip_grad_norm_(
-        (p for group in optimizer.param_groups for p in group["params"]), c.clip
-    )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    norm = nn.utils.clip_grad_norm_((p for group in groups for p in group["params"]), c.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return torch.stack([total, norm])  # tensors: reading their values would make a GPU wait
+
+
+def log_training(run: Run, log: Log, lr: float, path: Path) -> None:
+    """Log the mean loss and gradient norm of the steps since the last line, over all ranks."""
+    loss, norm = map(run.ranks.mean, run.averages(path))
+    run.window = []
+    log.training(
+        run.step,
+        progress=run.progress,
+        loss=loss,
+        images=run.step * run.recipe.batch_size,
+        seconds=run.seconds,
+        grad_norm=norm,
+        lr=lr,
+        peak_gb=peak_memory(run.device),
+        precision=run.precision,
+    )
+
+
+def evaluate(task: Task, run: Run, log: Log, out: Path) -> None:
+    """Evaluate the averaged weights: sample images to out/samples, metrics to the log."""
+    picture = task.picture(run.ema, f"step {run.step}")
+    if picture is not None:
+        figures.save(picture, out / "samples" / f"step_{run.step:06d}.png")
+    log.evaluation(run.step, *task.evaluate(run.ema))
+
+
+def stops_here(run: Run, signals: list[int]) -> bool:
+    """Whether a signal asked any rank to stop. Several ranks agree on that every ten steps only."""
+    if run.ranks.world_size > 1 and run.step % 10:
+        return False
+    return run.ranks.mean(bool(signals)) > 0 and run.progress < 1

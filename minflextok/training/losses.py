@@ -1,7 +1,7 @@
-"""What the VAE is trained for: reconstructions that look right, from latents that stay near a standard normal.
+"""The losses of the VAE: reconstruction, perceptual distance, KL divergence, and an adversarial loss.
 
-The objective of Rombach et al. (arXiv 2112.10752, App. G), in which a perceptual distance and a discriminator
-(Esser et al., arXiv 2012.09841, sec. 3.1) make up for the blur that a mean error alone leaves.
+The objective of Rombach et al. (arXiv 2112.10752, App. G). A perceptual distance and a discriminator
+(Esser et al., arXiv 2012.09841, sec. 3.1) counter the blur of reconstructions that minimize a mean error.
 """
 
 from collections.abc import Callable
@@ -12,19 +12,20 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.models import VGG16_Weights, vgg16
 
 from ..config import VAEConfig
 from ..vae import VAE, kl_divergence
 
-# ---- how far a reconstruction is from its image ----------------------------------------------------------------------
+# ---- distances between a reconstruction and its image ------------------------------------------------
 
-Distance = Callable[[Tensor, Tensor], Tensor]  # (B, 3, H, W) in [-1, 1], twice -> (B,)
+Distance = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) in [-1, 1] -> (B,)
 
 
 def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute error of the steps from pixel to pixel, at full, half and quarter size, summed: edges count twice,
-    flat regions do not. (B, 3, H, W) in [-1, 1], twice -> (B,)"""
+    """Mean absolute error of the differences between neighboring pixels, summed over full, half and quarter size.
+
+    It counts errors at edges, and none of a constant offset. Two (B, 3, H, W) in [-1, 1] -> (B,).
+    """
     difference, total = a - b, 0.0
     for _ in range(3):
         for dim in (2, 3):
@@ -33,53 +34,32 @@ def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def vgg16_distance(device: str | torch.device = "cpu") -> Distance:
-    """Squared distance of VGG16's features (ImageNet-1k), unit length at each position, at the ends of its five stages.
+def lpips_distance(device: str | torch.device = "cpu") -> Distance:
+    """LPIPS (Zhang et al., arXiv 1801.03924) with VGG16, by its authors' package, an extra of this one.
 
-    That is LPIPS (Zhang et al., arXiv 1801.03924, eq. 1) with all channels alike: its weights per channel, learned from
-    people's judgements, are not used. Downloads 528 MB once, to the cache of torch.hub; raises what that raises.
+    Downloads VGG16 once (528 MB, to the cache of torch.hub). Raises ImportError without the package, and
+    what the download raises.
     """
+    from lpips import LPIPS
+
     cache = Path(torch.hub.get_dir())
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "vgg16.lock"):  # one process downloads, others wait
-        tensors = VGG16_Weights.IMAGENET1K_V1.get_state_dict(
-            progress=False, check_hash=True, weights_only=True
-        )
-    with torch.device("meta"):
-        net = vgg16().features[:30].requires_grad_(False).eval()
-    wanted = {name: tensors[f"features.{name}"] for name in net.state_dict()}
-    net.load_state_dict(wanted, assign=True)
-    net.to(device).requires_grad_(False)
-    mean, std = (
-        torch.tensor(v, device=device).view(3, 1, 1)
-        for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
-
-    def features(x: Tensor) -> list[Tensor]:
-        x, found = ((x + 1) / 2 - mean) / std, []
-        for i, layer in enumerate(net):
-            x = layer(x)
-            if i in (3, 8, 15, 22, 29):  # the last ReLU before each pooling
-                found.append(F.normalize(x.float(), dim=1))
-        return found
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        with torch.no_grad():
-            target = features(b)
-        return sum(
-            (f - t).square().sum(1).mean((1, 2)) for f, t in zip(features(a), target, strict=True)
-        )
-
-    return distance
+    with FileLock(cache / "vgg16.lock"):  # one rank downloads, the others wait
+        net = LPIPS(net="vgg", verbose=False)
+    net.to(device).requires_grad_(False).eval()
+    return lambda a, b: net(a, b).flatten()
 
 
-# ---- the discriminator -----------------------------------------------------------------------------------------------
+# ---- the discriminator ------------------------------------------------------------------------------
 
 
 class Discriminator(nn.Sequential):
-    """PatchGAN (Isola et al., arXiv 1611.07004): images (B, 3, H, W) -> (B, 1, h, w), a score for each patch of 70x70
-    pixels, high where it looks real. Group norm in place of batch norm, so that an image's score does not depend on
-    the others, nor on how they are spread over micro-batches and processes."""
+    """PatchGAN (Isola et al., arXiv 1611.07004): images (B, 3, H, W) -> (B, 1, h, w), one logit per patch of
+    70x70 pixels, high for real images.
+
+    Group norm in place of batch norm, so that the logits of an image depend neither on the other images
+    nor on their distribution over micro-batches and ranks.
+    """
 
     def __init__(self, width: int = 64):
         layers = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -95,26 +75,28 @@ class Discriminator(nn.Sequential):
 def adversarial_losses(
     discriminator: nn.Module, real: Tensor, fake: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What the autoencoder and what the discriminator want: -D(fake), and the hinge loss; two scalars.
+    """The loss of the autoencoder, -D(fake), and the hinge loss of the discriminator; two scalars.
 
-    The first is computed with D's weights detached, the second with `fake` detached. So their sum may be minimised by
-    one optimiser: the autoencoder's gradient is that of its own loss alone, D's that of its own alone, as with two
-    optimisers that take turns on one batch and its one set of reconstructions. (Adam treats each weight by itself; what
-    the two do share is the learning rate and the norm by which gradients are clipped.)
+    The first is computed with D's weights detached, the second with `fake` detached. So one optimizer can
+    minimize their sum: the gradient of each network is that of its own loss, as with two optimizers that
+    alternate on the same batch and the same reconstructions. (AdamW updates each weight by itself; the two
+    networks share only the learning rate and the norm for gradient clipping.)
     """
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-    fooled = functional_call(discriminator, frozen, (fake,)).float()
-    on_real, on_fake = discriminator(torch.cat([real, fake.detach()])).float().chunk(2)
-    return -fooled.mean(), (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()) / 2
+    on_fake = functional_call(discriminator, frozen, (fake,)).float()
+    hinge_real, hinge_fake = discriminator(torch.cat([real, fake.detach()])).float().chunk(2)
+    hinge = (F.relu(1 - hinge_real).mean() + F.relu(1 + hinge_fake).mean()) / 2
+    return -on_fake.mean(), hinge
 
 
-# ---- the objective ---------------------------------------------------------------------------------------------------
+# ---- the objective ----------------------------------------------------------------------------------
 
 
 class VAEObjective(nn.Module):
-    """A VAE with what trains it. Checkpoints hold the discriminator too; `save_pretrained` writes the VAE alone.
+    """A VAE with its losses. Checkpoints hold the discriminator too; `save_pretrained` writes the VAE alone.
 
-    distance: what config.perceptual names. A plain function: neither checkpoint nor averaged weights hold its network.
+    distance: what config.perceptual names. It is a plain function, so neither checkpoints nor averaged
+    weights hold its network.
     """
 
     def __init__(self, config: VAEConfig, distance: Distance | None = None):
@@ -124,16 +106,18 @@ class VAEObjective(nn.Module):
         if config.adversarial_weight:
             self.discriminator = Discriminator()
 
-    def forward(self, images: Tensor, eps: Tensor, adversary: Tensor) -> Tensor:
-        """The loss for given draws, a scalar; beside the adversarial terms, a mean over images of
+    def forward(self, images: Tensor, eps: Tensor, adversarial: Tensor) -> Tensor:
+        """The loss for given draws, a scalar: a mean over images of
 
-            mean |x' - x| + perceptual_weight * distance(x', x) + kl_weight * KL.
+            mean |x' - x| + perceptual_weight * distance(x', x) + kl_weight * KL
 
-        images (B, 3, H, W) in [-1, 1]; eps (B, latent_channels, h, w), standard normal. adversary (B,), on the CPU: is
-        the discriminator in the game yet, the same for all images.
+        plus the adversarial losses, if they are active.
 
-        The error is a mean over values, KL a sum over latents: at the optimum the posterior's noise costs an error of
-        about kl_weight times the number of latents of an image.
+        images (B, 3, H, W) in [-1, 1]; eps (B, latent_channels, h, w), standard normal. adversarial (B,) bool
+        on the CPU: whether the adversarial losses are active, the same for all images.
+
+        The error is a mean over values, KL a sum over latents: at the optimum the posterior's noise increases
+        the error by about kl_weight times the number of latents per image.
         """
         c = self.config
         mean, logvar = (m.float() for m in self.vae.posterior(images))
@@ -143,10 +127,10 @@ class VAEObjective(nn.Module):
         if self.distance is not None:
             loss = loss + c.perceptual_weight * self.distance(fake, images).mean()
         if c.adversarial_weight:
-            if bool(adversary[0]):
-                fool, tell = adversarial_losses(self.discriminator, images, fake)
-                loss = loss + c.adversarial_weight * fool + tell
-            else:  # processes exchange gradients of all weights, so there must be some
+            if bool(adversarial[0]):
+                generator_loss, hinge = adversarial_losses(self.discriminator, images, fake)
+                loss = loss + c.adversarial_weight * generator_loss + hinge
+            else:  # ranks exchange the gradients of all weights, so all must have one
                 loss = loss + 0 * sum(p.sum() for p in self.discriminator.parameters())
         return loss
 

@@ -8,23 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import PriorConfig, TrainConfig
-from ..data.datasets import Dataset, held_out, shuffled
-from ..evaluation.figures import budget_grid, save
-from ..prior import Conditions, Prior
+from ..data import Dataset, shuffled, validation_split
+from ..evaluation.figures import budget_grid
+from ..prior import Prior
 from ..text import words_of
 from ..tokenizer import FlexTok
-from .loop import Run, fit
-from .runtime import Processes
+from .batches import describe_data
+from .loop import Run, Task, fit
+from .runtime import Ranks
 from .token_cache import extract_ids
 
 
 def prior_config(
     config: PriorConfig, tok: FlexTok, data: Dataset, labels: Tensor | None
 ) -> PriorConfig:
-    """The config with what the tokenizer and the data decide: ids, classes or words."""
+    """The config with the ids of the tokenizer, and the classes or words of the data."""
     c = dataclasses.replace(
         config,
         vocab_size=tok.config.vocab_size,
@@ -35,57 +37,116 @@ def prior_config(
         captions = getattr(data, "captions", None)
         if not captions:
             raise ValueError(
-                f"{data.name} has no captions: a prior with text={c.text!r} cannot learn from it; take "
-                "captioned data (shapes), or a preset that takes classes"
+                f"{data.name} has no captions, which a prior with text={c.text!r} needs: give "
+                "captioned data (shapes), or a preset that is conditioned on classes"
             )
         return dataclasses.replace(c, words=words_of(captions)) if c.text == "words" else c
     if labels is None:
         raise ValueError(
-            f"{data.name} has no labels: put its images into a folder a class, or take captioned data and "
-            "a preset that takes text"
+            f"{data.name} has no labels: put the images of each class into a folder, or give captioned "
+            "data and a preset that is conditioned on text"
         )
-    n = len(data.classes) or int(labels.max()) + 1
-    return dataclasses.replace(c, num_classes=n, class_names=tuple(data.classes))
+    classes = len(data.classes) or int(labels.max()) + 1
+    return dataclasses.replace(c, num_classes=classes, class_names=tuple(data.classes))
 
 
 @torch.no_grad()
 def evaluate_prior(prior: Prior, ids: Tensor, conditions: Tensor) -> tuple[dict, str]:
-    """Bits per token of held-out ids (n, K), by position, with their condition and without."""
+    """Bits per token of validation ids (n, K): by position with their conditions, and without them."""
 
-    def bits(hidden: bool) -> Tensor:
-        parts = zip(ids.split(64), conditions.split(64), strict=True)
-        null = torch.full((64,), hidden, device=ids.device)
-        return torch.cat(
-            [prior.token_losses(i, c, null[: len(i)]) for i, c in parts]
-        ).double().mean(0) / math.log(2)
+    def bits(unconditional: bool) -> Tensor:
+        """Mean bits by position, (K,)."""
+        null = torch.full((64,), unconditional, device=ids.device)
+        losses = [
+            prior.token_losses(i, c, null[: len(i)])
+            for i, c in zip(ids.split(64), conditions.split(64), strict=True)
+        ]
+        return torch.cat(losses).double().mean(0) / math.log(2)
 
-    told, untold = bits(False), bits(True).mean().item()
-    found = {
-        "bits": round(told.mean().item(), 4),
-        "bits_by_position": [round(b, 4) for b in told.tolist()],
-        "bits_without_condition": round(untold, 4),
+    conditional, unconditional = bits(False), bits(True).mean().item()
+    metrics = {
+        "bits": round(conditional.mean().item(), 4),
+        "bits_by_position": [round(b, 4) for b in conditional.tolist()],
+        "bits_without_condition": round(unconditional, 4),
     }
-    curve = "  ".join(f"{k}: {told[k - 1]:.2f}" for k in prior.config.budgets)
-    return found, (
-        f"held-out bits a token {told.mean():.3f} of {math.log2(prior.config.vocab_size):.1f} "
-        f"(without condition {untold:.3f})  by position  {curve}"
+    curve = "  ".join(f"{k}: {conditional[k - 1]:.2f}" for k in prior.config.budgets)
+    return metrics, (
+        f"validation bits per token {conditional.mean():.3f} of "
+        f"{math.log2(prior.config.vocab_size):.1f} (unconditional {unconditional:.3f})  "
+        f"by position  {curve}"
     )
 
 
-def prior_picture(prior: Prior, tok: FlexTok, labels: Conditions, path: Path, title: str) -> None:
-    """A sample for each class or caption, decoded at rising budgets from the same noise."""
-    g = torch.Generator().manual_seed(0)
-    ids = prior.generate(labels, generator=g)
-    side = tok.config.image_size
-    noise = torch.randn(len(ids), tok.config.in_channels, side, side, generator=g)
-    save(
-        budget_grid(
-            None,
-            {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets},
-            title,
-        ),
-        path,
-    )
+class PriorTask(Task):
+    """A Prior on the ids of a tokenizer, of all views of the images that recipe.flip and `crops` ask for.
+
+    The ids are computed once, see `token_cache.views` and `extract_ids`.
+    """
+
+    def __init__(
+        self,
+        config: PriorConfig,
+        recipe: TrainConfig,
+        tok: FlexTok,
+        data: Dataset,
+        ranks: Ranks,
+        crops: int = 1,
+        cache: str | Path | None = None,
+        quiet: bool = False,
+    ):
+        captions = getattr(data, "captions", None)
+        if config.text and recipe.flip:
+            check_captions(data.name, captions or [])
+        self.ranks, self.tok = ranks, tok.requires_grad_(False).eval().to(ranks.device)
+        self.ids, labels = extract_ids(  # (N, V, K) on disk
+            self.tok, data, recipe.flip, crops, cache, quiet or not ranks.is_main
+        )
+        self.sources = {
+            "data": describe_data(data) | {"images": len(self.ids), "crops": crops},
+            "tokenizer": {"fingerprint": tok.fingerprint()},
+        }
+        self.train, val = validation_split(len(self.ids), recipe, data.name)
+        torch.manual_seed(recipe.seed)
+        self.model = Prior(prior_config(config, tok, data, labels))
+        conditions = self.model.prepare(captions if config.text else labels)
+        self.conditions = conditions  # (N,) or (N, L)
+        self.val = self.read(val, 0).to(ranks.device), conditions[val].to(ranks.device)
+        self.shown = [captions[i] for i in val[:8].tolist()] if config.text else labels[val[:8]]
+        if recipe.compile:
+            for block in self.model.blocks:
+                block.compile(dynamic=True)
+
+    def read(self, rows: Tensor, view: Tensor | int) -> Tensor:
+        """The ids of one view of each of these images: (n,) -> (n, K) int64."""
+        return torch.from_numpy(self.ids[rows.numpy(), np.asarray(view)].astype(np.int64))
+
+    def batches(self, run: Run) -> Iterator[tuple[Tensor, ...]]:
+        """Ids of a random view of each image, their conditions, and the draws of the prior."""
+        c, num_views = run.recipe, self.ids.shape[1]
+        for i in shuffled(len(self.train), c.batch_size, c.seed, run.step):
+            g, rows = run.generator(), self.train[i]
+            ids = self.read(rows, torch.randint(num_views, (c.batch_size,), generator=g))
+            batch = ids, self.conditions[rows], *self.model.draw(c.batch_size, g)
+            yield tuple(x[run.share].to(run.device, non_blocking=True) for x in batch)
+
+    def evaluate(self, model: Prior) -> tuple[dict, str]:
+        return evaluate_prior(model, *self.val)
+
+    def picture(self, model: Prior, title: str) -> Figure:
+        """A sample for each of 8 validation conditions, decoded from more and more tokens, all from the same noise."""
+        c, g = self.tok.config, torch.Generator().manual_seed(0)
+        ids = model.generate(self.shown, generator=g)
+        noise = torch.randn(len(ids), c.in_channels, c.image_size, c.image_size, generator=g)
+        grid = {k: self.tok.decode(ids[:, :k], steps=10, noise=noise) for k in c.budgets}
+        return budget_grid(None, grid, title)
+
+
+def check_captions(name: str, captions: list[str]) -> None:
+    """Raises ValueError if captions would be wrong for mirrored images."""
+    if any(re.search(r"\b(left|right)\b", caption) for caption in captions):
+        raise ValueError(
+            f"captions of {name} contain left or right, which flip=True would make wrong: give flip=False"
+        )
 
 
 def train_prior(
@@ -99,49 +160,11 @@ def train_prior(
     crops: int = 1,
     cache: str | Path | None = None,
 ) -> Prior:
-    """Train a Prior on the ids that `tok` gives the images of `data`; returns it with averaged weights.
+    """Train a Prior on the ids of the images of `data`; returns it with averaged weights.
 
-    What tokenizer and data decide is set in `config`, whatever it says: the ids, the classes or the words. Ids are of
-    all views that recipe.flip and `crops` ask for (see `ids.views`), kept in `cache`. `out` gets what `fit` writes,
-    samples/*.png, and at the end weights for `Prior.from_pretrained(out)`.
+    The ids are those of `tok`, kept in the directory `cache`; vocabulary, classes and words of `config` are
+    set to those of tokenizer and data. crops: 1, or 5 to train on shifted images too. `out` gets what `fit`
+    writes; its weights load with `Prior.from_pretrained(out)`.
     """
-    procs, out, c = Processes(device), Path(out), recipe
-    captions = getattr(data, "captions", None)
-    if (
-        config.text
-        and c.flip
-        and any(re.search(r"\b(left|right)\b", caption) for caption in captions or [])
-    ):
-        raise ValueError(
-            f"captions of {data.name} say left and right, which flip=True would make wrong: give --no-flip"
-        )
-    tok = tok.requires_grad_(False).eval().to(procs.device)
-    ids, labels = extract_ids(tok, data, c.flip, crops, cache, quiet or procs.rank > 0)  # (N, V, K)
-    N, V, _ = ids.shape
-    learn, val = held_out(N, c, data.name)
-    torch.manual_seed(c.seed)
-    prior = Prior(prior_config(config, tok, data, labels))
-    conditions = prior.prepare(captions if config.text else labels)  # (N,) or (N, L)
-    if c.compile:
-        for block in prior.blocks:
-            block.compile(dynamic=True)
-
-    def read(rows: Tensor, view: Tensor | int) -> Tensor:
-        return torch.from_numpy(ids[rows.numpy(), np.asarray(view)].astype(np.int64))
-
-    def inputs(run: Run) -> Iterator[tuple[Tensor, ...]]:
-        for i in shuffled(len(learn), c.batch_size, c.seed, run.step):
-            g, rows = run.generator(), learn[i]
-            seen = read(rows, torch.randint(V, (c.batch_size,), generator=g))
-            batch = seen, conditions[rows], *run.model.draw(c.batch_size, g)
-            yield tuple(x[run.share].to(run.device, non_blocking=True) for x in batch)
-
-    shown = [captions[i] for i in val[:8].tolist()] if config.text else labels[val[:8]]
-    held = read(val, 0).to(procs.device), conditions[val].to(procs.device)
-
-    def evaluate(prior: Prior, step: int) -> tuple[dict, str]:
-        prior_picture(prior, tok, shown, out / "samples" / f"step_{step:06d}.png", f"step {step}")
-        return evaluate_prior(prior, *held)
-
-    name = data.name if crops == 1 else f"{data.name}, {crops} crops"
-    return fit(prior, inputs, evaluate, c, out, name, procs, quiet)
+    task = PriorTask(config, recipe, tok, data, Ranks(device), crops, cache, quiet)
+    return fit(task, recipe, out, quiet)

@@ -1,9 +1,9 @@
-"""Representation alignment (Yu et al., arXiv 2410.06940; FlexTok paper, sec. 3.2): an early decoder block learns to see
-what a pretrained network sees.
+"""REPA: representation alignment with a pretrained network (Yu et al., arXiv 2410.06940; FlexTok, REPA).
 
-The hidden patches of one decoder block are projected and compared with the features that a frozen teacher gives for the
-clean image. From noise and few tokens, those features can only come from the tokens: so the first tokens are pushed
-towards what the teacher finds important, which is content rather than pixels.
+The hidden patches of one early decoder block are projected by an MLP and compared with the features that
+a frozen teacher computes from the clean image. The decoder sees only noise and a few tokens, so it can
+predict those features only from the tokens: the first tokens then represent the content that the teacher
+recognizes, rather than pixels.
 """
 
 from collections.abc import Callable
@@ -12,17 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.classifier import Judge
-from .runtime import first_line
+from ..checks import first_line
+from ..evaluation.classifier import Classifier
 
 Teacher = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> features (B, D, h, w)
 
+DINOV2 = {  # models of facebookresearch/dinov2 on torch.hub
+    "dinov2": "dinov2_vitl14",
+    "dinov2-l": "dinov2_vitl14",
+    "dinov2-b": "dinov2_vitb14",
+}
+
 
 class Repa(nn.Module):
-    """A 3-layer MLP from the decoder's width to the teacher's, and the loss 1 - cosine similarity, a mean over patches.
+    """A 3-layer MLP from the decoder's width to the teacher's, and the loss 1 - cosine similarity.
 
-    mean (teacher_dim,): what the teacher gives on average. It is taken off, since what all images share would make all
-    cosines near 1 (features after a ReLU have no negative ones).
+    mean (teacher_dim,): the teacher's mean feature. It is subtracted, because a component that all images
+    share would make all similarities near 1 (features after a ReLU are never negative).
     """
 
     def __init__(self, dim: int, mean: Tensor):
@@ -37,49 +43,54 @@ class Repa(nn.Module):
         )
 
     def forward(self, patches: Tensor, features: Tensor) -> Tensor:
-        """patches (B, P, D) of a grid in row-major order, features (B, teacher_dim, h, w) of the same images -> scalar.
+        """patches (B, P, D) in row-major order, features (B, teacher_dim, h, w) of the same images -> scalar.
 
-        Features of another grid are resized to that of the patches.
+        The loss is a mean over patches. Features of another grid are resized to that of the patches.
         """
-        h = round(
-            (patches.shape[1] * features.shape[2] / features.shape[3]) ** 0.5
-        )  # both grids have one aspect ratio
-        target = F.interpolate(
-            features.float(), (h, patches.shape[1] // h), mode="bilinear", antialias=True
-        )
+        P, aspect = patches.shape[1], features.shape[2] / features.shape[3]
+        rows = round((P * aspect) ** 0.5)  # both grids have one aspect ratio
+        size = (rows, P // rows)
+        target = F.interpolate(features.float(), size, mode="bilinear", antialias=True)
         target = target.flatten(2).transpose(1, 2) - self.mean  # (B, P, teacher_dim)
         return 1 - F.cosine_similarity(self.mlp(patches).float(), target, dim=-1).mean()
 
 
 def load_teacher(name: str, device: str | torch.device = "cpu") -> Teacher:
-    """A frozen teacher by name: "dinov2" (the paper's; ViT-B/14 through torch.hub, which runs code of its authors), or
-    weights of a classifier that `minflextok train judge --preset teacher --seed 1` made.
+    """A frozen teacher by name, or the weights of a classifier.
 
-    Raises OSError where DINOv2 cannot be had, ValueError for the network that judges: its verdicts would be worthless.
+    "dinov2-l" (ViT-L/14, the paper's; "dinov2" is the same) or "dinov2-b" (ViT-B/14), both through
+    torch.hub, which runs code of their authors; or weights that
+    `minflextok train classifier --preset teacher --seed 1` wrote.
+
+    Raises OSError if DINOv2 cannot be downloaded, and ValueError for the evaluation classifier: its
+    metrics would be biased for a model that was trained with it.
     """
-    if name != "dinov2":
-        if name.rstrip("/").split("/")[-1].startswith("judge"):
-            raise ValueError(
-                f"--repa {name}: never train with the network that judges; "
-                "give one that `minflextok train judge --preset teacher` made"
-            )
-        return Judge.from_pretrained(name).to(device).requires_grad_(False).maps
+    if name in DINOV2:
+        return load_dinov2(name, device)
+    if name.rstrip("/").split("/")[-1].startswith(("judge", "classifier")):
+        raise ValueError(
+            f"teacher={name!r}: never train with the evaluation classifier; give weights of "
+            "`minflextok train classifier --preset teacher`"
+        )
+    return Classifier.from_pretrained(name).to(device).requires_grad_(False).maps
+
+
+def load_dinov2(name: str, device: str | torch.device) -> Teacher:
+    """The patch features of a DINOv2 on images resized to 224 x 224: (B, 1024 or 768, 16, 16)."""
     try:
-        net = torch.hub.load("facebookresearch/dinov2", "dinov2_vitb14", trust_repo=True)
+        net = torch.hub.load("facebookresearch/dinov2", DINOV2[name], trust_repo=True)
     except Exception as e:
         raise OSError(
-            f"--repa dinov2: it could not be downloaded ({first_line(e)}); "
-            "offline, give weights of a trained teacher"
+            f"teacher={name!r} could not be downloaded ({first_line(e)}): offline, give weights of a "
+            "trained teacher"
         ) from None
     net = net.to(device).requires_grad_(False).eval()
-    mean, std = (
-        torch.tensor(v, device=device).view(3, 1, 1)
-        for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in imagenet)
 
     def features(images: Tensor) -> Tensor:
         x = ((images + 1) / 2 - mean) / std
         x = F.interpolate(x, (224, 224), mode="bicubic", antialias=True)
-        return net.get_intermediate_layers(x, 1, reshape=True)[0]  # (B, 768, 16, 16)
+        return net.get_intermediate_layers(x, 1, reshape=True)[0]
 
     return features

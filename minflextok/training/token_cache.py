@@ -1,13 +1,15 @@
-"""The ids of a whole data set, extracted once by a tokenizer and kept as a memory-mapped array.
+"""The token ids of a whole data set, extracted once by a tokenizer and kept as a memory-mapped array.
 
-A file is named by all that decides its content: the tokenizer's fingerprint, the images and the views of them. It
-appears when it is whole, and never changes.
+The name of a file is a hash of all that its content depends on: the tokenizer's fingerprint, the images
+and their views. Files are written whole or not at all, and never change.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,27 +18,28 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.datasets import Dataset, Folder, Images, in_order, to_float
+from ..data import Dataset, Folder, Images, in_order, to_float
 from ..tokenizer import FlexTok
+from ..weights import atomic_file
 
 CACHE_DIR = Path.home() / ".cache" / "minflextok" / "ids"
 
 
 def views(images: Tensor, flip: bool, crops: int) -> Tensor:
-    """The views that an image is learned from: (B, 3, H, W) uint8 -> (B, V, 3, H, W), the image itself first.
+    """The views of each image that a prior is trained on: (B, 3, H, W) uint8 -> (B, V, 3, H, W).
 
-    crops = 5 adds the image moved by 1/16 of its side towards each corner, with its edges mirrored into the gap;
-    flip adds the mirror of each. V = crops * (1 + flip).
+    The first view is the image itself. crops = 5 adds the image shifted by 1/16 of its side towards each
+    corner, padded by reflection; flip adds the mirror image of each view. V = crops * (1 + flip).
     """
     found = [images]
     if crops == 5:
         H, W = images.shape[-2:]
         m = max(1, H // 16)
-        wide = F.pad(images.float(), (m, m, m, m), mode="reflect").to(images.dtype)
-        found += [wide[..., y : y + H, x : x + W] for y in (0, 2 * m) for x in (0, 2 * m)]
+        padded = F.pad(images.float(), (m, m, m, m), mode="reflect").to(images.dtype)
+        found += [padded[..., y : y + H, x : x + W] for y in (0, 2 * m) for x in (0, 2 * m)]
     elif crops != 1:
         raise ValueError(
-            f"crops={crops}: give 1 (the image alone) or 5 (and moved towards each corner)"
+            f"crops={crops}: give 1 (the image itself) or 5 (and shifted towards each corner)"
         )
     return torch.stack(
         [v for view in found for v in ([view, view.flip(-1)] if flip else [view])], dim=1
@@ -44,15 +47,13 @@ def views(images: Tensor, flip: bool, crops: int) -> Tensor:
 
 
 def identity(data: Dataset) -> str:
-    """Changes when the images of a data set do: a hash of pixels, or of files' names, sizes and dates."""
+    """A hash of the pixels of a data set in memory, else of the names, sizes and dates of its files."""
     digest = hashlib.sha256(f"{data.name} {getattr(data, 'size', None)}".encode())
     if isinstance(data, Images):
         digest.update(data.images.cpu().contiguous().numpy())
     else:
         for file in data.files if isinstance(data, Folder) else data.shards:
-            stat = (
-                os.stat(file) if os.path.exists(file) else None
-            )  # a shard may be a web address or a pipe
+            stat = os.stat(file) if os.path.exists(file) else None  # a shard may be a URL or a pipe
             digest.update(f"{file} {stat and (stat.st_size, stat.st_mtime_ns)}".encode())
     return digest.hexdigest()
 
@@ -68,13 +69,11 @@ def extract_ids(
 ) -> tuple[np.ndarray, Tensor | None]:
     """Ids of every view of every image, (N, V, K) memory-mapped, and the labels (N,) or None.
 
-    The file lies in `cache` (default ~/.cache/minflextok/ids) and is made when it is not there. Under torchrun one
-    process makes it and the others wait.
+    The file is in the directory `cache` (default ~/.cache/minflextok/ids), and written if it is not there.
+    Under torchrun one rank writes it and the others wait.
     """
-    folder, K = Path(cache or CACHE_DIR), tok.config.num_registers
-    views(
-        torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops
-    )  # a wrong `crops` shows before the work
+    folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
+    views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
     key = json.dumps([tok.fingerprint(), identity(data), tok.image_size, flip, crops])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     label_path = path.with_suffix(".labels.npy")
@@ -82,78 +81,64 @@ def extract_ids(
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                write_ids_array(path, label_path, tok, data, flip, crops, quiet, batch_size)
+                with atomic_file(path) as f:
+                    labels = write_ids(f, tok, data, flip, crops, quiet, batch_size)
+                    if labels is not None:  # before the ids, whose presence means that all is there
+                        with atomic_file(label_path) as g:
+                            np.save(g, labels.numpy())
     except OSError as e:
         raise OSError(
-            f"could not put ids into {folder} ({e}): is it full or read-only? Another --cache may do"
+            f"could not write ids to {folder} ({e}): is it full or read-only? Give another cache"
         ) from None
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        labels = (
-            torch.from_numpy(np.load(label_path, allow_pickle=False))
-            if label_path.exists()
-            else None
-        )
-        if ids.shape[1:] != (crops * (1 + flip), K):
-            raise ValueError(f"shape {ids.shape}")
+        if ids.shape[1:] != (V, K):
+            raise ValueError(f"its shape is {ids.shape}, not (N, {V}, {K})")
+        if not label_path.exists():
+            return ids, None
+        return ids, torch.from_numpy(np.load(label_path, allow_pickle=False))
     except ValueError as e:
-        raise ValueError(
-            f"{path} does not hold the ids that it should ({e}): delete it, and it is made again"
-        ) from None
-    return ids, labels
+        raise ValueError(f"{path} is damaged ({e}): delete it, and it is written again") from None
 
 
-def write_ids_array(
-    path: Path,
-    label_path: Path,
-    tok: FlexTok,
-    data: Dataset,
-    flip: bool,
-    crops: int,
-    quiet: bool,
-    batch_size: int,
-) -> None:
-    """An .npy file of ids in the least type that holds them, whole or not at all, and beside it one of labels.
+def write_ids(
+    f: BinaryIO, tok: FlexTok, data: Dataset, flip: bool, crops: int, quiet: bool, batch_size: int
+) -> Tensor | None:
+    """Write the ids as an .npy file of the smallest type that represents them; returns the labels (N,), if all are known.
 
-    How many images a stream has is known at its end: only then does the header get the true N.
+    The number of images of a stream is known only at its end, so the header is written twice.
     """
-    V, K, device = crops * (1 + flip), tok.config.num_registers, tok.encoder.registers.device
+    shape = crops * (1 + flip), tok.config.num_registers
     dtype = np.dtype("<u2" if tok.config.vocab_size <= 2**16 else "<i4")
-    part, label_part = path.with_suffix(".part"), label_path.with_suffix(".part")
     labels: list[Tensor | None] = []
 
-    def header(f, n: int) -> int:
+    def write_header(n: int) -> int:
         f.seek(0)
-        np.lib.format.write_array_header_1_0(
-            f, {"descr": dtype.str, "fortran_order": False, "shape": (n, V, K)}
-        )
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (n, *shape)}
+        np.lib.format.write_array_header_1_0(f, header)
         return f.tell()
 
-    try:
-        total = len(data) if isinstance(data, Images | Folder) else None
-        bar = tqdm(
-            total=total, desc="ids", unit="image", disable=True if quiet else None, leave=False
-        )
-        with open(part, "wb") as f, bar:
-            start, n = header(f, 0), 0
-            for images, known in in_order(data, batch_size):
-                x = views(images.to(device), flip, crops).flatten(0, 1)  # (b * V, 3, H, W)
-                ids = torch.cat([tok.encode(to_float(y)) for y in x.split(batch_size)])
-                f.write(ids.view(-1, V, K).cpu().numpy().astype(dtype).tobytes())
-                labels.append(known)
-                n += len(images)
-                bar.update(len(images))
-            if n == 0:
-                raise ValueError(f"{data.name} holds no readable image")
-            if header(f, n) != start:  # numpy leaves room for 20 digits
-                raise AssertionError("the header of the ids has grown into them")
-            f.flush()
-            os.fsync(f.fileno())
-        if all(known is not None for known in labels):
-            with open(label_part, "wb") as f:
-                np.save(f, torch.cat(labels).numpy())
-            os.replace(label_part, label_path)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-        label_part.unlink(missing_ok=True)
+    start, n = write_header(0), 0
+    for ids, known in encode_views(tok, data, flip, crops, quiet, batch_size):
+        f.write(ids.view(-1, *shape).cpu().numpy().astype(dtype).tobytes())
+        labels.append(known)
+        n += len(ids) // shape[0]
+    if n == 0:
+        raise ValueError(f"{data.name} has no readable image")
+    if write_header(n) != start:  # numpy reserves space for 20 digits
+        raise AssertionError("the header of the ids has grown into them")
+    return torch.cat(labels) if all(known is not None for known in labels) else None
+
+
+def encode_views(
+    tok: FlexTok, data: Dataset, flip: bool, crops: int, quiet: bool, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batch by batch: ids of all views of b images, (b * V, K), and their labels (b,) or None."""
+    device = tok.encoder.registers.device
+    total = len(data) if isinstance(data, Images | Folder) else None
+    off = True if quiet else None  # None: no bar where the output is not a terminal
+    with tqdm(total=total, desc="ids", unit="image", disable=off, leave=False) as bar:
+        for images, known in in_order(data, batch_size):
+            x = views(images.to(device), flip, crops).flatten(0, 1)  # (b * V, 3, H, W)
+            yield torch.cat([tok.encode(to_float(part)) for part in x.split(batch_size)]), known
+            bar.update(len(images))

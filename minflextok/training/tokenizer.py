@@ -1,61 +1,172 @@
 """Train a FlexTok (stage 1)."""
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import TokenizerConfig, TrainConfig
-from ..data.datasets import Dataset, to_float
-from ..evaluation.figures import budget_grid, save
+from ..data import Dataset, to_float
+from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
+from ..flow import seeded_noise
+from ..precision import autocast
 from ..tokenizer import FlexTok
 from ..vae import VAE
 from ..weights import fingerprint, start_from
-from .batches import hold_out, image_batches
-from .loop import Run, fit
+from .batches import check_image_size, describe_data, image_batches, split_validation
+from .loop import Run, Task, fit
+from .objective import TokenizerObjective
 from .repa import Repa, Teacher, load_teacher
-from .runtime import Processes
+from .runtime import Ranks
 
 
 def nested_prob(progress: float, c: TrainConfig) -> float:
-    """Share of the images that get nested dropout: 0 until c.nested_from of the run, 1 from c.nested_full on."""
+    """The share of images with nested dropout: 0 until c.nested_from of the run, 1 after c.nested_full,
+    linear in between."""
     if c.nested_from < progress < c.nested_full:
         return (progress - c.nested_from) / (c.nested_full - c.nested_from)
     return float(progress >= c.nested_full)
 
 
 @torch.no_grad()
-def evaluate_tokenizer(tok: FlexTok, images: Tensor) -> tuple[dict, str]:
-    """One-step PSNR against k, and how many ids each register uses, on held-out images or latents."""
-    ids = torch.cat([tok.encode(x) for x in images.split(256)])
-    psnrs = one_step_psnr(tok, images, ids)
+def evaluate_tokenizer(tok: FlexTok, x: Tensor) -> tuple[dict, str]:
+    """One-step PSNR by number of tokens, and how many ids each register uses, on images or latents x."""
+    ids = torch.cat([tok.encode_latents(part) for part in x.split(256)])
+    psnrs = one_step_psnr(tok, x, ids)
     used, perplexity = code_usage(ids, tok.config.vocab_size)
-    found = {
+    metrics = {
         "psnr": {str(k): round(v, 3) for k, v in psnrs.items()},
         "ids_used": used.tolist(),
         "perplexity": [round(p, 2) for p in perplexity.tolist()],
         "says": health(psnrs, perplexity, tok.config.vocab_size),
     }
     curve = "  ".join(f"{k}: {v:.1f}" for k, v in psnrs.items())
-    return found, (
+    return metrics, (
         f"one-step PSNR by tokens  {curve} dB  "
-        f"ids used per register {used.double().mean():.0f}  {found['says']}"
+        f"ids used per register {used.double().mean():.0f}  {metrics['says']}"
     )
 
 
-def tokenizer_picture(
-    tok: FlexTok, images: Tensor, vae: VAE | None, path: Path, title: str
-) -> None:
-    """Reconstructions of images or latents at rising budgets, all from the same noise."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    ids = tok.encode(images)
-    grid = {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets}
+class TokenizerTask(Task):
+    """A FlexTok and its objective, on uint8 images; with a VAE, on its latents of them.
+
+    vae: frozen, for a config of latents. teacher: aligns a decoder block with its features of the images
+    (REPA); a name for `load_teacher`, or a function. init: weights to initialize the model from, of a
+    model that may have another number of registers. cls: the model, FlexTok or a subclass; objective:
+    the class of its training objective.
+    """
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        recipe: TrainConfig,
+        data: Dataset,
+        ranks: Ranks,
+        vae: VAE | None = None,
+        teacher: Teacher | str | None = None,
+        init: str | None = None,
+        cls: type[FlexTok] = FlexTok,
+        objective: type[TokenizerObjective] = TokenizerObjective,
+    ):
+        self.config, self.ranks, self.bf16 = config, ranks, recipe.bf16
+        self.vae = None if vae is None else vae.to(ranks.device)
+        self.train, val = split_validation(data, recipe)
+        self.check(data, val, teacher)
+        torch.manual_seed(recipe.seed)
+        tok = cls(config)
+        self.sources = describe_sources(data, vae, teacher, init)
+        if init is not None:
+            start_from(tok, cls.from_pretrained(init), init)
+            self.sources["init"]["fingerprint"] = tok.fingerprint()
+        if vae is not None:
+            tok.attach(self.vae).vae = None  # checks that the two fit; the task keeps the VAE
+        self.teacher = load_teacher(teacher, ranks.device) if isinstance(teacher, str) else teacher
+        repa = None if teacher is None else Repa(config.dec_dim, self.mean_features(val))
+        self.model = objective(tok, repa)
+        self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
+        if recipe.compile:
+            tok.encoder.compile(dynamic=True)
+            tok.decoder.compile(dynamic=True)
+
+    def check(self, data: Dataset, val: Tensor, teacher: Teacher | str | None) -> None:
+        """Raises ValueError if data, VAE or teacher do not fit the config."""
+        c = self.config
+        if c.in_channels != 3 and self.vae is None:
+            raise ValueError(
+                f"this model takes latents of {c.in_channels} channels: give vae, a VAE with "
+                f"latent_channels={c.in_channels} (minflextok train vae), or choose a pixel preset"
+            )
+        size = c.image_size * (self.vae.config.downscale if self.vae is not None else 1)
+        check_image_size(data, val, size)
+        if teacher is not None and c.repa_block >= c.dec_depth:
+            raise ValueError(
+                f"repa_block={c.repa_block}: this decoder has blocks 0 to {c.dec_depth - 1}"
+            )
+
+    def to_device(self, images: Tensor) -> Tensor:
+        return to_float(images).to(self.ranks.device)
+
+    @torch.no_grad()
+    def mean_features(self, images: Tensor) -> Tensor:
+        """The mean of the teacher's features over images (n, 3, H, W) uint8 and their positions: (D,)."""
+        means = [
+            self.teacher(self.to_device(part)).float().mean((0, 2, 3)) for part in images.split(64)
+        ]
+        return torch.stack(means).mean(0)
+
+    @torch.no_grad()
+    def latents(self, images: Tensor) -> Tensor:
+        """The input of the model: images in [-1, 1], or the mode of the VAE's posterior of them.
+
+        This is vae.encode without its checks, which would make a GPU wait.
+        """
+        if self.vae is None:
+            return images
+        with autocast(self.ranks.device, self.bf16):
+            return (self.vae.posterior(images)[0] * self.vae.config.scaling_factor).float()
+
+    def batches(self, run: Run) -> Iterator[tuple[Tensor, ...]]:
+        """Images or latents, the draws of the objective and, with a teacher, its features of the images."""
+        B = run.recipe.batch_size
+        for images, g in image_batches(self.train, run):
+            with torch.no_grad(), autocast(self.ranks.device, self.bf16):
+                features = () if self.teacher is None else (self.teacher(images).float(),)
+            x = self.latents(images)
+            whole = x[:1].expand(B, -1, -1, -1)  # draws are for all ranks together
+            draws = self.model.draw(whole, nested_prob(run.progress, run.recipe), g)
+            yield x, *(d[run.share] for d in draws), *features
+
+    def evaluate(self, model: TokenizerObjective) -> tuple[dict, str]:
+        return evaluate_tokenizer(model.tok, self.val)
+
+    def picture(self, model: TokenizerObjective, title: str) -> Figure:
+        """Reconstructions from more and more tokens, all from the same noise."""
+        tok, x = model.tok, self.val[:8]
+        noise, ids = seeded_noise(x.shape, 0), tok.encode_latents(x)
+        grid = {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets}
+        if self.vae is not None:
+            x, grid = self.vae.decode(x), {k: self.vae.decode(z) for k, z in grid.items()}
+        return budget_grid(x, grid, title)
+
+
+def describe_sources(
+    data: Dataset, vae: VAE | None, teacher: Teacher | str | None, init: str | None
+) -> dict:
+    """What a tokenizer is trained on, for run.json."""
+    sources = {"data": describe_data(data)}
     if vae is not None:
-        images, grid = vae.decode(images), {k: vae.decode(x) for k, x in grid.items()}
-    save(budget_grid(images, grid, title), path)
+        sources["vae"] = {
+            "fingerprint": fingerprint(vae.state_dict()),
+            "scaling_factor": vae.config.scaling_factor,
+        }
+    if teacher is not None:
+        sources["teacher"] = {"name": teacher if isinstance(teacher, str) else "a function"}
+    if init is not None:
+        sources["init"] = {"weights": str(init)}
+    return sources
 
 
 def train_tokenizer(
@@ -69,85 +180,16 @@ def train_tokenizer(
     teacher: Teacher | str | None = None,
     cls: type[FlexTok] = FlexTok,
     init: str | None = None,
+    objective: type[TokenizerObjective] = TokenizerObjective,
 ) -> FlexTok:
-    """Train a FlexTok on uint8 images (by way of a frozen VAE, where in_channels != 3); returns it with averaged weights.
+    """Train a FlexTok on uint8 images; returns it with averaged weights. Arguments as for `TokenizerTask`.
 
-    teacher: aligns the decoder with its features of the images (REPA); as for `load_teacher`, or a function. cls: the
-    model, FlexTok or a baseline. init: weights to start from, of a model that may differ in its number of registers.
-    `out` gets what `fit` writes, samples/*.png, and at the end weights for `FlexTok.from_pretrained(out)`.
+    `out` gets what `fit` writes; its weights load with `FlexTok.from_pretrained(out)`.
     """
-    procs, out, c = Processes(device), Path(out), recipe
-    data, val = hold_out(data, c)
-    size = config.image_size * (vae.config.downscale if vae else 1)
-    if config.in_channels != 3 and vae is None:
-        raise ValueError(
-            f"this model takes latents of {config.in_channels} channels: give --vae, weights of a VAE with "
-            f"latent_channels={config.in_channels} (minflextok train vae), or pick a pixel preset"
-        )
-    if val.shape[-1] != size:
-        raise ValueError(
-            f"{data.name} gives {tuple(val.shape[1:])} images, this model takes (3, {size}, {size}): "
-            "load them with this image_size"
-        )
-    torch.manual_seed(c.seed)
-    tok = cls(config)
-    told = data.name  # what a resumed run must have in common, beside the configs
-    if init is not None:
-        start_from(tok, cls.from_pretrained(init), init)
-        told += f" from {init} {tok.fingerprint()}"
-    if teacher is not None:
-        told += f" with REPA by {teacher if isinstance(teacher, str) else 'a function'}"
-        teacher = load_teacher(teacher, procs.device) if isinstance(teacher, str) else teacher
-        if config.repa_block >= config.dec_depth:
-            raise ValueError(
-                f"repa_block={config.repa_block}: this decoder's blocks are 0 to {config.dec_depth - 1}"
-            )
-        with torch.no_grad():
-            means = [
-                teacher(to_float(x).to(procs.device)).float().mean((0, 2, 3)) for x in val.split(64)
-            ]
-        tok.repa = Repa(config.dec_dim, torch.stack(means).mean(0))
-    if vae is not None:
-        tok.attach(
-            vae.to(procs.device)
-        ).vae = None  # checks that the two fit; the loop holds the tokenizer alone
-        told += f" through VAE {fingerprint(vae.state_dict())} scaled by {vae.config.scaling_factor:.6g}"
-    if c.compile:
-        tok.encoder.compile(dynamic=True)
-        tok.decoder.compile(dynamic=True)
-
-    autocast = partial(torch.autocast, procs.device.type, torch.bfloat16, enabled=c.bf16)
-
-    def latents(x: Tensor) -> Tensor:
-        if vae is None:
-            return x
-        with torch.no_grad(), autocast():
-            return (
-                vae.posterior(x)[0] * vae.config.scaling_factor
-            ).float()  # vae.encode, whose checks make a GPU wait
-
-    val = torch.cat([latents(to_float(x).to(procs.device)) for x in val.split(64)])
-
-    def inputs(run: Run) -> Iterator[tuple[Tensor, ...]]:
-        for x, g in image_batches(data, run):
-            with torch.no_grad(), autocast():
-                features = () if teacher is None else (teacher(x).float(),)
-            x = latents(x)
-            draws = run.model.draw(
-                x[:1].expand(c.batch_size, -1, -1, -1), nested_prob(run.progress, c), g
-            )
-            yield x, *(d[run.share] for d in draws), *features
-
-    def evaluate(tok: FlexTok, step: int) -> tuple[dict, str]:
-        tokenizer_picture(
-            tok, val[:8], vae, out / "samples" / f"step_{step:06d}.png", f"step {step}"
-        )
-        return evaluate_tokenizer(tok, val)
-
-    tok = fit(tok, inputs, evaluate, c, out, told, procs, quiet)
-    tok.repa = None
+    task = TokenizerTask(config, recipe, data, Ranks(device), vae, teacher, init, cls, objective)
+    tok = fit(task, recipe, out, quiet).tok
     if vae is not None:
         tok.attach(vae)
-        if procs.rank == 0:
+        if task.ranks.is_main:
             tok.save_pretrained(out)
     return tok

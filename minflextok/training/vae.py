@@ -6,47 +6,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..checks import first_line
 from ..config import TrainConfig, VAEConfig
-from ..data.datasets import Dataset, to_float
-from ..evaluation.figures import image_grid, save
+from ..data import Dataset, to_float
+from ..evaluation.figures import image_grid
 from ..evaluation.metrics import psnr
 from ..vae import VAE, kl_divergence
-from .batches import hold_out, image_batches
-from .loop import Run, fit
-from .losses import Distance, VAEObjective, gradient_distance, vgg16_distance
-from .runtime import Processes, first_line
+from .batches import check_image_size, describe_data, image_batches, split_validation
+from .loop import Run, Task, fit
+from .losses import Distance, VAEObjective, gradient_distance, lpips_distance
+from .runtime import Ranks
 
 
-def perceptual_distance(config: VAEConfig, procs: Processes) -> tuple[VAEConfig, Distance | None]:
-    """What config.perceptual names; where VGG16 cannot be had, `gradients` in its place, which the config then says."""
-    distance, problem = (
-        {"gradients": gradient_distance}.get(config.perceptual),
-        "another process could not",
+def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Distance | None]:
+    """The distance that config.perceptual names. If LPIPS cannot be loaded on all ranks, `gradients`
+    takes its place, and the returned config says so."""
+    if config.perceptual != "lpips":
+        return config, gradient_distance if config.perceptual == "gradients" else None
+    distance, problem = None, "another rank could not load it"
+    try:
+        distance = lpips_distance(ranks.device)
+    except Exception as e:  # not installed, no connection, no space, a damaged file, ...
+        problem = first_line(e)
+    if ranks.mean(distance is not None) == 1:
+        return config, distance
+    warnings.warn(
+        f"perceptual='lpips' cannot be used ({problem}): training with 'gradients' instead, which gives "
+        'blurrier images. Install the package with pip install "minflextok[lpips]"; offline, put '
+        "vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints",
+        stacklevel=4,
     )
-    if config.perceptual == "vgg16":
-        try:
-            distance = vgg16_distance(procs.device)
-        except Exception as e:  # no connection, no space, a damaged file, ...
-            problem = first_line(e)
-        if procs.mean(distance is not None) < 1:
-            warnings.warn(
-                f"VGG16 could not be downloaded ({problem}): trains on perceptual='gradients' instead, which is "
-                "no match for it. Put vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints",
-                stacklevel=3,
-            )
-            config, distance = (
-                dataclasses.replace(config, perceptual="gradients"),
-                gradient_distance,
-            )
-    return config, distance
+    return dataclasses.replace(config, perceptual="gradients"), gradient_distance
 
 
 @torch.no_grad()
 def evaluate_vae(vae: VAE, images: Tensor) -> tuple[dict, str]:
-    """PSNR of reconstructions from the mode, KL in nats an image, and the unscaled latents' std, over all and by channel.
-    images (n, 3, H, W) uint8."""
+    """PSNR of reconstructions from the mode, KL in nats per image, and the standard deviation of the
+    unscaled latents, overall and per channel. images: (n, 3, H, W) uint8."""
     means, kls, psnrs = [], [], []
     for part in images.split(32):
         x = to_float(part).to(vae.quant_conv.weight.device)
@@ -55,16 +54,53 @@ def evaluate_vae(vae: VAE, images: Tensor) -> tuple[dict, str]:
         kls.append(kl_divergence(mean, logvar))
         psnrs.append(psnr(vae.decode(mean * vae.config.scaling_factor).clamp(-1, 1), x))
     latents = torch.cat(means)  # (n, C, h, w)
-    found = {
+    metrics = {
         "psnr": torch.cat(psnrs).mean().item(),
         "kl": torch.cat(kls).mean().item(),
         "latent_std": latents.std().item(),
         "channel_std": [round(s, 4) for s in latents.std((0, 2, 3)).tolist()],
     }
-    return found, (
-        f"PSNR {found['psnr']:.2f} dB  KL {found['kl']:.0f} nats an image  "
-        f"std of the latents {found['latent_std']:.3f}"
+    return metrics, (
+        f"PSNR {metrics['psnr']:.2f} dB  KL {metrics['kl']:.0f} nats per image  "
+        f"std of the latents {metrics['latent_std']:.3f}"
     )
+
+
+class VAETask(Task):
+    """A VAE with its losses, on uint8 images of config.image_size."""
+
+    def __init__(self, config: VAEConfig, recipe: TrainConfig, data: Dataset, ranks: Ranks):
+        self.ranks, self.sources = ranks, {"data": describe_data(data)}
+        self.train, self.val = split_validation(data, recipe)
+        check_image_size(data, self.val, config.image_size)
+        self.config, distance = perceptual_distance(config, ranks)
+        torch.manual_seed(recipe.seed)
+        self.model = VAEObjective(self.config, distance)
+        if recipe.compile:
+            self.model.vae.encoder.compile()
+            self.model.vae.decoder.compile()
+
+    def batches(self, run: Run) -> Iterator[tuple[Tensor, ...]]:
+        """Images, the noise of their latents, and whether the adversarial loss is active."""
+        c, B = self.config, run.recipe.batch_size
+        side = c.image_size // c.downscale
+        for x, g in image_batches(self.train, run):
+            on_device = torch.Generator(x.device)
+            on_device.manual_seed(int(torch.randint(2**62, (), generator=g)))
+            eps = torch.randn(
+                (B, c.latent_channels, side, side), device=x.device, generator=on_device
+            )
+            adversarial = torch.full((len(x),), run.progress >= c.adversarial_from)
+            yield x, eps[run.share], adversarial
+
+    def evaluate(self, model: VAEObjective) -> tuple[dict, str]:
+        return evaluate_vae(model.vae, self.val)
+
+    def picture(self, model: VAEObjective, title: str) -> Figure:
+        x = to_float(self.val[:8]).to(self.ranks.device)
+        with torch.no_grad():
+            reconstructions = model.vae.decode(model.vae.encode(x))
+        return image_grid({"original": x, "decoded": reconstructions}, title)
 
 
 def train_vae(
@@ -75,49 +111,15 @@ def train_vae(
     device: str | None = None,
     quiet: bool = False,
 ) -> VAE:
-    """Train a VAE on uint8 images; returns it with averaged weights, and with the scaling_factor that gives latents of
-    held-out training images a standard deviation of 1.
+    """Train a VAE on uint8 images; returns it with averaged weights.
 
-    `out` gets what `fit` writes, samples/*.png, and at the end weights for `VAE.from_pretrained(out)`.
+    Its scaling_factor gives the latents of the validation images a standard deviation of 1. `out` gets
+    what `fit` writes; its weights load with `VAE.from_pretrained(out)`.
     """
-    procs, out, c = Processes(device), Path(out), recipe
-    data, val = hold_out(data, c)
-    if val.shape[1:] != (3, config.image_size, config.image_size):
-        raise ValueError(
-            f"{data.name} gives {tuple(val.shape[1:])} images, image_size={config.image_size} says otherwise: "
-            "load them with this image_size"
-        )
-    config, distance = perceptual_distance(config, procs)
-    torch.manual_seed(c.seed)
-    objective = VAEObjective(config, distance)
-    if c.compile:
-        objective.vae.encoder.compile()
-        objective.vae.decoder.compile()
-    side = config.image_size // config.downscale
-
-    def inputs(run: Run) -> Iterator[tuple[Tensor, ...]]:
-        for x, g in image_batches(data, run):
-            on_device = torch.Generator(x.device).manual_seed(
-                int(torch.randint(2**62, (), generator=g))
-            )
-            eps = torch.randn(
-                (c.batch_size, config.latent_channels, side, side),
-                device=x.device,
-                generator=on_device,
-            )
-            yield x, eps[run.share], torch.full((len(x),), run.progress >= config.adversarial_from)
-
-    def evaluate(objective: VAEObjective, step: int) -> tuple[dict, str]:
-        vae, x = objective.vae, to_float(val[:8]).to(procs.device)
-        with torch.no_grad():
-            rows = {"original": x, "decoded": vae.decode(vae.encode(x))}
-        save(image_grid(rows, f"step {step}"), out / "samples" / f"step_{step:06d}.png")
-        return evaluate_vae(vae, val)
-
-    vae = fit(objective, inputs, evaluate, c, out, data.name, procs, quiet).vae
-    vae.config = dataclasses.replace(
-        vae.config, scaling_factor=1 / evaluate_vae(vae, val)[0]["latent_std"]
-    )
-    if procs.rank == 0:
+    task = VAETask(config, recipe, data, Ranks(device))
+    vae = fit(task, recipe, out, quiet).vae
+    std = evaluate_vae(vae, task.val)[0]["latent_std"]
+    vae.config = dataclasses.replace(vae.config, scaling_factor=1 / std)
+    if task.ranks.is_main:
         vae.save_pretrained(out)
     return vae

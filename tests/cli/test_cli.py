@@ -12,7 +12,7 @@ from conftest import TINY, randomised
 from PIL import Image
 
 from minflextok.cli.parser import main
-from minflextok.data.datasets import load_dataset
+from minflextok.data import load_dataset
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from PIL import Image
 
 from minflextok import FlexTok
 from minflextok.course.pictures import png
-from minflextok.data.datasets import load_dataset, to_float
+from minflextok.data import load_dataset, to_float
 
 HOW = (
     '.venv/bin/pip install -e ".[browser]", then .venv/bin/playwright install chromium '
@@ -43,7 +43,7 @@ SIX = """
 import torch
 from minflextok import FlexTok, Prior, PRIOR_PRESETS
 from minflextok.course import widgets
-from minflextok.data.datasets import load_dataset, to_float
+from minflextok.data import load_dataset, to_float
 images = to_float(load_dataset("cifar10-sample", "test").images[:6])
 tok = FlexTok.from_pretrained("cifar10-tiny")
 torch.manual_seed(0)

@@ -16,8 +16,7 @@ from minflextok import FlexTok, Prior, PriorConfig
 from minflextok.course import prior_widgets, widgets
 from minflextok.course.board import Board
 from minflextok.course.pictures import png, sheet
-from minflextok.data import shapes
-from minflextok.data.datasets import load_dataset, to_float
+from minflextok.data import load_dataset, shapes, to_float
 from minflextok.flow import euler
 from minflextok.presets import PRIOR_PRESETS
 

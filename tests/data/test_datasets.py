@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minflextok.data.datasets import (
+from minflextok.data import (
     Folder,
     Stream,
     load_dataset,

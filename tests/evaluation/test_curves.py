@@ -1,11 +1,10 @@
-"""Curves of a run beside a reference: read whole, drawn, and told in words."""
+"""Curves of a run and of a reference: read, plotted, compared in words."""
 
 import dataclasses
 import json
 
 import pytest
-from conftest import TINY
-from test_train import RECIPE, data
+from conftest import RECIPE, TINY, noise_images
 
 from minflextok.cli.parser import main
 from minflextok.evaluation import curves
@@ -17,7 +16,12 @@ def runs(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
     for name, steps in (("short", 8), ("long", 12)):
         train_tokenizer(
-            TINY, dataclasses.replace(RECIPE, steps=steps), data(), out / name, "cpu", quiet=True
+            TINY,
+            dataclasses.replace(RECIPE, steps=steps),
+            noise_images(),
+            out / name,
+            "cpu",
+            quiet=True,
         )
     return out
 

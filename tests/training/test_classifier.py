@@ -9,13 +9,15 @@ import torch.nn.functional as F
 
 from minflextok import TrainConfig
 from minflextok.cli.parser import main
-from minflextok.config import WEIGHTS_DIR, JudgeConfig
-from minflextok.data.datasets import CIFAR10_CLASSES, Images, load_dataset, to_float
-from minflextok.evaluation.classifier import Judge, accuracy
-from minflextok.presets import JUDGES
+from minflextok.config import WEIGHTS_DIR, ClassifierConfig
+from minflextok.data import CIFAR10_CLASSES, Images, load_dataset, to_float
+from minflextok.evaluation.classifier import Classifier, accuracy
+from minflextok.presets import CLASSIFIER_PRESETS
 from minflextok.training.classifier import random_crop, train_judge
 
-SMALL = JudgeConfig(image_size=8, widths=(8, 12), strides=(2, 1), num_features=6, num_classes=3)
+SMALL = ClassifierConfig(
+    image_size=8, widths=(8, 12), strides=(2, 1), num_features=6, num_classes=3
+)
 
 
 def coloured(n=64):
@@ -40,7 +42,7 @@ RECIPE = TrainConfig(
 
 
 def test_shapes_of_logits_features_and_maps():
-    judge = Judge(SMALL).eval()
+    judge = Classifier(SMALL).eval()
     x = torch.rand(2, 3, 8, 8) * 2 - 1
     assert (
         judge(x).shape == (2, 3)
@@ -53,7 +55,9 @@ def test_shapes_of_logits_features_and_maps():
     torch.testing.assert_close(
         judge(x, labels), F.cross_entropy(judge(x), labels, label_smoothing=0.1)
     )
-    assert Judge(JUDGES["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[2:] == (8, 8)
+    assert Classifier(CLASSIFIER_PRESETS["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[
+        2:
+    ] == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_shapes_of_logits_features_and_maps():
 )
 def test_bad_images(images, match):
     with pytest.raises(ValueError, match=match):
-        Judge(SMALL)(images)
+        Classifier(SMALL)(images)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_random_crop_shifts_and_mirrors_the_rim():
 def test_it_learns_and_its_weights_come_back(tmp_path):
     judge = train_judge(SMALL, RECIPE, coloured(), tmp_path, "cpu", quiet=True)
     assert accuracy(judge, coloured()) > 0.95
-    again = Judge.from_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
     x = to_float(coloured().images)
     torch.testing.assert_close(judge(x), again(x))
     logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -165,8 +169,8 @@ def test_the_command(tmp_path):
             "--quiet",
         ]
     )
-    assert Judge.from_pretrained(tmp_path).config.widths == (8,)
-    with pytest.raises(SystemExit, match="unknown JudgeConfig key 'nonsense'"):
+    assert Classifier.from_pretrained(tmp_path).config.widths == (8,)
+    with pytest.raises(SystemExit, match="unknown ClassifierConfig key 'nonsense'"):
         main(["train", "judge", "--out", str(tmp_path), "--model", "nonsense=1"])
 
 
@@ -174,5 +178,5 @@ def test_shipped_weights():
     folder = WEIGHTS_DIR / "judge-cifar10"
     data = load_dataset("cifar10-sample", "test")
     assert data.classes == CIFAR10_CLASSES
-    assert accuracy(Judge.from_pretrained("judge-cifar10"), data) > 0.85
+    assert accuracy(Classifier.from_pretrained("judge-cifar10"), data) > 0.85
     assert (folder / "model.safetensors").stat().st_size < 3e6

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY, changed, killed_after, lines, same
 
 from minflextok import FlexTok, TrainConfig
-from minflextok.data.datasets import Images, to_float
+from minflextok.data import Images, to_float
 from minflextok.training.loop import lr_factor, make_optimizer, update_ema
 from minflextok.training.runtime import load_checkpoint, save_checkpoint
 from minflextok.training.tokenizer import nested_prob, train_tokenizer

@@ -9,8 +9,8 @@ from conftest import TINY, randomised
 from test_train import RECIPE, data, lines, same
 
 from minflextok import FlexTok
-from minflextok.config import JudgeConfig
-from minflextok.evaluation.classifier import Judge
+from minflextok.config import ClassifierConfig
+from minflextok.evaluation.classifier import Classifier
 from minflextok.training.repa import Repa, load_teacher
 from minflextok.training.tokenizer import train_tokenizer
 
@@ -70,7 +70,7 @@ def test_training_with_a_teacher_aligns_and_resumes_and_exports_the_tokenizer_al
 
 
 def test_teachers(tmp_path, monkeypatch):
-    net = Judge(JudgeConfig(image_size=8, widths=(8, 8), strides=(2, 1)))
+    net = Classifier(ClassifierConfig(image_size=8, widths=(8, 8), strides=(2, 1)))
     net.save_pretrained(tmp_path / "teacher")
     assert load_teacher(str(tmp_path / "teacher"))(torch.zeros(2, 3, 8, 8)).shape == (2, 8, 4, 4)
     with pytest.raises(ValueError, match="never train with the network that judges"):

@@ -23,7 +23,7 @@ from torchvision.models import VGG16_Weights, vgg16
 from minflextok import FlexTok, TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import VAEConfig
-from minflextok.data.datasets import Images, load_dataset, to_float
+from minflextok.data import Images, load_dataset, to_float
 from minflextok.evaluation.metrics import psnr
 from minflextok.presets import RECIPES, VAE_PRESETS
 from minflextok.training.losses import (

@@ -1,0 +1,200 @@
+"""Image data sets by name or path: `load_dataset`."""
+
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torchvision.datasets import CIFAR10
+
+from ..config import DATA_DIR
+from . import folders, shards
+from .datasets import Dataset, Folder, Images, Stream
+from .images import UNREADABLE, Skipped, open_image
+from .shapes import make_shapes
+
+CIFAR10_CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]  # in the order of their numbers
+IN_MEMORY_BYTES = 2 * 10**9  # decoded; larger sets stay on disk
+ENCODINGS = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG")  # else the suffix in capitals
+TARS = (".tar", ".tar.gz", ".tgz")
+
+
+def load_dataset(
+    name_or_path: str | Path, split: str = "train", image_size: int | None = None, workers: int = 4
+) -> Dataset:
+    """Images by name or path.
+
+    "shapes": procedural captioned scenes at image_size 16 (default), 32 or 64; 20,000 train, 2,000 test.
+    "cifar10-sample": 4,000 train and 1,000 test images that come with the package.
+    "cifar10": all of CIFAR-10 (torchvision downloads it to ~/.cache/minflextok).
+    A folder: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/test or DIR/val, or images without class folders.
+    WebDataset shards (.tar, .tar.gz; "train-{000..127}.tar"): images, each with an optional class number in a .cls
+    file. The text {split} in a path is replaced by `split`; a path without it is read as it is.
+
+    image_size resizes the short side and crops the center; without it all images must have one size.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: give 'train' or 'test'")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size={image_size}: give a positive number of pixels")
+    name = str(name_or_path)
+    if name == "shapes":
+        return load_shapes(split, image_size or 16)
+    if name == "cifar10-sample":
+        path = str(DATA_DIR / f"cifar10-sample-{split}.tar.gz")
+        return load_shards(path, split, image_size, workers, name, CIFAR10_CLASSES)
+    if name == "cifar10":
+        return load_cifar10(split, image_size)
+    path = name.replace("{split}", split)
+    if path.endswith(TARS):
+        return load_shards(path, split, image_size, workers)
+    if Path(path).is_dir():
+        return load_folder(name, split, image_size, workers)
+    raise FileNotFoundError(
+        f"no data set {name!r}: give shapes, cifar10-sample, cifar10, an existing folder of images, "
+        "or .tar/.tar.gz shards"
+    )
+
+
+def load_shapes(split: str, size: int) -> Images:
+    num, seed = (20_000, 0) if split == "train" else (2_000, 1)
+    images, captions, scenes = make_shapes(num, size, seed)
+    return Images(
+        "shapes",
+        torch.from_numpy(images),
+        labels=torch.tensor([len(s) for s in scenes]) - 1,
+        classes=["1 thing", "2 things", "3 things", "4 things"],
+        captions=captions,
+        split=split,
+        encoding="drawn here",
+    )
+
+
+def load_cifar10(split: str, size: int | None) -> Images:
+    root = Path.home() / ".cache" / "minflextok"
+    try:  # one process downloads, others wait; torchvision checks the MD5 before it reads the pickles
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "cifar10.lock"):
+            raw = CIFAR10(root, train=split == "train", download=True)
+    except (OSError, RuntimeError) as e:
+        raise OSError(
+            f"cannot download CIFAR-10 to {root} ({e}). Offline, use cifar10-sample (embedded), "
+            "shapes (procedural), or a folder or shards of your own"
+        ) from None
+    images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
+    if size not in (None, 32):
+        images = torch.nn.functional.interpolate(
+            images, size=(size, size), mode="bicubic", antialias=True
+        )
+    labels = torch.tensor(raw.targets)
+    return Images(
+        "cifar10", images, labels, CIFAR10_CLASSES, split=split, encoding="original pixels"
+    )
+
+
+def encoding_of(suffix: str) -> str:
+    """The format of images by the suffix of the first: "JPEG", "PNG", ..."""
+    suffix = suffix.lower().lstrip(".")
+    return ENCODINGS.get(suffix, suffix.upper())
+
+
+def load_folder(name: str, split: str, size: int | None, workers: int) -> Images | Folder:
+    """A folder with its splits below it, or with {split} in its name. Classes are numbered as in training."""
+    if "{split}" in name:
+        root, train = Path(name.replace("{split}", split)), Path(name.replace("{split}", "train"))
+    else:
+        root, train = folders.find_split(Path(name), split)
+    trained = [d.name for d in folders.subfolders(train)] if train.is_dir() else []
+    files, numbers, classes = folders.scan(root, trained)
+    labels = None if numbers is None else torch.tensor(numbers)
+    encoding = encoding_of(Path(files[0]).suffix)
+    if size and len(files) * 3 * size**2 > IN_MEMORY_BYTES:
+        return Folder(str(root), files, labels, classes, size, workers, split, encoding)
+    numbers = numbers or [None] * len(files)
+    data = in_memory(str(root), zip(files, files, numbers, strict=True), size)
+    data.classes, data.split, data.encoding = classes, split, encoding
+    return data
+
+
+def load_shards(
+    pattern: str,
+    split: str,
+    size: int | None,
+    workers: int,
+    name: str | None = None,
+    classes: list[str] | None = None,
+) -> Images | Stream:
+    """WebDataset shards: in memory if they fit, else a stream. name, classes: of a data set of this package."""
+    files, num_bytes = shards.expand(pattern)
+    first = next(shards.samples(shards.read_all(files)), None)
+    encoding = encoding_of(first.suffix) if first else "unknown encoding"
+    if num_bytes is None or 10 * num_bytes >= IN_MEMORY_BYTES:  # JPEGs grow about tenfold
+        if not size:
+            raise ValueError(
+                f"{pattern} is too large for memory: give an image_size, so that it can stream"
+            )
+        return Stream(pattern, files, size, workers, split, encoding)
+    data = in_memory(name or pattern, unique(shards.samples(shards.read_all(files))), size)
+    if data.labels is not None:
+        data.classes = classes or [str(i) for i in range(int(data.labels.max()) + 1)]
+    data.split, data.encoding = split, encoding
+    return data
+
+
+def unique(samples: Iterable[shards.Sample]) -> Iterator[tuple[str, bytes, int | None]]:
+    """Name, image and class of samples; a name that stands twice in one shard is an error."""
+    seen = set()
+    for sample in samples:
+        if (sample.url, sample.key) in seen:
+            raise ValueError(
+                f"{sample.url} holds {sample.key}{sample.suffix} twice: was the tar appended to?"
+            )
+        seen.add((sample.url, sample.key))
+        yield sample.key, sample.image, sample.label
+
+
+def in_memory(
+    name: str, samples: Iterable[tuple[str, str | bytes, int | None]], size: int | None
+) -> Images:
+    """All samples (name, file or bytes, class) that can be read; all must have a class, or none."""
+    skipped, images, labels = Skipped(), [], []
+    for key, source, label in samples:
+        try:
+            image = open_image(source, size)
+        except UNREADABLE as e:
+            skipped(key, e)
+            continue
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"{name}: {key} is {image.shape[1]}x{image.shape[2]}, others "
+                f"{images[0].shape[1]}x{images[0].shape[2]}: give an image_size, so that all are "
+                "resized and cropped to it"
+            )
+        images.append(image)
+        labels.append(label)
+    if not images:
+        raise ValueError(f"{name} holds no readable image ({skipped.count} unreadable)")
+    unlabelled = sum(label is None for label in labels)
+    if 0 < unlabelled < len(labels):
+        raise ValueError(
+            f"{name} is labelled in part: {unlabelled} of {len(labels)} images have no class"
+        )
+    if skipped.count:
+        warnings.warn(
+            f"{name}: {skipped.count} unreadable images skipped, {len(images)} read", stacklevel=4
+        )
+    pixels = torch.from_numpy(np.stack(images))
+    return Images(name, pixels, None if unlabelled else torch.tensor(labels))

@@ -1,0 +1,90 @@
+"""What a run keeps on disk to be resumed: its checkpoint, and run.json, the record of its settings."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..checks import first_line
+from ..config import to_json
+from ..weights import atomic_file, write_atomic
+
+FREE = ("train.workers", "train.log_every", "train.compile")  # settings that may change on a resume
+
+
+def save_checkpoint(state: dict, path: Path) -> None:
+    """Write a checkpoint whole or not at all: a crash or a full disk leaves the previous one as it was."""
+    try:
+        with atomic_file(path) as f:
+            torch.save(state, f)
+    except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
+        kept = f"{path} is still the last good one" if path.exists() else "there is none yet"
+        raise OSError(
+            f"could not write checkpoint {path} ({first_line(e)}): is the disk full? {kept}; free "
+            "some space and start the same run again to resume"
+        ) from None
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint with weights_only: tensors and plain values, without running code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(
+            f"{path} cannot be read ({first_line(e)}): delete it to start over"
+        ) from None
+
+
+def describe_run(model_config, recipe, sources: dict) -> dict:
+    """The contents of run.json: the configs of model and training, and what the run is trained on.
+
+    sources: plain values for JSON. "data" has the name of the data set and its size; "teacher", "init",
+    "vae" and "tokenizer" name the other networks that the result depends on, with their fingerprints.
+    """
+    model, train = (json.loads(to_json(c)) for c in (model_config, recipe))
+    return {"model": model, "train": train} | sources
+
+
+def claim_directory(out: Path, record: dict, resume: bool) -> None:
+    """Write run.json; on a resume, check that the run in this directory is the same one.
+
+    Raises ValueError that names the differences between the two.
+    """
+    path = out / "run.json"
+    if not resume:
+        write_atomic(path, json.dumps(record, indent=2) + "\n")
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"out={str(out)!r} has a checkpoint, but its run.json cannot be read "
+            f"({first_line(e)}): give another out"
+        ) from None
+    if not isinstance(stored.get("data"), dict):
+        raise ValueError(
+            f"out={str(out)!r} holds a run of an earlier version of minflextok, which cannot be "
+            "resumed: give another out"
+        )
+    there, here = flatten(stored), flatten(record)
+    differences = [
+        f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
+        for key in here | there
+        if there.get(key) != here.get(key) and key not in FREE
+    ]
+    if differences:
+        raise ValueError(
+            f"out={str(out)!r} holds another run ({'; '.join(differences)}): give its settings, "
+            "or another out"
+        )
+
+
+def flatten(record: dict, prefix: str = "") -> dict:
+    """{"train": {"lr": 0.1}} -> {"train.lr": 0.1}."""
+    flat = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
