@@ -1,4 +1,5 @@
-"""The registry of named models. A preset is a model, the recipe that trains it, and its default data and tokenizer.
+"""The registry of named models. A preset is a model, the recipe that trains it, and its default
+data and tokenizer.
 
 To add one, add an entry to the dictionary of its stage; the command line lists it by itself.
 """
@@ -20,10 +21,12 @@ class Preset:
 
 # ---- stage 1: tokenizers -------------------------------------------------------------------------
 
-# Settings with which small models learn ordered tokens fast. `make sweep` measures one change at a time.
+# Settings with which small models learn ordered tokens fast. `make sweep` measures one change at a
+# time.
 SMALL = {"token_std": 1.0, "latent_std": 1.0, "latent_penalty": 0.1, "mode_scale": -0.5}
 
-# Batch size and learning rate of the published models are our choice: the paper does not give them in full.
+# Batch size and learning rate of the published models are our choice: the paper does not give them
+# in full.
 PUBLISHED = TokenizerConfig(image_size=32, in_channels=16, patch_size=2)
 PUBLISHED_RECIPE = TrainConfig(
     steps=200_000,
@@ -96,7 +99,8 @@ TOKENIZERS: dict[str, Preset] = {
 
 # ---- stage 0: VAEs -------------------------------------------------------------------------------
 
-# As with the published tokenizers, the recipe and the adversarial weight of the f8 VAEs are our choice.
+# As with the published tokenizers, the recipe and the adversarial weight of the f8 VAEs are our
+# choice.
 PUBLISHED_VAE = VAEConfig(adversarial_weight=0.1)
 PUBLISHED_VAE_RECIPE = TrainConfig(
     steps=400_000,
@@ -138,11 +142,12 @@ SMALL_PRIOR_RECIPE = TrainConfig(
     steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05
 )
 SHAPES_WORDS = (
-    "a above below blue circle green is large left of purple red right small square the to triangle "
-    "which white yellow"
+    "a above below blue circle green is large left of purple red right small square the to "
+    "triangle which white yellow"
 )
 
-# The paper gives the sizes of its priors (49M to 1.33B parameters), not their widths and depths. Each size
+# The paper gives the sizes of its priors (49M to 1.33B parameters), not their widths and depths.
+# Each size
 # equals 49152 depth^3, the parameters of `depth` blocks of width 64 * depth without embeddings.
 PUBLISHED_PRIORS = {"49m": 10, "85m": 12, "201m": 16, "393m": 20, "679m": 24, "1.33b": 30}
 PUBLISHED_PRIOR_RECIPE = TrainConfig(

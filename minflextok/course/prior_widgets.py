@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..data import shapes, to_uint8
-from ..flow import seeded_noise
+from ..draws import seeded_noise
 from ..prior import Prior
 from ..tokenizer import FlexTok
 from .board import Board, Frame, slider

@@ -1,4 +1,5 @@
-"""Opening one image file: the one place for color modes, bit depths, transparency, orientation and crops."""
+"""Opening one image file: the one place for color modes, bit depths, transparency, orientation and
+crops."""
 
 import io
 import warnings
@@ -43,10 +44,12 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
-    """Read an image file or its bytes as RGB (3, H, W) uint8; with `size`, resize the short side and crop the center.
+    """Read an image file or its bytes as RGB (3, H, W) uint8; with `size`, resize the short side
+    and crop the center.
 
-    Photos are turned upright, transparency is composited on white, an animation gives its first frame. Raises
-    OSError or ValueError for a file that is broken or whose values have no known range.
+    Photos are turned upright, transparency is composited on white, an animation gives its first
+    frame. Raises OSError or ValueError for a file that is broken or whose values have no known
+    range.
     """
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -69,7 +72,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Gray images of more than 8 bits, scaled to 8; ValueError where the range of the values is not known."""
+    """Gray images of more than 8 bits, scaled to 8; ValueError where the range of the values is not
+    known."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
@@ -88,7 +92,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def white_of(image: Image.Image, low: float, high: float) -> float | None:
-    """The value of white in an image of whole numbers of more than 8 bits; None if it cannot be known."""
+    """The value of white in an image of whole numbers of more than 8 bits; None if it cannot be
+    known."""
     tags = getattr(image, "tag_v2", {})  # of TIFF files
     bits = max(tags.get(258, (0,)))
     if 8 < bits < 16 or 281 in tags:  # BitsPerSample, MaxSampleValue
@@ -103,7 +108,8 @@ def white_of(image: Image.Image, low: float, high: float) -> float | None:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, where transparent pixels show a white ground: their hidden colors are not part of the image."""
+    """RGB, where transparent pixels show a white ground: their hidden colors are not part of the
+    image."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..flow import seeded_noise
+from ..draws import seeded_noise
 from ..tokenizer import FlexTok
 
 # ---- pairs of images -----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from ..config import TokenizerConfig, TrainConfig
 from ..data import Dataset, to_float
 from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
-from ..flow import seeded_noise
+from ..draws import seeded_noise
 from ..precision import autocast
 from ..tokenizer import FlexTok
 from ..vae import VAE
