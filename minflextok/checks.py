@@ -38,7 +38,8 @@ def check_shape(
 ) -> Tensor:
     """Returns x, a float tensor (B >= 1, channels, H, W).
 
-    H and W must be multiples of `unit` up to `largest` (None: no limit), or `largest` itself if `fixed`.
+    H and W must be multiples of `unit` up to `largest` (None: no limit), or `largest` itself if
+    `fixed`.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -68,7 +69,8 @@ def check_finite(x: Tensor, name: str) -> Tensor:
 
 
 def check_range(images: Tensor) -> Tensor:
-    """Returns the images, all values in [-1, 1]; a GPU has to finish its work first. Warns if they look like [0, 1]."""
+    """Returns the images, all values in [-1, 1]; a GPU has to finish its work first. Warns if they
+    look like [0, 1]."""
     low, high = (v.item() for v in check_finite(images, "images").detach().aminmax())
     if max(-low, high) > 1.01:
         raise ValueError(
@@ -93,8 +95,8 @@ def is_int_tensor(x: object) -> bool:
 def check_ids(
     ids: Tensor | list[Tensor], longest: int, vocab_size: int
 ) -> tuple[Tensor, list[int]]:
-    """Token ids (B, k), or a list of B 1-D tensors of different lengths -> (B, longest) int64, padded with id 0, and
-    the length of each row, all from 1 to `longest`."""
+    """Token ids (B, k), or a list of B 1-D tensors of different lengths -> (B, longest) int64,
+    padded with id 0, and the length of each row, all from 1 to `longest`."""
     rows = list(ids) if isinstance(ids, Tensor | list | tuple) else None
     if not rows or not all(isinstance(row, Tensor) and row.ndim == 1 for row in rows):
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
@@ -151,8 +153,8 @@ def check_timesteps(t: Tensor | float, rows: int) -> Tensor:
 
 
 def check_guidance(guidance: object, at: list, name: str) -> list[float]:
-    """The guidance scale at each of `at`, timesteps or positions: a number for all, or a function of them. name: what
-    precedes their values in the error."""
+    """The guidance scale at each of `at`, timesteps or positions: a number for all, or a function
+    of them. name: what precedes their values in the error."""
     scales = [guidance(a) if callable(guidance) else guidance for a in at]
     hint = f"a finite number, or a function of {name.strip(' =')} that returns one"
     for a, scale in zip(at, scales, strict=True):

@@ -38,7 +38,8 @@ def require(ok: bool, message: str) -> None:
 
 
 def check_types(config) -> None:
-    """Each field must have its annotated type. Lists become tuples; an int may stand for a float."""
+    """Each field must have its annotated type. Lists become tuples; an int may stand for a
+    float."""
     for f in dataclasses.fields(config):
         value, kind = getattr(config, f.name), typing.get_origin(f.type) or f.type
         if kind is tuple and isinstance(value, list):

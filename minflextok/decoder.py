@@ -1,5 +1,5 @@
-"""The decoder: a Transformer that predicts the velocity noise - x from the state x_t, the timestep t and the registers of
-the image x (FlexTok, decoder)."""
+"""The decoder: a Transformer that predicts the velocity noise - x from the state x_t, the timestep
+t and the registers of the image x (FlexTok, decoder)."""
 
 import math
 
@@ -14,7 +14,8 @@ from .transformer import AdaLNBlock, init_linears, layer_norm
 
 
 def time_features(t: Tensor, max_timestep: float = 1.0, dim: int = 256) -> Tensor:
-    """t (B,) -> (B, dim): cosines, then sines, of f_j * 1000 t / max_timestep at n = dim/2 frequencies f_j = 256^(-j/n)."""
+    """t (B,) -> (B, dim): cosines, then sines, of f_j * 1000 t / max_timestep at n = dim/2
+    frequencies f_j = 256^(-j/n)."""
     n = dim // 2
     frequencies = torch.exp(-math.log(256) / n * torch.arange(n, device=t.device))  # (n,)
     angles = t.float()[:, None] * (1000 / max_timestep * frequencies)
@@ -27,7 +28,8 @@ class Decoder(nn.Module):
     def __init__(self, c: TokenizerConfig):
         super().__init__()
         self.patch_size, self.max_timestep, dim = c.patch_size, c.max_timestep, c.dec_dim
-        # Registers: projected codes plus positions; then nested dropout; then, for null images, the null token.
+        # Registers: projected codes plus positions; then nested dropout; then, for null images, the
+        # null token.
         self.code_proj = nn.Linear(len(c.fsq_levels), dim)
         self.register_positions = nn.Parameter(torch.empty(c.num_registers, dim))
         self.nested_dropout = NestedDropout(dim)
@@ -52,7 +54,8 @@ class Decoder(nn.Module):
     def embed_registers(self, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
         """codes (B, K, F), keep_k (B,) int, null (B,) bool -> (B, K, D).
 
-        Registers with index >= keep_k become the mask token. Where null is True, all K become the null token.
+        Registers with index >= keep_k become the mask token. Where null is True, all K become the
+        null token.
         """
         registers = self.code_proj(codes.to(self.code_proj.weight.dtype)) + self.register_positions
         registers = self.nested_dropout(registers, keep_k)
@@ -66,7 +69,8 @@ class Decoder(nn.Module):
         return self.time_mlp(time_features(t, self.max_timestep).to(self.patch_proj.weight.dtype))
 
     def output(self, patches: Tensor, modulation: Tensor, h: int, w: int) -> Tensor:
-        """patches (B, h*w, D) after the last block, head_adaln's output (B, 2D) -> velocity (B, C, H, W)."""
+        """patches (B, h*w, D) after the last block, head_adaln's output (B, 2D) -> velocity (B, C,
+        H, W)."""
         shift, scale = modulation[:, None].chunk(2, dim=-1)
         out = self.head(layer_norm(patches) * (1 + scale) + shift)  # (B, P, p*p*C)
         return unpatchify(out, self.patch_size, h, w)
@@ -74,9 +78,11 @@ class Decoder(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, registers: Tensor, hidden: list | None = None
     ) -> Tensor:
-        """x_t (B, C, H, W), t (B,) or (1,) for all, registers (B, K, D) from `embed_registers` -> velocity (B, C, H, W).
+        """x_t (B, C, H, W), t (B,) or (1,) for all, registers (B, K, D) from `embed_registers` ->
+        velocity (B, C, H, W).
 
-        hidden: a list to which the patches (B, P, D) after each block are appended; REPA (arXiv 2410.06940) reads one.
+        hidden: a list to which the patches (B, P, D) after each block are appended; REPA (arXiv
+        2410.06940) reads one.
         """
         h, w = x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size
         patches = embed_patches(x_t, self.patch_size, self.patch_proj, self.positions)  # (B, P, D)

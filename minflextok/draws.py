@@ -19,7 +19,8 @@ def seeded_noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 class Draws(NamedTuple):
-    """The random draws of a training step: noise (B, C, H, W), t (B,), keep_k (B,) int64, null (B,) bool."""
+    """The random draws of a training step: noise (B, C, H, W), t (B,), keep_k (B,) int64, null (B,)
+    bool."""
 
     noise: Tensor
     t: Tensor
@@ -33,9 +34,11 @@ class Draws(NamedTuple):
 def draw(
     c: TokenizerConfig, x: Tensor, nested_prob: float = 1.0, g: torch.Generator | None = None
 ) -> Draws:
-    """Draws for images or latents x (B, C, H, W); noise and t on the device of x, keep_k and null on the CPU.
+    """Draws for images or latents x (B, C, H, W); noise and t on the device of x, keep_k and null
+    on the CPU.
 
-    With probability 1 - nested_prob an image keeps all K registers; with probability null_prob its condition is null.
+    With probability 1 - nested_prob an image keeps all K registers; with probability null_prob its
+    condition is null.
     g: a generator on the CPU.
     """
     B = len(x)

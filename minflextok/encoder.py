@@ -1,8 +1,8 @@
 """The encoder: a ViT with register tokens (FlexTok, encoder).
 
-K learned vectors, the registers, are appended to the patches. After the last block, a linear layer maps each register to
-F values z, which FSQ quantizes. A causal mask among the registers makes each independent of all later ones: the first k
-tokens of an image are the same, however many follow.
+K learned vectors, the registers, are appended to the patches. After the last block, a linear layer
+maps each register to F values z, which FSQ quantizes. A causal mask among the registers makes each
+independent of all later ones: the first k tokens of an image are the same, however many follow.
 """
 
 import torch
@@ -14,10 +14,12 @@ from .transformer import Block, init_linears, layer_norm
 
 
 def prefix_mask(num_patches: int, num_registers: int, causal: bool = True) -> Tensor:
-    """The attention mask (N, N) bool of N = P + K positions: mask[q, k] is True if position q attends to position k.
+    """The attention mask (N, N) bool of N = P + K positions: mask[q, k] is True if position q
+    attends to position k.
 
-    Every position attends to all patches. A register also attends to itself and to earlier registers (with causal =
-    False, to all registers). Patches do not attend to registers. For P = 2, K = 3:
+    Every position attends to all patches. A register also attends to itself and to earlier
+    registers (with causal = False, to all registers). Patches do not attend to registers. For P =
+    2, K = 3:
 
         patches    1 1 0 0 0
                    1 1 0 0 0
@@ -32,7 +34,8 @@ def prefix_mask(num_patches: int, num_registers: int, causal: bool = True) -> Te
 
 
 class Encoder(nn.Module):
-    """Images, or latents of a VAE, (B, C, H, W) -> the values of all registers before FSQ, z (B, K, F)."""
+    """Images, or latents of a VAE, (B, C, H, W) -> the values of all registers before FSQ, z (B, K,
+    F)."""
 
     def __init__(self, c: TokenizerConfig):
         super().__init__()
@@ -43,7 +46,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(c.enc_dim, c.head_dim) for _ in range(c.enc_depth))
         self.head = nn.Linear(c.enc_dim, len(c.fsq_levels))
         init_linears(self)
-        # The head's input is layer-normed, so each value of z starts with a standard deviation of latent_std.
+        # The head's input is layer-normed, so each value of z starts with a standard deviation of
+        # latent_std.
         nn.init.normal_(self.head.weight, std=c.latent_std * c.enc_dim**-0.5)
         nn.init.normal_(self.registers, std=c.token_std)
 

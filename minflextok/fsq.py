@@ -1,8 +1,9 @@
-"""Finite scalar quantization (Mentzer et al., arXiv 2309.15505): round each channel of a latent to a few levels.
+"""Finite scalar quantization (Mentzer et al., arXiv 2309.15505): round each channel of a latent to
+a few levels.
 
-There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values. The F rounded channels
-are a code; its token id is the sum of digit_i * L_0 * ... * L_{i-1}, where digit_i in 0..L_i - 1 numbers the values of
-channel i.
+There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values.
+The F rounded channels are a code; its token id is the sum of digit_i * L_0 * ... * L_{i-1}, where
+digit_i in 0..L_i - 1 numbers the values of channel i.
 """
 
 import math

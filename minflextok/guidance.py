@@ -1,19 +1,23 @@
-"""Guidance: two ways to combine the conditional and the unconditional velocity of a sampling step."""
+"""Guidance: two ways to combine the conditional and the unconditional velocity of a sampling
+step."""
 
 from torch import Tensor
 
 
 def cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): extrapolate from the unconditional velocity past the conditional one."""
+    """Classifier-free guidance (arXiv 2207.12598): extrapolate from the unconditional velocity past
+    the conditional one."""
     return uncond + scale * (cond - uncond)
 
 
 class APG:
-    """Adaptive projected guidance (arXiv 2410.02416, alg. 1): strong guidance without oversaturation.
+    """Adaptive projected guidance (arXiv 2410.02416, alg. 1): strong guidance without
+    oversaturation.
 
-    It changes the difference cond - uncond in three ways: it has (negative) momentum over the steps; its norm is clipped;
-    its component parallel to the conditional velocity, which drives saturation, is scaled by eta. As in FlexTok's published
-    code, it is applied to velocities. An object holds the momentum of one sampled batch.
+    It changes the difference cond - uncond in three ways: it has (negative) momentum over the
+    steps; its norm is clipped; its component parallel to the conditional velocity, which drives
+    saturation, is scaled by eta. As in FlexTok's published code, it is applied to velocities. An
+    object holds the momentum of one sampled batch.
     """
 
     def __init__(self, momentum: float = -0.5, threshold: float = 2.5, eta: float = 0.0):

@@ -1,7 +1,8 @@
 """Nested dropout (Rippel et al., arXiv 1402.0915) orders the tokens from coarse to fine.
 
-In training, each image keeps only its first keep_k registers, a random number. The first register must therefore encode
-what matters most, and each later one can only refine it. Decoding an image from k tokens drops the others the same way.
+In training, each image keeps only its first keep_k registers, a random number. The first register
+must therefore encode what matters most, and each later one can only refine it. Decoding an image
+from k tokens drops the others the same way.
 """
 
 import torch
@@ -19,7 +20,8 @@ def sample_keep_k(
     """How many registers each image keeps: (B,) int64 in 1..K, drawn independently for each image.
 
     uniform: 1..K with equal probability. pow2: 1, 2, 4, ... and K with equal probability.
-    uniform_pow2: uniform, rounded up to a power of two, at most K (if K is a power of two, half of the images keep all K).
+    uniform_pow2: uniform, rounded up to a power of two, at most K (if K is a power of two, half of
+    the images keep all K).
     """
     K = num_registers
     if mode == "pow2":
@@ -36,8 +38,8 @@ def sample_keep_k(
 class NestedDropout(nn.Module):
     """Replaces the registers with index >= keep_k by one learned mask token.
 
-    The dropped registers stay in the sequence and can be attended to, but they hold neither content nor position: all
-    of them are the same vector.
+    The dropped registers stay in the sequence and can be attended to, but they hold neither content
+    nor position: all of them are the same vector.
     """
 
     def __init__(self, dim: int):

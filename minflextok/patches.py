@@ -1,7 +1,7 @@
 """Images as sequences of patches, with fixed position embeddings.
 
-Shapes in this package: B batch, C channels, (H, W) height and width, P patches, K registers, k <= K of them kept,
-N = P + K positions, D width, F FSQ channels; in attention, H heads of width d.
+Shapes in this package: B batch, C channels, (H, W) height and width, P patches, K registers, k <= K
+of them kept, N = P + K positions, D width, F FSQ channels; in attention, H heads of width d.
 """
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
-    """Cut into p x p patches: (B, C, h*p, w*p) -> (B, h*w, p*p*C). Patches are in row-major order, the values of a
-    patch in the order row, column, channel."""
+    """Cut into p x p patches: (B, C, h*p, w*p) -> (B, h*w, p*p*C). Patches are in row-major order,
+    the values of a patch in the order row, column, channel."""
     return rearrange(x, "b c (h p1) (w p2) -> b (h w) (p1 p2 c)", p1=p, p2=p)
 
 
@@ -21,9 +21,11 @@ def unpatchify(x: Tensor, p: int, h: int, w: int) -> Tensor:
 
 
 def sincos_positions(dim: int, grid: int) -> Tensor:
-    """Fixed 2D position embeddings (grid, grid, dim): half of the channels encode the row, half the column.
+    """Fixed 2D position embeddings (grid, grid, dim): half of the channels encode the row, half the
+    column.
 
-    Each half is [sin(i f_j), cos(i f_j)] for row or column i, with f_j = 10000^(-j/n) and j = 0, ..., n - 1, n = dim/4.
+    Each half is [sin(i f_j), cos(i f_j)] for row or column i, with f_j = 10000^(-j/n) and j = 0,
+    ..., n - 1, n = dim/4.
     """
     n = dim // 4
     # On the CPU, so that a model built on the meta device has real tables.

@@ -1,7 +1,9 @@
-"""The same numbers for less work. No function here changes a result, beyond rounding; `tok.savings = False` turns all off.
+"""The same numbers for less work. No function here changes a result, beyond rounding; `tok.savings
+= False` turns all off.
 
-Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each saving below has its proof and a test
-against the plain path (tests/test_savings.py). `python benchmarks/bench.py` measures what they save.
+Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each saving below has
+its proof and a test against the plain path (tests/test_savings.py). `python benchmarks/bench.py`
+measures what they save.
 
 Notation: P patches, K registers, m of them kept (m <= K).
 """
@@ -32,18 +34,20 @@ def _project(attn: Attention, x: Tensor) -> Tensor:
     return attn.proj(x.transpose(1, 2).flatten(2))  # (B, H, N, d) -> (B, N, D)
 
 
-# ---- encoder: only the registers that are asked for, without a mask --------------------------------------------------
+# ---- encoder: only the registers that are asked for, without a mask ------------------------------
 #
-# Patches never attend to registers, and a register never to later ones. So (1) later registers can be left out without
-# changing earlier ones, and (2) two attention calls replace the (N, N) mask: the patches among themselves, without a
-# mask; the registers to everything, causal among themselves. (3) The head reads registers only, so the last block need
-# not compute its patches: they serve as keys and values alone.
+# Patches never attend to registers, and a register never to later ones. So (1) later registers can
+# be left out without changing earlier ones, and (2) two attention calls replace the (N, N) mask:
+# the patches among themselves, without a mask; the registers to everything, causal among
+# themselves. (3) The head reads registers only, so the last block need not compute its patches:
+# they serve as keys and values alone.
 
 
 def _prefix_attention(
     attn: Attention, x: Tensor, P: int, causal: bool, only_registers: bool = False
 ) -> Tensor:
-    """Attention under `prefix_mask`: x (B, P + m, D) -> (B, P + m, D), or (B, m, D) of the registers."""
+    """Attention under `prefix_mask`: x (B, P + m, D) -> (B, P + m, D), or (B, m, D) of the
+    registers."""
     k, v = _keys_values(attn, x)
     q = _queries(attn, x[:, P:] if only_registers else x)
     m = x.shape[1] - P
@@ -60,7 +64,8 @@ def _prefix_attention(
 
 
 def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
-    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each other need all K."""
+    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each
+    other need all K."""
     patches = embed_patches(x, encoder.patch_size, encoder.patch_proj, encoder.positions)
     P = patches.shape[1]
     needed = num_registers if encoder.causal else len(encoder.registers)
@@ -79,14 +84,16 @@ def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     return encoder.head(layer_norm(seq))[:, :num_registers]
 
 
-# ---- decoder: equal registers as one ---------------------------------------------------------------------------------
+# ---- decoder: equal registers as one -------------------------------------------------------------
 #
-# Dropped registers enter as n = K - m equal vectors, and every layer treats them alike, so they stay equal. As keys,
-# n equal logits l contribute n exp(l) = exp(l + log n) to the softmax: one register with log n added to its logit.
+# Dropped registers enter as n = K - m equal vectors, and every layer treats them alike, so they
+# stay equal. As keys, n equal logits l contribute n exp(l) = exp(l + log n) to the softmax: one
+# register with log n added to its logit.
 
 
 def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
-    """registers (B, K, D), equal from `kept` on -> (B, kept + 1, D), and the bias (kept + 1,) of each as a key."""
+    """registers (B, K, D), equal from `kept` on -> (B, kept + 1, D), and the bias (kept + 1,) of
+    each as a key."""
     n = registers.shape[1] - kept
     if n <= 1:
         return registers, None
@@ -95,10 +102,11 @@ def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
     return registers[:, : kept + 1], bias
 
 
-# ---- decoder: last block where it is read, modulations once a step ---------------------------------------------------
+# ---- decoder: last block where it is read, modulations once a step -------------------------------
 #
-# The head reads patches only, so the last block computes its registers as keys and values alone. The modulations depend
-# on t alone: with one t for all images they are one row, computed once for the conditional and unconditional call.
+# The head reads patches only, so the last block computes its registers as keys and values alone.
+# The modulations depend on t alone: with one t for all images they are one row, computed once for
+# the conditional and unconditional call.
 
 
 def modulations(decoder: Decoder, t: Tensor) -> list[Tensor]:
@@ -127,7 +135,8 @@ def velocity(
     bias: Tensor | None = None,
     hidden: list[Tensor] | None = None,
 ) -> Tensor:
-    """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of `merge_dropped`."""
+    """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of
+    `merge_dropped`."""
     h, w = x_t.shape[-2] // decoder.patch_size, x_t.shape[-1] // decoder.patch_size
     P = h * w
     patches = embed_patches(x_t, decoder.patch_size, decoder.patch_proj, decoder.positions)
@@ -145,11 +154,11 @@ def velocity(
     return decoder.output(patches, of_head, h, w)
 
 
-# ---- sampling: guidance in one batch ---------------------------------------------------------------------------------
+# ---- sampling: guidance in one batch -------------------------------------------------------------
 #
-# Images of a batch do not interact, so the conditional and the unconditional velocity can be computed as one batch of
-# twice the size. A GPU prefers that, unless the conditional sequence is much longer; a CPU prefers the shorter sequence
-# P + 1 of the unconditional call.
+# Images of a batch do not interact, so the conditional and the unconditional velocity can be
+# computed as one batch of twice the size. A GPU prefers that, unless the conditional sequence is
+# much longer; a CPU prefers the shorter sequence P + 1 of the unconditional call.
 
 
 def one_batch_pays(x_t: Tensor, num_kept: int, num_patches: int) -> bool:
@@ -165,8 +174,8 @@ def velocities(
     kept: list[int],
     hidden: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """`[decoder(x_t, t, registers, hidden) for registers in conditions]`. Of condition i (B, K, D), the registers from
-    kept[i] on are equal."""
+    """`[decoder(x_t, t, registers, hidden) for registers in conditions]`. Of condition i (B, K, D),
+    the registers from kept[i] on are equal."""
     m = modulations(decoder, t)
     P = x_t.shape[-1] * x_t.shape[-2] // decoder.patch_size**2
     if len(conditions) == 1 or len(t) > 1 or not one_batch_pays(x_t, max(kept), P):
@@ -177,11 +186,12 @@ def velocities(
     return list(velocity(decoder, x_t.repeat(n, 1, 1, 1), m, registers, bias).chunk(n))
 
 
-# ---- training: images that keep about as many registers go together --------------------------------------------------
+# ---- training: images that keep about as many registers go together ------------------------------
 #
-# The loss is a mean over images, so it is the mean of the losses of groups, weighted by their sizes. A group whose images
-# keep at most m registers costs P + m + 1 positions instead of P + K. Lengths are rounded up to a power of two, and to
-# P/8, below which one more group costs more than it saves (as it does for all lengths where K <= P/4).
+# The loss is a mean over images, so it is the mean of the losses of groups, weighted by their
+# sizes. A group whose images keep at most m registers costs P + m + 1 positions instead of P + K.
+# Lengths are rounded up to a power of two, and to P/8, below which one more group costs more than
+# it saves (as it does for all lengths where K <= P/4).
 
 
 def by_length(
@@ -192,7 +202,8 @@ def by_length(
     K: int,
     *tensors: Tensor | None,
 ) -> Tensor:
-    """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep at most m registers.
+    """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep
+    at most m registers.
 
     keep_k (B,), null (B,): on the CPU, so that a GPU is not waited for; tensors (B, ...) or None.
     """

@@ -1,4 +1,5 @@
-"""FlexTok: the encoder, the quantizer and the decoder as one model, with the methods that a user calls."""
+"""FlexTok: the encoder, the quantizer and the decoder as one model, with the methods that a user
+calls."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,12 @@ class FlexTok(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] <-> 1 to K ordered token ids in [0, config.vocab_size), int64.
 
     - A pixel model takes and returns images of config.image_size.
-    - A latent model takes and returns latents (B, in_channels, h, w) of a VAE (stage 0). h and w are multiples of
-      patch_size up to image_size.
+    - A latent model takes and returns latents (B, in_channels, h, w) of a VAE (stage 0). h and w
+      are multiples of patch_size up to image_size.
     - A latent model with its VAE attached (and frozen) takes and returns images.
 
-    savings: True for the faster computations of savings.py, whose results are the same up to rounding; `tok.savings =
-    False` for the plain ones.
+    savings: True for the faster computations of savings.py, whose results are the same up to
+    rounding; `tok.savings = False` for the plain ones.
     """
 
     savings = True
@@ -45,7 +46,8 @@ class FlexTok(nn.Module):
             self.attach(vae)
 
     def attach(self, vae: VAE) -> "FlexTok":
-        """Attach a VAE and freeze it: the model takes and returns images from now on. Returns self."""
+        """Attach a VAE and freeze it: the model takes and returns images from now on. Returns
+        self."""
         checks.check_vae(vae.config, self.config)
         self.vae = vae.requires_grad_(False).eval()
         return self
@@ -59,11 +61,11 @@ class FlexTok(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.registers.device
 
-    # ---- images to ids -----------------------------------------------------------------------------------------------
+    # ---- images to ids ---------------------------------------------------------------------------
 
     def to_latents(self, images: Tensor) -> Tensor:
-        """The input of the encoder and of the flow: with a VAE, the mode of its posterior for the images; else the images
-        (pixels or latents) themselves, checked."""
+        """The input of the encoder and of the flow: with a VAE, the mode of its posterior for the
+        images; else the images (pixels or latents) themselves, checked."""
         if self.vae is not None:
             unit = self.config.patch_size * self.vae.config.downscale
             x = self.vae.encode(checks.check_shape(images, "images", 3, unit, self.image_size))
@@ -85,7 +87,8 @@ class FlexTok(nn.Module):
     def encode(
         self, images: Tensor, num_tokens: int | None = None, batch_size: int | None = None
     ) -> Tensor:
-        """The first k = num_tokens (default: all K) token ids of each image: (B, 3, H, W) -> (B, k) int64.
+        """The first k = num_tokens (default: all K) token ids of each image: (B, 3, H, W) -> (B, k)
+        int64.
 
         batch_size: the largest number of images to encode at a time (default: all).
         """
@@ -101,14 +104,16 @@ class FlexTok(nn.Module):
         parts = _split(self._check_input(x, "latents"), batch_size)
         return torch.cat([self.fsq(self._encode_registers(part, k))[1] for part in parts])
 
-    # ---- ids to images -----------------------------------------------------------------------------------------------
+    # ---- ids to images ---------------------------------------------------------------------------
 
     def velocity(
         self, x_t: Tensor, t: Tensor | float, ids: Ids | None, null: bool | Tensor = False
     ) -> Tensor:
-        """One decoder evaluation: x_t (B, C, H, W), t in [0, 1] (B,) or one number for all -> velocity (B, C, H, W).
+        """One decoder evaluation: x_t (B, C, H, W), t in [0, 1] (B,) or one number for all ->
+        velocity (B, C, H, W).
 
-        null (a bool, or (B,) bool): which images have the null condition; ids may be None if all have it.
+        null (a bool, or (B,) bool): which images have the null condition; ids may be None if all
+        have it.
         """
         x_t = self._check_input(x_t, "x_t")
         null = checks.check_null(null, len(x_t)).to(self.device)
@@ -133,12 +138,15 @@ class FlexTok(nn.Module):
         to_images: bool = True,
         batch_size: int | None = None,
     ) -> Tensor:
-        """Sample an image for each row of ids (any 1 <= k <= K; or a list of 1-D tensors) -> (B, 3, H, W) in [-1, 1].
+        """Sample an image for each row of ids (any 1 <= k <= K; or a list of 1-D tensors) -> (B, 3,
+        H, W) in [-1, 1].
 
         steps: Euler steps.
         guidance: scale of classifier-free guidance, 1 for none, or a function of t.
-        apg: adaptive projected guidance instead, with the paper's settings (True) or those of your own `APG` object.
-        noise: the state at t = 1, (B, C, H, W); by default drawn from `generator` for images of image_size.
+        apg: adaptive projected guidance instead, with the paper's settings (True) or those of your
+        own `APG` object.
+        noise: the state at t = 1, (B, C, H, W); by default drawn from `generator` for images of
+        image_size.
         to_images: False leaves the samples of a model with a VAE latents.
         batch_size: the largest number of images to decode at a time (default: all).
         """
@@ -171,15 +179,16 @@ class FlexTok(nn.Module):
         return torch.cat([sample(*part) for part in parts])
 
     def reconstruct(self, images: Tensor, num_tokens: int | None = None, **options) -> Tensor:
-        """encode, then decode with the options of `decode`: (B, 3, H, W) -> (B, 3, H, W). The default noise has the size
-        of the images, which may be smaller than image_size for a latent model."""
+        """encode, then decode with the options of `decode`: (B, 3, H, W) -> (B, 3, H, W). The
+        default noise has the size of the images, which may be smaller than image_size for a latent
+        model."""
         x = self.to_latents(images)
         ids = self.encode_latents(x, num_tokens, options.get("batch_size"))
         if options.get("noise") is None:
             options["noise"] = self._noise(x.shape, options.get("generator"))
         return self.decode(ids, **options)
 
-    # ---- training ----------------------------------------------------------------------------------------------------
+    # ---- training --------------------------------------------------------------------------------
 
     def loss(
         self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
@@ -192,11 +201,14 @@ class FlexTok(nn.Module):
     def flow_loss(
         self, x: Tensor, draws: Draws, longest: int | None = None, hidden: list | None = None
     ) -> Tensor:
-        """The objective for given draws, a scalar: the mean over all values of (v(x_t, t, registers) - (noise - x))^2.
+        """The objective for given draws, a scalar: the mean over all values of (v(x_t, t,
+        registers) - (noise - x))^2.
 
-        latent_penalty, which is not in the paper, keeps z out of the flat part of FSQ's tanh: it weighs max(|z| - 1, 0)^2 of
-        the registers that are kept, summed over them and divided by the number of all values of z.
-        x: images or latents (B, C, H, W). longest: keep_k is at most this (default: K), so later registers are not encoded.
+        latent_penalty, which is not in the paper, keeps z out of the flat part of FSQ's tanh: it
+        weighs max(|z| - 1, 0)^2 of the registers that are kept, summed over them and divided by the
+        number of all values of z.
+        x: images or latents (B, C, H, W). longest: keep_k is at most this (default: K), so later
+        registers are not encoded.
         hidden: as in `Decoder.forward`.
         """
         K = self.config.num_registers
@@ -215,7 +227,7 @@ class FlexTok(nn.Module):
             loss = loss + self.config.latent_penalty * (excess * kept).sum() / (len(x) * K)
         return loss
 
-    # ---- the two networks, plain or with savings ---------------------------------------------------------------------
+    # ---- the two networks, plain or with savings -------------------------------------------------
 
     def _encode_registers(self, x: Tensor, k: int) -> Tensor:
         """The values z of the first k registers: (B, C, H, W) -> (B, k, F)."""
@@ -226,18 +238,19 @@ class FlexTok(nn.Module):
     def _velocities(
         self, x_t: Tensor, t: Tensor, conditions: list, kept: list[int], hidden: list | None = None
     ) -> list[Tensor]:
-        """The velocity under each condition (B, K, D), float32. kept[i]: in condition i, all registers with index >=
-        kept[i] are the same vector."""
+        """The velocity under each condition (B, K, D), float32. kept[i]: in condition i, all
+        registers with index >= kept[i] are the same vector."""
         if self.savings:
             found = savings.velocities(self.decoder, x_t, t, conditions, kept, hidden)
         else:
             found = [self.decoder(x_t, t, registers, hidden) for registers in conditions]
         return [v.float() for v in found]
 
-    # ---- weights on disk ---------------------------------------------------------------------------------------------
+    # ---- weights on disk -------------------------------------------------------------------------
 
     def fingerprint(self) -> str:
-        """Identifies what maps images to ids: encoder, quantizer and VAE. Training the decoder further does not change it."""
+        """Identifies what maps images to ids: encoder, quantizer and VAE. Training the decoder
+        further does not change it."""
         c = self.config
         tensors = {k: x for k, x in self.state_dict().items() if not k.startswith("decoder.")}
         scale = self.vae.config.scaling_factor if self.vae is not None else 1
@@ -245,18 +258,20 @@ class FlexTok(nn.Module):
         return weights.fingerprint(tensors | {"fsq.levels": self.fsq.L}, settings)
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/ if there is one."""
+        """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/
+        if there is one."""
         weights.save(self, directory, dtype, skip=("vae.",))
         if self.vae is not None:
             self.vae.save_pretrained(Path(directory) / "vae", dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, dtype: torch.dtype = torch.float32) -> "FlexTok":
-        """Load weights: shipped ones by name ("cifar10-tiny"), a directory written by `save_pretrained` or a training
-        run, or a published model: its name on the Hugging Face hub ("EPFL-VILAB/flextok_d18_d28_in1k"), its directory or its
-        model.safetensors.
+        """Load weights: shipped ones by name ("cifar10-tiny"), a directory written by
+        `save_pretrained` or a training run, or a published model: its name on the Hugging Face hub
+        ("EPFL-VILAB/flextok_d18_d28_in1k"), its directory or its model.safetensors.
 
-        The model is in eval mode, on the CPU, as `dtype` (float32 or bfloat16); its VAE stays float32.
+        The model is in eval mode, on the CPU, as `dtype` (float32 or bfloat16); its VAE stays
+        float32.
         """
         path = weights.find(name)
         if not published.is_published(path):
@@ -266,20 +281,22 @@ class FlexTok(nn.Module):
         tok = weights.build(cls, found.config, found.tensors, found.file).to(dtype)
         return tok.attach(VAE.build(found)) if found.vae_config is not None else tok
 
-    # ---- helpers ------------------------------------------------------------------------------------------------------
+    # ---- helpers ---------------------------------------------------------------------------------
 
     def _noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         device = generator.device if generator is not None else self.device
         return torch.randn(shape, generator=generator, device=device)
 
     def _check_input(self, x: Tensor, name: str) -> Tensor:
-        """x for the encoder or the flow, on the model's device: images, or latents of any size up to image_size."""
+        """x for the encoder or the flow, on the model's device: images, or latents of any size up
+        to image_size."""
         c = self.config
         x = checks.check_shape(x, name, c.in_channels, c.patch_size, c.image_size, fixed=c.pixels)
         return checks.check_finite(x, name).to(self.device)
 
     def _codes(self, ids: Ids) -> tuple[Tensor, Tensor, int]:
-        """ids -> codes (B, K, F), padded with the code of id 0; keep_k (B,), the number of ids of each row; the largest keep_k."""
+        """ids -> codes (B, K, F), padded with the code of id 0; keep_k (B,), the number of ids of
+        each row; the largest keep_k."""
         padded, lengths = checks.check_ids(ids, self.config.num_registers, self.config.vocab_size)
         keep_k = torch.tensor(lengths, device=self.device)
         return self.fsq.ids_to_codes(padded.to(self.device)), keep_k, max(lengths)

@@ -12,9 +12,11 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Attention: softmax(scale * q k^T + mask) v, for q (B, H, M, d) and k, v (B, H, N, d) -> (B, H, M, d).
+    """Attention: softmax(scale * q k^T + mask) v, for q (B, H, M, d) and k, v (B, H, N, d) -> (B,
+    H, M, d).
 
-    mask: broadcasts to (B, H, M, N). Bool: True where a query attends to a key. Float: added to the logits.
+    mask: broadcasts to (B, H, M, N). Bool: True where a query attends to a key. Float: added to the
+    logits.
     """
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, device=q.device).masked_fill(~mask, float("-inf"))
@@ -29,7 +31,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with layer norm on queries and keys per head (QK norm), without biases."""
+    """Multi-head self-attention with layer norm on queries and keys per head (QK norm), without
+    biases."""
 
     def __init__(self, dim: int, head_dim: int):
         super().__init__()
@@ -54,7 +57,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU of hidden width 8/3 D: as many parameters as the usual MLP, two matrices of hidden width 4 D."""
+    """SwiGLU of hidden width 8/3 D: as many parameters as the usual MLP, two matrices of hidden
+    width 4 D."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -82,9 +86,9 @@ class Block(nn.Module):
 
 
 class AdaLNBlock(nn.Module):
-    """A Transformer block conditioned on an embedding (adaLN-Zero, DiT, arXiv 2212.09748): shift and scale of both layer
-    norms, and a gate on both branches, are linear in the embedding. The decoder initializes `adaln` to zero, so that
-    each block starts as the identity.
+    """A Transformer block conditioned on an embedding (adaLN-Zero, DiT, arXiv 2212.09748): shift
+    and scale of both layer norms, and a gate on both branches, are linear in the embedding. The
+    decoder initializes `adaln` to zero, so that each block starts as the identity.
 
     parts: 2 to modulate patches and registers separately, 1 to share one modulation.
     """
@@ -97,13 +101,14 @@ class AdaLNBlock(nn.Module):
         self.adaln = nn.Linear(dim, parts * 6 * dim)
 
     def modulation(self, embedding: Tensor) -> Tensor:
-        """embedding (B, D), or (1, D) if all images share one -> (6, B or 1, parts, D): two gates, shift and scale of the
-        attention branch, shift and scale of the MLP branch."""
+        """embedding (B, D), or (1, D) if all images share one -> (6, B or 1, parts, D): two gates,
+        shift and scale of the attention branch, shift and scale of the MLP branch."""
         m = self.adaln(F.silu(embedding))
         return rearrange(m, "b (parts six d) -> six b parts d", parts=self.parts, six=6)
 
     def per_position(self, m: Tensor, P: int, N: int) -> Tensor:
-        """One row per position of a modulation: (6, B, parts, D) -> (6, B, N, D), or (6, B, 1, D) for one part."""
+        """One row per position of a modulation: (6, B, parts, D) -> (6, B, N, D), or (6, B, 1, D)
+        for one part."""
         if self.parts == 1:
             return m
         patches, registers = m.split(1, dim=2)

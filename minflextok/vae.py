@@ -1,7 +1,8 @@
 """Stage 0: the convolutional KL autoencoder whose latents the published FlexToks work on.
 
-Its layout and names are those of diffusers' AutoencoderKL, so published weights load without renaming. Kingma &
-Welling (arXiv 1312.6114) for the idea, Rombach et al. (arXiv 2112.10752) for the network.
+Its layout and names are those of diffusers' AutoencoderKL, so published weights load without
+renaming. Kingma & Welling (arXiv 1312.6114) for the idea, Rombach et al. (arXiv 2112.10752) for the
+network.
 """
 
 from pathlib import Path
@@ -134,7 +135,8 @@ class VAEDecoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] <-> scaled latents (B, latent_channels, H / downscale, W / downscale)."""
+    """Images (B, 3, H, W) in [-1, 1] <-> scaled latents (B, latent_channels, H / downscale, W /
+    downscale)."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -144,7 +146,8 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images is not checked."""
+        """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images
+        is not checked."""
         checks.check_shape(images, "images", 3, self.config.downscale)
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
@@ -152,7 +155,8 @@ class VAE(nn.Module):
     def encode(
         self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Scaled latents (B, latent_channels, h, w) of images: the mode of the posterior, or a sample of it."""
+        """Scaled latents (B, latent_channels, h, w) of images: the mode of the posterior, or a
+        sample of it."""
         images = checks.check_shape(images, "images", 3, self.config.downscale)
         images = checks.check_range(images.to(self.quant_conv.weight))
         parts = [self.posterior(x) for x in images.split(AT_ONCE)]
@@ -170,13 +174,15 @@ class VAE(nn.Module):
         return torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(AT_ONCE)])
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all."""
+        """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not
+        at all."""
         weights.save(self, directory, dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VAE":
-        """Load weights, float32 and in eval mode: shipped ones by name, a directory written by `save_pretrained` or a
-        training run, or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
+        """Load weights, float32 and in eval mode: shipped ones by name, a directory written by
+        `save_pretrained` or a training run, or the published ones (diffusers' format), a directory
+        or "EPFL-VILAB/flextok_vae_c16"."""
         directory = weights.find(name)
         if not published.is_published(directory):
             return weights.load(cls, VAEConfig, directory)

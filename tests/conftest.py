@@ -60,7 +60,7 @@ def changed(**fields) -> TokenizerConfig:
     return dataclasses.replace(TINY, **fields)
 
 
-# ---- training runs ---------------------------------------------------------------------------------------------------
+# ---- training runs -------------------------------------------------------------------------------
 
 RECIPE = TrainConfig(
     steps=12, batch_size=8, warmup=3, eval_every=4, log_every=2, val_images=4, bf16=False
@@ -118,8 +118,8 @@ def killed_after(steps: int):
 
 
 def check_resume(run: Callable[[Path], nn.Module], folder: Path, steps: int, *keys: str):
-    """Killed after so many steps and started again, `run(out)` gives the weights and the log of a run
-    without interruption, bit for bit. Returns the trained model."""
+    """Killed after so many steps and started again, `run(out)` gives the weights and the log of a
+    run without interruption, bit for bit. Returns the trained model."""
     straight = run(folder / "straight")
     with killed_after(steps):
         run(folder / "resumed")

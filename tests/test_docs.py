@@ -1,4 +1,5 @@
-"""The documents: links lead somewhere, commands parse, code runs, and all name the same versions."""
+"""The documents: links lead somewhere, commands parse, code runs, and all name the same
+versions."""
 
 import re
 import shlex

@@ -1,4 +1,5 @@
-"""The structure of the package: imports go one way, there is no cycle, and the algorithm stays short."""
+"""The structure of the package: imports go one way, there is no cycle, and the algorithm stays
+short."""
 
 import ast
 from pathlib import Path
@@ -113,7 +114,6 @@ def test_the_algorithm_stays_short(capsys):
 
 def test_the_count_of_lines_counts_code_alone(tmp_path):
     file = tmp_path / "a.py"
-    file.write_text(
-        '"""Doc.\n\nMore."""\n\n# comment\nx = 1  # code\n\n\ndef f():\n    """Doc."""\n    return x\n'
-    )
+    doc, code = '"""Doc.\n\nMore."""\n\n# comment\n', "x = 1  # code\n\n\ndef f():\n"
+    file.write_text(doc + code + '    """Doc."""\n    return x\n')
     assert code_lines(file) == 3

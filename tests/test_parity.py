@@ -1,4 +1,5 @@
-"""Our numbers against those of the published implementation, at the tolerances that its fixtures support."""
+"""Our numbers against those of the published implementation, at the tolerances that its fixtures
+support."""
 
 import ast
 import json
@@ -337,7 +338,7 @@ def test_diffusers_directories_and_old_attention_names(tmp_path, vae_pair):
         VAE.from_pretrained(tmp_path)
 
 
-# ---- the VAE ---------------------------------------------------------------------------------------------------------
+# ---- the VAE -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

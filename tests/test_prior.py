@@ -1,4 +1,5 @@
-"""The prior: the network against brute force, generation with and without its cache, and its training."""
+"""The prior: the network against brute force, generation with and without its cache, and its
+training."""
 
 import dataclasses
 import math
@@ -32,7 +33,8 @@ TEXT = dataclasses.replace(
 
 
 def small(config=SMALL, seed=0) -> Prior:
-    """Weights far from their start, so that every path shows and the likeliest id is no near tie."""
+    """Weights far from their start, so that every path shows and the likeliest id is no near
+    tie."""
     torch.manual_seed(seed)
     prior = Prior(config).eval()
     for p in prior.parameters():
@@ -50,7 +52,7 @@ CAPTIONS = ["red circle", "Blue square", "red square, blue circle"]
 PRIORS = {"class": (small(), labels), "text": (small(TEXT), CAPTIONS)}
 
 
-# ---- the network -----------------------------------------------------------------------------------------------------
+# ---- the network ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -162,7 +164,7 @@ def test_presets_have_recipes():
     assert PRIOR_PRESETS.keys() == PRIOR_RECIPES.keys()
 
 
-# ---- generation ------------------------------------------------------------------------------------------------------
+# ---- generation ----------------------------------------------------------------------------------
 
 options = st.fixed_dictionaries(
     {
@@ -290,7 +292,7 @@ def test_generation_in_bfloat16_and_under_autocast():
     assert small().bfloat16().generate(labels.repeat(4), guidance=2.0).shape == (12, K)
 
 
-# ---- what cannot be --------------------------------------------------------------------------------------------------
+# ---- what cannot be ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -403,7 +405,7 @@ def test_names_of_classes():
         PRIORS["class"][0].classes(["f"])
 
 
-# ---- on disk, and the tokenizer --------------------------------------------------------------------------------------
+# ---- on disk, and the tokenizer ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PRIORS)

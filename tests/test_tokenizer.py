@@ -120,7 +120,8 @@ def test_cuda_agrees_with_cpu(tok, images):
 
 
 def test_published_sizes():
-    """Parameter counts that the published state dicts imply (their fixed position tables counted in)."""
+    """Parameter counts that the published state dicts imply (their fixed position tables counted
+    in)."""
     for name, want in {
         "d12-d12": 257_830_726,
         "d18-d18": 865_913_542,

@@ -1,4 +1,5 @@
-"""The shipped weights do what their card says, on embedded test images that they have never seen."""
+"""The shipped weights do what their card says, on embedded test images that they have never
+seen."""
 
 import json
 
@@ -33,7 +34,8 @@ def decoded():
 
 
 def features(images: torch.Tensor) -> torch.Tensor:
-    """Random convolutions, a feature space that nothing here was trained in: (B, 3, H, W) -> (B, 256)."""
+    """Random convolutions, a feature space that nothing here was trained in: (B, 3, H, W) -> (B,
+    256)."""
     torch.manual_seed(7)
     net = nn.Sequential(
         nn.Conv2d(3, 64, 5, 2, 2),

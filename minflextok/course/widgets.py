@@ -10,8 +10,8 @@ import ipywidgets
 import torch
 from torch import Tensor
 
-from ..evaluation.metrics import psnr
 from ..draws import seeded_noise
+from ..evaluation.metrics import psnr
 from ..flow import euler
 from ..guidance import cfg
 from ..nested_dropout import sample_keep_k

@@ -16,7 +16,8 @@ from .run import Run
 
 
 def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
-    """The images to train on, and those for validation (n, 3, H, W) uint8; none of the test split."""
+    """The images to train on, and those for validation (n, 3, H, W) uint8; none of the test
+    split."""
     if isinstance(data, Stream):
         warnings.warn(
             "a stream has no validation split: metrics are of the first images of its shards",

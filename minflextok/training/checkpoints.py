@@ -13,7 +13,8 @@ FREE = ("train.workers", "train.log_every", "train.compile")  # settings that ma
 
 
 def save_checkpoint(state: dict, path: Path) -> None:
-    """Write a checkpoint whole or not at all: after a crash or a full disk the old one is intact."""
+    """Write a checkpoint whole or not at all: after a crash or a full disk the old one is
+    intact."""
     try:
         with atomic_file(path) as f:
             torch.save(state, f)

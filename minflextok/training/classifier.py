@@ -17,7 +17,8 @@ from .runtime import Ranks
 
 
 def random_crop(x: Tensor, shift: Tensor, pad: int = 4) -> Tensor:
-    """Crop images (B, C, H, W), padded by reflection, at rows and columns shift (B, 2) in 0..2 pad."""
+    """Crop images (B, C, H, W), padded by reflection, at rows and columns shift (B, 2) in 0..2
+    pad."""
     B, _, H, W = x.shape
     padded = F.pad(x, [pad] * 4, mode="reflect").permute(0, 2, 3, 1)  # (B, H + 2 pad, W + 2 pad, C)
     rows = shift[:, :1] + torch.arange(H, device=x.device)  # (B, H)

@@ -25,7 +25,8 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) in [-1, 1] -> 
 def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error of the differences between neighboring pixels, summed over three sizes.
 
-    The sizes are full, half and quarter. It counts errors at edges, and none of a constant offset. Two (B, 3, H, W) in [-1, 1] -> (B,).
+    The sizes are full, half and quarter. It counts errors at edges, and none of a constant offset.
+    Two (B, 3, H, W) in [-1, 1] -> (B,).
     """
     difference, total = a - b, 0.0
     for _ in range(3):
@@ -36,7 +37,8 @@ def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lpips_distance(device: str | torch.device = "cpu") -> Distance:
-    """LPIPS (Zhang et al., arXiv 1801.03924) with VGG16, as its authors' package `lpips` computes it.
+    """LPIPS (Zhang et al., arXiv 1801.03924) with VGG16, as its authors' package `lpips` computes
+    it.
 
     Downloads VGG16 once (528 MB, to the cache of torch.hub). Raises ImportError without the
     package, and what the download raises.

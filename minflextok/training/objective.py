@@ -1,4 +1,5 @@
-"""The training objective of a FlexTok: the flow loss for given draws and, with a teacher, its alignment (REPA)."""
+"""The training objective of a FlexTok: the flow loss for given draws and, with a teacher, its
+alignment (REPA)."""
 
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from ..tokenizer import FlexTok
 
 
 class TokenizerObjective(nn.Module):
-    """A FlexTok with what only training needs. Checkpoints hold the REPA head too; `save_pretrained` writes the FlexTok
-    alone.
+    """A FlexTok with what only training needs. Checkpoints hold the REPA head too;
+    `save_pretrained` writes the FlexTok alone.
 
-    repa: a `Repa` module, which compares the patches after decoder block config.repa_block with a teacher's features.
+    repa: a `Repa` module, which compares the patches after decoder block config.repa_block with a
+    teacher's features.
     """
 
     def __init__(self, tok: FlexTok, repa: nn.Module | None = None):
@@ -36,7 +38,8 @@ class TokenizerObjective(nn.Module):
         null: Tensor,
         features: Tensor | None = None,
     ) -> Tensor:
-        """The loss for given draws, a scalar. x: images or latents (B, C, H, W); features: the teacher's (B, D, h, w)."""
+        """The loss for given draws, a scalar. x: images or latents (B, C, H, W); features: the
+        teacher's (B, D, h, w)."""
         K = self.config.num_registers
         if not self.tok.savings:
             keep_k, null = keep_k.to(x.device), null.to(x.device)

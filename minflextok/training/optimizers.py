@@ -56,7 +56,8 @@ def make_optimizers(model: nn.Module, c: TrainConfig) -> list[torch.optim.Optimi
 
 
 def block_matrices(model: nn.Module, adaln: bool = False) -> list[nn.Parameter]:
-    """The weights of attention and MLP in all Transformer blocks; with `adaln`, those of adaLN too."""
+    """The weights of attention and MLP in all Transformer blocks; with `adaln`, those of adaLN
+    too."""
     return [
         m.weight
         for name, m in model.named_modules()

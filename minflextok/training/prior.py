@@ -135,7 +135,8 @@ class PriorTask(Task):
         return evaluate_prior(model, *self.val)
 
     def picture(self, model: Prior, title: str) -> Figure:
-        """Samples for 8 validation conditions, decoded from more and more tokens, from equal noise."""
+        """Samples for 8 validation conditions, decoded from more and more tokens, from equal
+        noise."""
         c, g = self.tok.config, torch.Generator().manual_seed(0)
         ids = model.generate(self.shown, generator=g)
         noise = torch.randn(len(ids), c.in_channels, c.image_size, c.image_size, generator=g)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..config import TokenizerConfig, TrainConfig
 from ..data import Dataset, to_float
+from ..draws import seeded_noise
 from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
-from ..draws import seeded_noise
 from ..precision import autocast
 from ..tokenizer import FlexTok
 from ..vae import VAE
@@ -112,7 +112,8 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def mean_features(self, images: Tensor) -> Tensor:
-        """The teacher's features of images (n, 3, H, W) uint8, a mean over images and positions: (D,)."""
+        """The teacher's features of images (n, 3, H, W) uint8, a mean over images and positions:
+        (D,)."""
         means = [
             self.teacher(self.to_device(part)).float().mean((0, 2, 3)) for part in images.split(64)
         ]

@@ -36,7 +36,8 @@ def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Dis
         return config, distance
     warnings.warn(
         f"perceptual='lpips' cannot be used ({problem}): training with 'gradients' instead, which "
-        'gives blurrier images. Install the package with pip install "minflextok[lpips]"; offline, put '
+        'gives blurrier images. Install the package with pip install "minflextok[lpips]"; offline, '
+        "put "
         "vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints",
         stacklevel=4,
     )

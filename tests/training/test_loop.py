@@ -30,7 +30,7 @@ def run_record(out):
     return json.loads((out / "run.json").read_text())
 
 
-# ---- what a run writes -----------------------------------------------------------------------------------------------
+# ---- what a run writes ---------------------------------------------------------------------------
 
 
 def test_a_run_writes_weights_metrics_and_pictures(tmp_path):
@@ -52,7 +52,7 @@ def test_run_json_has_the_settings_and_the_data(tmp_path):
     assert record["model"]["num_registers"] == 6 and record["train"]["batch_size"] == 8
 
 
-# ---- resuming --------------------------------------------------------------------------------------------------------
+# ---- resuming ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [3, 4, 9])
@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"holds another run \(train.lr=0.004 there, 0.1 here\): give its settings, or another out",
+        match=r"holds another run \(train.lr=0.004 there, 0.1 here\): give its settings, or",
     ):
         run(tmp_path, dataclasses.replace(RECIPE, lr=0.1))
     with pytest.raises(ValueError, match="model.dec_depth=2 there, 3 here"):
@@ -133,7 +133,7 @@ def test_a_run_starts_from_other_weights_that_may_have_fewer_registers(tmp_path)
         run(tmp_path / "more", still, more)
 
 
-# ---- signals, failures, limits ---------------------------------------------------------------------------------------
+# ---- signals, failures, limits -------------------------------------------------------------------
 
 
 def start(out, *flags, launcher=()):
@@ -251,7 +251,7 @@ def test_minutes_end_a_run(tmp_path):
     assert lines(tmp_path, "psnr")
 
 
-# ---- ranks and micro-batches -----------------------------------------------------------------------------------------
+# ---- ranks and micro-batches ---------------------------------------------------------------------
 
 
 def test_two_ranks_equal_one(tmp_path):
@@ -272,7 +272,7 @@ def test_micro_batches_sum_to_the_whole(tmp_path):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
 
-# ---- schedules, optimizer, averaged weights --------------------------------------------------------------------------
+# ---- schedules, optimizer, averaged weights ------------------------------------------------------
 
 
 def test_learning_rate_schedules():

@@ -152,7 +152,7 @@ def test_training_says_what_is_wrong(tmp_path, options, match):
         run(tmp_path / "run", **options)
 
 
-# ---- commands --------------------------------------------------------------------------------------------------------
+# ---- commands ------------------------------------------------------------------------------------
 
 
 def test_train_and_generate_on_the_command_line(tmp_path, capsys, monkeypatch):

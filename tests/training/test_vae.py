@@ -51,7 +51,7 @@ def images():
     return to_float(data(4).images)
 
 
-# ---- the terms of the loss -------------------------------------------------------------------------------------------
+# ---- the terms of the loss -----------------------------------------------------------------------
 
 
 def test_without_a_discriminator_the_loss_is_its_three_terms(images):
@@ -122,7 +122,7 @@ def test_lpips_of_the_package_itself(images):
     assert distance(images, images).abs().max() < 1e-6 < distance(-images, images).min()
 
 
-# ---- the adversarial game --------------------------------------------------------------------------------------------
+# ---- the adversarial game ------------------------------------------------------------------------
 
 
 def test_one_loss_gives_the_gradients_of_two_optimizers(images):
@@ -198,7 +198,7 @@ def test_the_field_of_a_score_is_70_pixels():
     assert (rows.max() - rows.min() + 1).item() == 70
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_it_learns_and_the_export_has_unit_variance(tmp_path):
@@ -246,7 +246,8 @@ from minflextok.config import VAEConfig
 from minflextok.data import Images, load_dataset
 from minflextok.training.vae import train_vae
 images = load_dataset("cifar10-sample", "test").images[:40, :, 4:28, 4:28].contiguous()
-train_vae({GAN!r}, {recipe!r}, Images("crops", images), {str(tmp_path / "two")!r}, "cpu", quiet=True)
+crops = Images("crops", images)
+train_vae({GAN!r}, {recipe!r}, crops, {str(tmp_path / "two")!r}, "cpu", quiet=True)
 """)
     on_two_ranks(script)
     two = VAE.from_pretrained(tmp_path / "two")
@@ -297,7 +298,7 @@ def test_images_of_another_size_are_refused(tmp_path):
         run(tmp_path, dataclasses.replace(SMALL, image_size=32))
 
 
-# ---- the commands ----------------------------------------------------------------------------------------------------
+# ---- the commands --------------------------------------------------------------------------------
 
 
 def test_help_leaves_out_what_only_a_tokenizer_needs(capsys):
