@@ -2,11 +2,14 @@
 
 import difflib
 import warnings
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from .config import TokenizerConfig, VAEConfig
+
+Ids: TypeAlias = Tensor | list[Tensor]  # (B, k), or B 1-D tensors of different lengths
 
 
 def first_line(error: Exception) -> str:
@@ -14,7 +17,7 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def check_count(value: object, name: str, low: int, high: int | None = None) -> int:
+def check_count(value: Any, name: str, low: int, high: int | None = None) -> int:
     """Returns value, an integer (numpy's too, but no bool) from low to high."""
     whole = not isinstance(value, bool | Tensor) and hasattr(value, "__index__")
     if not whole or value < low or (high is not None and value > high):
@@ -24,12 +27,17 @@ def check_count(value: object, name: str, low: int, high: int | None = None) -> 
 
 
 def check_number(
-    value: object, name: str, low: float = float("-inf"), hint: str = "a finite number"
+    value: Any,
+    name: str,
+    low: float = float("-inf"),
+    hint: str = "a finite number",
+    where: str = "",
 ) -> float:
-    """Returns value, a finite int or float (no bool) of at least low."""
+    """Returns value, a finite int or float (no bool) of at least low. where: text that follows the
+    value in the error."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) < float("inf") or value < low:
-        raise ValueError(f"{name}={value!r}: give {hint}")
+        raise ValueError(f"{name}={value!r}{where}: give {hint}")
     return value
 
 
@@ -92,9 +100,7 @@ def is_int_tensor(x: object) -> bool:
     )
 
 
-def check_ids(
-    ids: Tensor | list[Tensor], longest: int, vocab_size: int
-) -> tuple[Tensor, list[int]]:
+def check_ids(ids: Ids, longest: int, vocab_size: int) -> tuple[Tensor, list[int]]:
     """Token ids (B, k), or a list of B 1-D tensors of different lengths -> (B, longest) int64,
     padded with id 0, and the length of each row, all from 1 to `longest`."""
     rows = list(ids) if isinstance(ids, Tensor | list | tuple) else None
@@ -152,7 +158,7 @@ def check_timesteps(t: Tensor | float, rows: int) -> Tensor:
     return t
 
 
-def check_guidance(guidance: object, at: list, name: str) -> list[float]:
+def check_guidance(guidance: Any, at: list, name: str) -> list[float]:
     """The guidance scale at each of `at`, timesteps or positions: a number for all, or a function
     of them. name: what precedes their values in the error."""
     scales = [guidance(a) if callable(guidance) else guidance for a in at]

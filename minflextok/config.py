@@ -48,7 +48,7 @@ def check_types(config) -> None:
         ok = type(value) is kind or (kind is float and type(value) is int)
         require(
             ok and (kind is not float or math.isfinite(value)),
-            f"{f.name}={value!r}: give a {kind.__name__} ({f.metadata['help']})",
+            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
         )
 
 

@@ -90,10 +90,11 @@ class PriorBlock(nn.Module):
         dropout (B, branches, 1, D): factors of the branches' channels. cache and start: see
         `CausalAttention`.
         """
-        branches = [lambda x: self.attn(x, cache, start), self.mlp]
-        if self.cross is not None:
-            branches.insert(1, lambda x: self.cross(x, context))
-        for i, branch in enumerate(branches):
-            y = branch(layer_norm(x))
-            x = x + (y if dropout is None else y * dropout[:, i])
-        return x
+
+        def drop(y: Tensor, branch: int) -> Tensor:
+            return y if dropout is None else y * dropout[:, branch]
+
+        x = x + drop(self.attn(layer_norm(x), cache, start), 0)
+        if self.cross is not None and context is not None:
+            x = x + drop(self.cross(layer_norm(x), context), 1)
+        return x + drop(self.mlp(layer_norm(x)), -1)

@@ -1,7 +1,13 @@
 """Guidance: two ways to combine the conditional and the unconditional velocity of a sampling
 step."""
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from torch import Tensor
+
+# Conditional and unconditional velocity (B, C, H, W), scale -> guided velocity.
+Guide: TypeAlias = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def cfg(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:

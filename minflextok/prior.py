@@ -19,6 +19,7 @@ What the paper leaves open is chosen here:
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from .text import text_encoder
 from .tokenizer import FlexTok
 from .transformer import init_linears, layer_norm
 
-Conditions = Tensor | list[str]  # classes (B,) int64, or captions
+Conditions: TypeAlias = Tensor | list[str]  # classes (B,) int64, or captions
 
 
 def sample(

@@ -11,6 +11,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,7 +209,8 @@ def _read_json(file: Path) -> dict:
 def _settings(file: Path) -> dict:
     """The config of a tokenizer: Python literals in the metadata of its file, or config.json beside
     it."""
-    settings, beside = weights.read_metadata(file), file.with_name("config.json")
+    settings: dict[str, Any] = dict(weights.read_metadata(file))
+    beside = file.with_name("config.json")
     if "encoder" in settings and "decoder" in settings:
         for key, text in settings.items():
             with suppress(ValueError, SyntaxError):  # a plain string, such as _target_, stays one
@@ -223,9 +225,8 @@ def _settings(file: Path) -> dict:
         settings[name] = settings.get(name) or {}
         if not isinstance(settings[name], dict):
             raise ValueError(f"{file}: its section {name} is not a dictionary")
-        modules = (
-            settings[name].get("module_dict") or {}
-        )  # without those of REPA, which only training used
+        # Without the modules of REPA, which only training used.
+        modules = settings[name].get("module_dict") or {}
         settings[name] = {
             **settings[name],
             "module_dict": {k: v or {} for k, v in modules.items() if "repa" not in k},

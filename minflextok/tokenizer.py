@@ -15,10 +15,8 @@ from .draws import Draws, draw
 from .encoder import Encoder
 from .flow import euler, interpolate
 from .fsq import FSQ
-from .guidance import APG, cfg
+from .guidance import APG, Guide, cfg
 from .vae import VAE
-
-Ids = Tensor | list[Tensor]  # (B, k), or B 1-D tensors of different lengths
 
 
 class FlexTok(nn.Module):
@@ -107,7 +105,7 @@ class FlexTok(nn.Module):
     # ---- ids to images ---------------------------------------------------------------------------
 
     def velocity(
-        self, x_t: Tensor, t: Tensor | float, ids: Ids | None, null: bool | Tensor = False
+        self, x_t: Tensor, t: Tensor | float, ids: checks.Ids | None, null: bool | Tensor = False
     ) -> Tensor:
         """One decoder evaluation: x_t (B, C, H, W), t in [0, 1] (B,) or one number for all ->
         velocity (B, C, H, W).
@@ -128,7 +126,7 @@ class FlexTok(nn.Module):
     @torch.no_grad()
     def decode(
         self,
-        ids: Ids,
+        ids: checks.Ids,
         steps: int = 25,
         guidance: float | Callable[[float], float] = 1.0,
         apg: bool | APG = False,
@@ -164,13 +162,14 @@ class FlexTok(nn.Module):
             everyone = torch.ones_like(keep_k, dtype=torch.bool)
             cond = self.decoder.embed_registers(codes, keep_k, null=~everyone)  # (B, K, D)
             uncond = self.decoder.embed_registers(codes, keep_k, null=everyone)
-            guide = cfg if not apg else (APG() if apg is True else apg.fresh())
+            guide: Guide = cfg if not apg else (APG() if apg is True else apg.fresh())
 
             def velocity(x: Tensor, t: float) -> Tensor:
                 time = torch.tensor([t], device=x.device)
                 if scale(t) == 1:
                     return self._velocities(x, time, [cond], [longest])[0]
-                return guide(*self._velocities(x, time, [cond, uncond], [longest, 0]), scale(t))
+                v, u = self._velocities(x, time, [cond, uncond], [longest, 0])
+                return guide(v, u, scale(t))
 
             x = euler(velocity, noise, steps, progress)
             return self._to_images(x) if to_images else x
@@ -294,7 +293,7 @@ class FlexTok(nn.Module):
         x = checks.check_shape(x, name, c.in_channels, c.patch_size, c.image_size, fixed=c.pixels)
         return checks.check_finite(x, name).to(self.device)
 
-    def _codes(self, ids: Ids) -> tuple[Tensor, Tensor, int]:
+    def _codes(self, ids: checks.Ids) -> tuple[Tensor, Tensor, int]:
         """ids -> codes (B, K, F), padded with the code of id 0; keep_k (B,), the number of ids of
         each row; the largest keep_k."""
         padded, lengths = checks.check_ids(ids, self.config.num_registers, self.config.vocab_size)

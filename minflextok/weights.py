@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -112,7 +112,7 @@ def find(name: str | Path, prefix: str = "") -> Path:
         ) from None
 
 
-def fingerprint(tensors: dict[str, Tensor], settings: list[float] | None = None) -> str:
+def fingerprint(tensors: dict[str, Tensor], settings: Sequence[float] | None = None) -> str:
     """16 hexadecimal digits that identify these tensors and numbers (SHA-256). Floats count as
     bfloat16, so that a model has one fingerprint, whether it is loaded as float32 or bfloat16."""
     if settings is not None:
