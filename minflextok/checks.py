@@ -24,12 +24,17 @@ def check_count(value: object, name: str, low: int, high: int | None = None) -> 
 
 
 def check_number(
-    value: object, name: str, low: float = float("-inf"), hint: str = "a finite number"
+    value: object,
+    name: str,
+    low: float = float("-inf"),
+    hint: str = "a finite number",
+    where: str = "",
 ) -> float:
-    """Returns value, a finite int or float (no bool) of at least low."""
+    """Returns value, a finite int or float (no bool) of at least low. where: follows the value in
+    the error."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not abs(value) < float("inf") or value < low:
-        raise ValueError(f"{name}={value!r}: give {hint}")
+        raise ValueError(f"{name}={value!r}{where}: give {hint}")
     return value
 
 
