@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 
 from .config import ClassifierConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
 
-
 Config = TypeVar("Config", TokenizerConfig, VAEConfig, PriorConfig, ClassifierConfig)
 
 
