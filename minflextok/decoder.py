@@ -44,9 +44,8 @@ class Decoder(nn.Module):
         self.head = nn.Linear(dim, c.patch_size**2 * c.in_channels)
         init_linears(self)
         for linear in (self.head, self.head_adaln, *(block.adaln for block in self.blocks)):
-            nn.init.zeros_(
-                linear.weight
-            )  # adaLN-Zero: each block is the identity, the velocity is 0
+            # adaLN-Zero: each block starts as the identity, the velocity as 0.
+            nn.init.zeros_(linear.weight)
         for token in (self.register_positions, self.nested_dropout.mask_token, self.null_token):
             if token is not None:
                 nn.init.normal_(token, std=c.token_std)

@@ -34,12 +34,10 @@ class FSQ(nn.Module):
     def bound(self, z: Tensor) -> Tensor:
         """Squash channel i into an interval that holds exactly L_i integers. Always in float32."""
         with torch.autocast(z.device.type, enabled=False):
-            half = (
-                (self.L.float() - 1) * 1.001 / 2
-            )  # the 1.001 keeps atanh(offset / half) finite for 2 levels
-            offset = torch.where(
-                self.L % 2 == 0, 0.5, 0.0
-            )  # an even number of levels has no level at 0
+            # The 1.001 keeps atanh(offset / half) finite for 2 levels.
+            half = (self.L.float() - 1) * 1.001 / 2
+            # An even number of levels has no level at 0.
+            offset = torch.where(self.L % 2 == 0, 0.5, 0.0)
             return torch.tanh(z.float() + torch.atanh(offset / half)) * half - offset
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

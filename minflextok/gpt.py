@@ -62,9 +62,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, M, D) -> (B, M, D)."""
         k, v, mask = context
-        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(
-            1, 2
-        )  # (B, H, M, d)
+        # (B, H, M, d)
+        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         return self.proj(attend(q, k, v, self.scale, mask).transpose(1, 2).flatten(2))
 
 

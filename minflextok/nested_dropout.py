@@ -48,7 +48,6 @@ class NestedDropout(nn.Module):
 
     def forward(self, registers: Tensor, keep_k: Tensor) -> Tensor:
         """registers (B, K, D), keep_k (B,) int -> (B, K, D)."""
-        dropped = (
-            torch.arange(registers.shape[1], device=registers.device) >= keep_k[:, None]
-        )  # (B, K)
+        # (B, K)
+        dropped = torch.arange(registers.shape[1], device=registers.device) >= keep_k[:, None]
         return torch.where(dropped[..., None], self.mask_token.to(registers.dtype), registers)

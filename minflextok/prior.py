@@ -61,13 +61,11 @@ def sample(
     if top_p is not None and top_p < 1:
         descending = logits.sort(descending=True).values
         p = descending.softmax(-1)
-        kept = (p.cumsum(-1) - p < top_p).sum(
-            -1, keepdim=True
-        )  # those before it sum to less than top_p
+        # Those before it sum to less than top_p.
+        kept = (p.cumsum(-1) - p < top_p).sum(-1, keepdim=True)
         logits = logits.masked_fill(logits < descending.gather(-1, kept - 1), float("-inf"))
-    times = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(
-        -1
-    )  # infinite only at p = 0
+    # Infinite only at p = 0.
+    times = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(-1)
     return times.argmin(-1)
 
 
@@ -83,15 +81,13 @@ class Prior(nn.Module):
         c = self.config = config
         self.ids = nn.Embedding(c.vocab_size, c.dim)  # also the output head
         self.positions = nn.Parameter(torch.empty(c.num_tokens, c.dim))
-        self.first = nn.Embedding(
-            c.num_classes + 1, c.dim
-        )  # the last row: null class; start token of a text prior
+        # The last row: null class; start token of a text prior.
+        self.first = nn.Embedding(c.num_classes + 1, c.dim)
         self.text_encoder = text_encoder(c) if c.text else None
         self.blocks = nn.ModuleList(PriorBlock(c) for _ in range(c.depth))
         init_linears(self)
-        for (
-            block
-        ) in self.blocks:  # so that the residual stream starts at unit scale at any depth (GPT-2)
+        # So that the residual stream starts at unit scale at any depth (GPT-2).
+        for block in self.blocks:
             last = [block.attn.proj, block.mlp.fc2] + ([block.cross.proj] if block.cross else [])
             for linear in last:
                 linear.weight.data *= (3 * c.depth) ** -0.5

@@ -1,5 +1,5 @@
-"""The same numbers for less work. No function here changes a result, beyond rounding; `tok.savings
-= False` turns all off.
+"""The exact savings: the same results for less work, up to rounding. `tok.savings = False` turns
+all of them off.
 
 Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each saving below has
 its proof and a test against the plain path (tests/test_savings.py). `python benchmarks/bench.py`
@@ -51,12 +51,7 @@ def _prefix_attention(
     k, v = _keys_values(attn, x)
     q = _queries(attn, x[:, P:] if only_registers else x)
     m = x.shape[1] - P
-    mask = None
-    if causal and m > 1:
-        allowed = torch.ones(m, P + m, dtype=torch.bool, device=x.device).tril(P)
-        mask = torch.zeros(m, P + m, dtype=q.dtype, device=x.device).masked_fill(
-            ~allowed, float("-inf")
-        )
+    mask = torch.ones(m, P + m, dtype=torch.bool, device=x.device).tril(P) if causal else None
     out = attend(q[:, :, -m:], k, v, attn.scale, mask)
     if not only_registers:
         out = torch.cat([attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], attn.scale), out], dim=2)
@@ -69,9 +64,8 @@ def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     patches = embed_patches(x, encoder.patch_size, encoder.patch_proj, encoder.positions)
     P = patches.shape[1]
     needed = num_registers if encoder.causal else len(encoder.registers)
-    seq = torch.cat(
-        [patches, encoder.registers[:needed].expand(len(x), -1, -1)], dim=1
-    )  # (B, P + m, D)
+    registers = encoder.registers[:needed].expand(len(x), -1, -1)  # (B, m, D)
+    seq = torch.cat([patches, registers], dim=1)  # (B, P + m, D)
     blocks: list[Block] = list(encoder.blocks)
     for block in blocks[:-1]:
         seq = seq + _prefix_attention(block.attn, layer_norm(seq), P, encoder.causal)
@@ -205,12 +199,12 @@ def by_length(
     """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep
     at most m registers.
 
-    keep_k (B,), null (B,): on the CPU, so that a GPU is not waited for; tensors (B, ...) or None.
+    keep_k (B,), null (B,): on the CPU, to lay out the groups without waiting for a GPU; tensors:
+    (B, ...) or None.
     """
     device = next(x.device for x in tensors if x is not None)
-    needed = torch.where(
-        null, 1, keep_k
-    )  # unconditional images still carry one register, so that no group is empty
+    # Unconditional images need no register, but still carry one, so that no group is empty.
+    needed = torch.where(null, 1, keep_k)
     sizes = round_up_pow2(needed).clamp(min=P // 8 if K > P // 4 else K, max=K)
     total = torch.zeros((), device=device)
     for m in sizes.unique().tolist():

@@ -37,9 +37,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
-        self.scale = (
-            8 / head_dim
-        )  # muP scaling, as published; equal to the usual 1/sqrt(d) at d = 64
+        # muP scaling, as published; equal to the usual 1/sqrt(d) at d = 64.
+        self.scale = 8 / head_dim
         self.wq = nn.Linear(dim, dim, bias=False)
         self.wk = nn.Linear(dim, dim, bias=False)
         self.wv = nn.Linear(dim, dim, bias=False)

@@ -72,9 +72,8 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1 if up else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(
-            F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1))
-        )  # right and bottom
+        # Right and bottom.
+        return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1)))
 
 
 class Level(nn.Module):

@@ -64,9 +64,8 @@ def save(
         directory.mkdir(parents=True, exist_ok=True)
         part.touch()
         mode = part.stat().st_mode
-        save_file(
-            state, part, metadata={"minflextok": type(model).__name__}
-        )  # one key: the order of several is random
+        # One key: the order of several is random.
+        save_file(state, part, metadata={"minflextok": type(model).__name__})
         part.chmod(mode)  # safetensors makes files that their owner alone can read
         os.replace(part, directory / "model.safetensors")
         part.write_text(to_json(model.config))
@@ -183,10 +182,11 @@ class NothingToDraw(TorchFunctionMode):
 def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], source: str | Path):
     """A model around given tensors, uncopied, in eval mode; what does not fit is an error that
     names `source`."""
+    # Shapes without memory: the weights take the parameters' places.
     with (
         torch.device("meta"),
         NothingToDraw(),
-    ):  # shapes without memory: the weights take the parameters' places
+    ):
         model = cls(config)
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

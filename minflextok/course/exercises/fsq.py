@@ -45,9 +45,8 @@ def _bound_each(f):
 def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     L = torch.tensor(levels)
     half, offset = (L - 1) / 2, torch.where(L % 2 == 0, 0.5, 0.0)
-    return (
-        torch.tanh(z + torch.atanh(offset / half)) * half - offset
-    )  # in torch an infinite atanh is no error
+    # In torch an infinite atanh is no error.
+    return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
 
 BOUND = Exercise(
@@ -164,9 +163,8 @@ def _codes_to_ids(
     ids = []
     for row in codes:
         number, places = 0, list(zip(row, levels, strict=True))
-        for code, L in (
-            reversed(places) if first_is_least else places
-        ):  # from the most significant digit down
+        # From the most significant digit down.
+        for code, L in reversed(places) if first_is_least else places:
             number = number * L + to_int((code * (L // 2)).item()) + L // 2
         ids.append(number)
     return torch.tensor(ids)

@@ -16,9 +16,8 @@ def _image_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield torch.arange(16.0).view(1, 4, 4), 2
     yield torch.arange(16.0).view(2, 2, 4), 2
     for _ in range(5):
-        p, C, h, w = (
-            randint(g, low, high) for low, high in ((2, 4), (2, 3), (2, 3), (4, 5))
-        )  # w > h
+        # W > h.
+        p, C, h, w = (randint(g, low, high) for low, high in ((2, 4), (2, 3), (2, 3), (4, 5)))
         yield torch.randn(C, h * p, w * p, generator=g), p
 
 

@@ -204,9 +204,8 @@ def days(
     total = 0.0
     for _ in range(depth):
         total += of_matrix * 12 * D * D * N  # the matrices
-        total += (
-            pairs * 2 * of_matrix * N * N * D
-        )  # all pairs of positions: q k^T, and the weights with v
+        # All pairs of positions: q k^T, and the weights with v.
+        total += pairs * 2 * of_matrix * N * N * D
     return passes * total * images / speed / 86400
 
 

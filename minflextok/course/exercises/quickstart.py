@@ -96,11 +96,12 @@ def curves(g: torch.Generator) -> Iterator[tuple]:
         psnrs[-1] = torch.linspace(8, 11.9, len(budgets))  # never reaches the target
         psnrs[0] = torch.linspace(11, 14, len(budgets))
         yield psnrs, budgets, 12.0
+    # Not monotone: more tokens can be worse for one image.
     yield (
         torch.tensor([[13.0, 11.9, 14.0]]),
         (1, 2, 4),
         12.0,
-    )  # not monotone: more tokens can be worse for one image
+    )
     yield torch.full((randint(g, 1, 2), 2), 12.0), (1, 2), 12.0
 
 
