@@ -38,7 +38,8 @@ def require(ok: bool, message: str) -> None:
 
 
 def check_types(config) -> None:
-    """Each field must have its annotated type. Lists become tuples; an int may stand for a float."""
+    """Each field must have its annotated type. Lists become tuples; an int may stand for a
+    float."""
     for f in dataclasses.fields(config):
         value, kind = getattr(config, f.name), typing.get_origin(f.type) or f.type
         if kind is tuple and isinstance(value, list):
@@ -47,7 +48,7 @@ def check_types(config) -> None:
         ok = type(value) is kind or (kind is float and type(value) is int)
         require(
             ok and (kind is not float or math.isfinite(value)),
-            f"{f.name}={value!r}: give a {kind.__name__} ({f.metadata['help']})",
+            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
         )
 
 
@@ -203,7 +204,7 @@ class VAEConfig:
         256, "training: side of the images in pixels; the model takes any multiple of downscale"
     )
     perceptual: str = opt(
-        "vgg16", "training: distance beside L1: 'vgg16' (downloaded), 'gradients' or 'none'"
+        "lpips", "training: distance beside L1: 'lpips' (an extra), 'gradients' or 'none'"
     )
     perceptual_weight: float = opt(1.0, "training: weight of that distance")
     kl_weight: float = opt(
@@ -218,6 +219,8 @@ class VAEConfig:
 
     def __post_init__(self):
         check_types(self)
+        if self.perceptual == "vgg16":  # its name in earlier versions
+            object.__setattr__(self, "perceptual", "lpips")
         at_least(1, self, "latent_channels", "layers", "groups", "image_size")
         at_least(0, self, "perceptual_weight", "kl_weight", "adversarial_weight")
         require(
@@ -238,11 +241,11 @@ class VAEConfig:
             f"adversarial_from={self.adversarial_from}: give a share from 0 to 1",
         )
         require(
-            self.perceptual in ("vgg16", "gradients", "none"),
-            f"perceptual={self.perceptual!r}: give 'vgg16', 'gradients' or 'none'",
+            self.perceptual in ("lpips", "gradients", "none"),
+            f"perceptual={self.perceptual!r}: give 'lpips', 'gradients' or 'none'",
         )
         for name, on, least in (
-            ("perceptual", self.perceptual == "vgg16", 16),
+            ("perceptual", self.perceptual == "lpips", 16),
             ("perceptual", self.perceptual != "none", 8),
             ("adversarial_weight", self.adversarial_weight > 0, 24),
         ):

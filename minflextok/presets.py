@@ -5,15 +5,18 @@ To add one, add an entry to the dictionary of its stage; the command line lists 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from .config import ClassifierConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
 
+Config = TypeVar("Config", TokenizerConfig, VAEConfig, PriorConfig, ClassifierConfig)
+
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Generic[Config]):
     """What `minflextok train STAGE --preset NAME` trains."""
 
-    model: TokenizerConfig | VAEConfig | PriorConfig | ClassifierConfig
+    model: Config
     recipe: TrainConfig
     data: str | None = None  # name of a data set; None: the user must give one
     tokenizer: str | None = None  # priors: weights of the tokenizer; None: the user must give them
@@ -23,7 +26,12 @@ class Preset:
 
 # Settings with which small models learn ordered tokens fast. `make sweep` measures one change at a
 # time.
-SMALL = {"token_std": 1.0, "latent_std": 1.0, "latent_penalty": 0.1, "mode_scale": -0.5}
+SMALL: dict[str, Any] = {
+    "token_std": 1.0,
+    "latent_std": 1.0,
+    "latent_penalty": 0.1,
+    "mode_scale": -0.5,
+}
 
 # Batch size and learning rate of the published models are our choice: the paper does not give them
 # in full.
@@ -69,7 +77,7 @@ LARGE_RECIPE = TrainConfig(
     steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000
 )
 
-TOKENIZERS: dict[str, Preset] = {
+TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
     "shapes": Preset(
         model=replace(TINY, image_size=16, enc_depth=3),
         recipe=TrainConfig(steps=4900, eval_every=200, val_images=256),
@@ -122,7 +130,7 @@ SMALL_VAE_RECIPE = TrainConfig(
     steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=60, weight_decay=0.0, log_every=100
 )
 
-VAES: dict[str, Preset] = {
+VAES: dict[str, Preset[VAEConfig]] = {
     "f8": Preset(model=PUBLISHED_VAE, recipe=PUBLISHED_VAE_RECIPE),
     "f8-c4": Preset(model=replace(PUBLISHED_VAE, latent_channels=4), recipe=PUBLISHED_VAE_RECIPE),
     "f8-c8": Preset(model=replace(PUBLISHED_VAE, latent_channels=8), recipe=PUBLISHED_VAE_RECIPE),
@@ -163,7 +171,7 @@ PUBLISHED_PRIOR_RECIPE = TrainConfig(
     workers=12,
 )
 
-PRIORS: dict[str, Preset] = {
+PRIORS: dict[str, Preset[PriorConfig]] = {
     "cifar10-tiny": Preset(
         model=SMALL_PRIOR, recipe=SMALL_PRIOR_RECIPE, data="cifar10", tokenizer="cifar10-tiny"
     ),
@@ -227,7 +235,7 @@ CLASSIFIER_RECIPE = TrainConfig(
     val_images=1000,
     eval_every=1000,
 )
-CLASSIFIERS: dict[str, Preset] = {
+CLASSIFIERS: dict[str, Preset[ClassifierConfig]] = {
     "classifier": Preset(model=ClassifierConfig(), recipe=CLASSIFIER_RECIPE, data="cifar10"),
     "teacher": Preset(
         model=ClassifierConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
@@ -242,5 +250,8 @@ PRESETS: dict[str, TokenizerConfig] = {name: p.model for name, p in TOKENIZERS.i
 VAE_PRESETS: dict[str, VAEConfig] = {name: p.model for name, p in VAES.items()}
 PRIOR_PRESETS: dict[str, PriorConfig] = {name: p.model for name, p in PRIORS.items()}
 CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {name: p.model for name, p in CLASSIFIERS.items()}
-RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in (TOKENIZERS | VAES).items()}
+RECIPES: dict[str, TrainConfig] = {
+    **{name: p.recipe for name, p in TOKENIZERS.items()},
+    **{name: p.recipe for name, p in VAES.items()},
+}
 PRIOR_RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in PRIORS.items()}

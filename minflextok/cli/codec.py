@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..data import Images, Skipped, find_images, load_dataset, open_image, to_float, to_uint8
 from ..data.images import UNREADABLE
+from ..draws import seeded_noise
 from ..evaluation.figures import budget_grid, save
 from ..evaluation.metrics import code_usage, psnr
-from ..flow import seeded_noise
 from ..tokenizer import FlexTok
 from ..weights import write_atomic
 

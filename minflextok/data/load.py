@@ -139,7 +139,8 @@ def load_shards(
     name: str | None = None,
     classes: list[str] | None = None,
 ) -> Images | Stream:
-    """WebDataset shards: in memory if they fit, else a stream. name, classes: of a known data set."""
+    """WebDataset shards: in memory if they fit, else a stream. name, classes: of a known data
+    set."""
     files, num_bytes = shards.expand(pattern)
     first = next(shards.samples(shards.read_all(files)), None)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"

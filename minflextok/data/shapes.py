@@ -196,7 +196,8 @@ def parse_caption(text: str) -> tuple[list[Thing], list[str]]:
     if not re.fullmatch(f"{thing}(?:{relation}{thing}){{0,3}}", clean):
         raise ValueError(
             f"cannot read the caption {text!r}: give '[small|large] COLOR SHAPE', joined by "
-            f"RELATION ('..., which is RELATION ...' from the second on); colors {', '.join(COLORS)}; "
+            f"RELATION ('..., which is RELATION ...' from the second on); colors "
+            f"{', '.join(COLORS)}; "
             f"shapes {', '.join(SHAPES)}; relations {', '.join(RELATIONS)}"
         )
     things = [Thing(shape, color, size or None) for size, color, shape in re.findall(thing, clean)]

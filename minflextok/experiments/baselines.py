@@ -14,10 +14,11 @@ A 2D-grid tokenizer has one token for each patch, in raster order: a `Grid`.
 import torch
 from torch import Tensor
 
+from ..checks import Ids
 from ..config import TokenizerConfig
 from ..encoder import Encoder
 from ..patches import patchify
-from ..tokenizer import FlexTok, Ids
+from ..tokenizer import FlexTok
 from ..training.objective import TokenizerObjective
 from ..transformer import layer_norm
 
