@@ -21,7 +21,7 @@ import torch
 
 from minflextok import PRIOR_PRESETS, FlexTok, Prior
 from minflextok.course import widgets
-from minflextok.data.datasets import load_dataset, to_float
+from minflextok.data import load_dataset, to_float
 
 
 def main(threads: int) -> None:

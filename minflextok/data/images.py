@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 # What Pillow reads here, of the formats that hold pictures (AVIF needs Pillow 11.3).
@@ -56,6 +56,8 @@ def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
         image = decode(data)
         image = on_white(eight_bits(upright(image)))
         return np.asarray(resize_and_crop(image, size) if size else image).transpose(2, 0, 1)
+    except UnidentifiedImageError:
+        raise ValueError("it is no image, or of a format that Pillow does not read") from None
     except (*UNREADABLE, MemoryError):
         raise
     except Exception as e:  # Pillow raises many kinds on broken files
@@ -65,7 +67,7 @@ def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
 def decode(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
-    except Image.UnidentifiedImageError:  # a malformed EXIF block can make Pillow refuse a JPEG
+    except UnidentifiedImageError:  # a malformed EXIF block can make Pillow refuse a JPEG
         image = Image.open(io.BytesIO(without_exif(data)))
     image.load()
     return image
