@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test notebooks student figures lab sweep mistakes bench compare clean
+.PHONY: setup demo test format notebooks student figures lab sweep mistakes bench compare clean
 
 setup: .venv/.ready
 
@@ -12,14 +12,20 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-demo: setup  ## tokenize embedded test images, decode them at 1, 2, 4, ..., K tokens: outputs/demo.png
+demo: setup  ## encode test images, decode them from 1, 2, 4, ..., K tokens: outputs/demo-shapes.png, outputs/demo-cifar10.png
 	$(BIN)/minflextok demo
 
-test: setup  ## linter, all tests, all notebooks in their fast mode
+test: setup  ## linter, formatter's check, type checker, all tests, all notebooks in their fast mode
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-notebooks: setup  ## make the notebooks from their solutions, run all in full, store their outputs, mark what tests compare
+format: setup  ## what the linter can fix, and the format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: setup  ## build the notebooks from their solutions, run all in full, store their outputs, mark what tests compare
 	$(BIN)/python -m minflextok.course build
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
@@ -37,7 +43,7 @@ lab: setup  ## open JupyterLab on the first notebook
 sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
 	$(BIN)/python -m minflextok.experiments.sweep --data $(or $(DATA),cifar10)
 
-# The five runs of notebook 06: this recipe, and four that differ in one setting. Their logs are kept in data/curves.
+# The five runs of notebook 06: the recipe, and four that differ in one setting. Their logs are stored in data/curves.
 MISTAKE = $(BIN)/minflextok train tokenizer --preset shapes --model num_registers=8 --model dec_depth=3 --minutes 0 \
 	--steps 600 --lr 4e-3 --nested-from 0 --nested-full 0.67 --val-images 256 --eval-every 100 --log-every 20 --out runs/mistakes
 mistakes: setup
@@ -49,12 +55,12 @@ mistakes: setup
 	for run in recipe token-std-0.02 nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
 		cp runs/mistakes/$$run/metrics.jsonl runs/mistakes/$$run/run.json data/curves/$$run; done
 
-bench: setup  ## d12-d12 against the plain path: results.json, cost.png; the prior against transformers: prior.json
+bench: setup  ## d12-d12 with and without savings: results.json, cost.png; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
 	$(BIN)/python benchmarks/prior.py
 
-compare: setup  ## FlexTok and its relatives, trained alike: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20 IMAGES=2000 TEACHER=teacher-cifar10
+compare: setup  ## FlexTok and related tokenizers under equal conditions: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20 IMAGES=2000 TEACHER=teacher-cifar10
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) --num-images $(or $(IMAGES),2000) $(if $(TEACHER),--repa $(TEACHER))
 
 clean:

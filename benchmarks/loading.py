@@ -1,7 +1,9 @@
-"""Peak memory of loading a published checkpoint: python benchmarks/loading.py [--preset d18-d28]
+"""Peak memory of loading a published checkpoint.
 
-Writes a file of that size in the published format, VAE included (all zeros but for the position tables; a sparse file,
-so that it takes no disk), and loads it in fresh processes.
+    python benchmarks/loading.py [--preset d18-d28]
+
+Writes a file of that size in the published format, VAE included, and loads it in new processes. All
+values are zero, except for the position tables: a sparse file, which takes no space on disk.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from minflextok.vae import VAE
 
 
 def published_tensors(config: TokenizerConfig) -> dict[str, tuple]:
-    """Name and shape of every tensor of a published file."""
+    """The name and the shape of every tensor of a published file."""
     with torch.device("meta"):
         tok, vae = FlexTok(config), VAE(VAE_PRESETS["f8"])
     shapes = {f"vae.vae.{name}": tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
@@ -41,25 +43,21 @@ def published_tensors(config: TokenizerConfig) -> dict[str, tuple]:
 
 
 def write_sparse(path: Path, config: TokenizerConfig) -> None:
-    """A safetensors file: the length of a JSON header, the header, the tensors' bytes."""
+    """A safetensors file: the length of a JSON header, the header, the bytes of the tensors."""
     settings = {
         "encoder": {},
         "decoder": {"max_timestep": 1.0},
         "regularizer": {"levels": list(config.fsq_levels)},
         "vae": {"latent_channels": config.in_channels, "scaling_factor": 1.0},
     }
-    header, at, tables = {"__metadata__": {k: str(v) for k, v in settings.items()}}, 0, {}
+    header = {"__metadata__": {k: str(v) for k, v in settings.items()}}
+    at, tables = 0, {}
     for name, shape in published_tensors(config).items():
         size = 4 * torch.Size(shape).numel()
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
         if name in TABLES:
-            tables[at] = (
-                sincos_positions(shape[1], config.grid)
-                .permute(2, 0, 1)
-                .contiguous()
-                .numpy()
-                .tobytes()
-            )
+            table = sincos_positions(shape[1], config.grid).permute(2, 0, 1)  # (D, h, w)
+            tables[at] = table.contiguous().numpy().tobytes()
         at += size
     text = json.dumps(header).encode()
     with open(path, "wb") as f:
@@ -71,27 +69,24 @@ def write_sparse(path: Path, config: TokenizerConfig) -> None:
 
 
 def measure(file: Path, dtype: str) -> dict:
-    """To be run in a fresh process: load, then read every weight once, as a first forward pass does."""
-    from minflextok.published import load_official
+    """In a new process: load, then read every weight once, as the first forward pass does.
 
+    GB of the weights, GB of peak memory after loading and after reading them, seconds of loading.
+    """
     before, start = peak_memory(), time.perf_counter()
-    tok = load_official(file, getattr(torch, dtype))
+    tok = FlexTok.from_pretrained(file, getattr(torch, dtype))
     seconds, loaded = time.perf_counter() - start, peak_memory() - before
     held = sum(p.numel() * p.element_size() for p in tok.parameters()) / 1e9
     for p in tok.parameters():
         p.sum()
     used = peak_memory() - before
-    return {
-        "weights": held,
-        "loaded": loaded,
-        "used": used,
-        "ratio": used / held,
-        "seconds": seconds,
-    }
+    return {"weights": held, "loaded": loaded, "used": used, "seconds": seconds}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=["d12-d12", "d18-d18", "d18-d28"], default="d18-d28")
     parser.add_argument("--measure", nargs=2, metavar=("FILE", "DTYPE"), help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -101,22 +96,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         write_sparse(file, PRESETS[a.preset])
-        print(
-            f"{a.preset} with its VAE, {file.stat().st_size / 1e9:.2f} GB as float32; peak memory above the process's own"
-        )
-        print(
-            f"{'as':>9}{'weights GB':>12}{'after loading':>15}{'all read once':>15}{'ratio':>7}{'seconds':>9}"
-        )
+        size = file.stat().st_size / 1e9
+        print(f"{a.preset} with its VAE, {size:.2f} GB as float32; peak memory without the process")
+        columns = "weights GB", "after loading", "all read once", "ratio", "seconds"
+        print(f"{'as':>9}{''.join(f'{name:>15}' for name in columns)}")
         for dtype in ("float32", "bfloat16"):
-            done = subprocess.run(
-                [sys.executable, __file__, "--measure", file, dtype],
-                check=True,
-                stdout=subprocess.PIPE,
-            )
-            m = json.loads(done.stdout)
-            print(
-                f"{dtype:>9}{m['weights']:12.2f}{m['loaded']:15.2f}{m['used']:15.2f}{m['ratio']:7.2f}{m['seconds']:9.1f}"
-            )
+            command = [sys.executable, __file__, "--measure", file, dtype]
+            m = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            values = m["weights"], m["loaded"], m["used"], m["used"] / m["weights"], m["seconds"]
+            print(f"{dtype:>9}{''.join(f'{value:15.2f}' for value in values)}")
 
 
 if __name__ == "__main__":

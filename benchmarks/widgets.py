@@ -1,9 +1,16 @@
-"""How soon the pictures follow the controls: python benchmarks/widgets.py [--threads 1]
+"""How fast the pictures of the widgets follow their controls.
 
-For each widget at its usual size (6 images, 25 steps): seconds to build it; warm-up, from the first touch until all
-neighbouring settings are decoded, how many settings are kept then; and milliseconds from a change to the new picture, for
-settings that the warm-up made (median and worst), and for one that it did not. All is processor time, so that what else
-the machine does counts little. The class prior is untrained, which costs the same.
+    python benchmarks/widgets.py [--threads 1]
+
+For each widget at its usual size (6 images, 25 steps):
+- seconds to build it;
+- seconds of the warm-up, from the first interaction until all neighboring settings are rendered,
+  and how many settings are in the cache then;
+- milliseconds from a change to the new picture, for settings in the cache (median and maximum) and
+  for one that is not.
+
+All are processor time, so that other processes hardly change them. The class prior is untrained,
+which takes the same time.
 """
 
 import argparse
@@ -23,7 +30,7 @@ def main(threads: int) -> None:
     tok = FlexTok.from_pretrained("cifar10-tiny")
     prior = Prior(PRIOR_PRESETS["cifar10-tiny"]).eval()
     scenes, text_prior = FlexTok.from_pretrained("shapes"), Prior.from_pretrained("shapes")
-    build = {  # and a setting that the warm-up leaves out; None: it leaves out nothing
+    build = {  # with a setting that is not a neighbor of the first; None: all are neighbors
         "budget_slider": (lambda: widgets.budget_slider(tok, images), None),
         "token_swap": (lambda: widgets.token_swap(tok, images[0], images[1]), (5, 9)),
         "trajectory_scrubber": (lambda: widgets.trajectory_scrubber(tok, images[0]), None),
@@ -36,7 +43,7 @@ def main(threads: int) -> None:
     }
     print(
         f"{threads} thread(s)",
-        *("built s", "warm-up s", "settings", "follows ms", "worst ms", "not warm ms"),
+        *("build s", "warm-up s", "cached", "median ms", "max ms", "not cached ms"),
         sep=" | ",
     )
     for name, (make, far) in build.items():
@@ -44,25 +51,28 @@ def main(threads: int) -> None:
         board = make()
         built, first = time.process_time() - start, board.setting
         start = time.process_time()
-        board.follower.ask(first)
-        board.follower.wait()
+        board.renderer.request(first)
+        board.renderer.wait()
         warm = time.process_time() - start
-        took = [follow(board, setting) for setting in board._near(first)]
-        kept, cold = len(board.follower.kept), f"{follow(board, far):.0f}" if far else "all are"
-        times = f"{built:.2f}", f"{warm:.1f}", kept, f"{median(took):.1f}", f"{max(took):.1f}", cold
-        print(name, *times, sep=" | ", flush=True)
+        times = [milliseconds(board, setting) for setting in board.neighbors(first)]
+        cached = len(board.renderer.cache)
+        cold = f"{milliseconds(board, far):.0f}" if far else "all are"
+        print(name, f"{built:.2f}", f"{warm:.1f}", cached, sep=" | ", end=" | ")
+        print(f"{median(times):.1f}", f"{max(times):.1f}", cold, sep=" | ", flush=True)
 
 
-def follow(board, setting: tuple) -> float:
-    """Milliseconds from asking for a setting to its picture; what would be made ahead is left out."""
-    board.follower.near = lambda key: ()
+def milliseconds(board: widgets.Board, setting: tuple) -> float:
+    """From the request of a setting to its picture, without the neighbors rendered in advance."""
+    board.renderer.near = lambda key: ()
     start = time.process_time()
-    board.follower.ask(setting)
-    board.follower.wait()
+    board.renderer.request(setting)
+    board.renderer.wait()
     return 1000 * (time.process_time() - start)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=1)
     main(parser.parse_args().threads)

@@ -1,3 +1,4 @@
 from .cli.parser import main
 
-main()
+if __name__ == "__main__":
+    main()

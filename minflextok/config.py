@@ -20,16 +20,15 @@ DATA_DIR = next(
 WEIGHTS_DIR = DATA_DIR / "weights"
 
 
-def __getattr__(
-    name: str,
-):  # the presets were once defined here: `from minflextok.config import PRESETS`
+def __getattr__(name: str):
+    """The presets moved to presets.py; `from minflextok.config import PRESETS` still works."""
     if name in ("PRESETS", "PRIOR_PRESETS", "VAE_PRESETS", "RECIPES", "PRIOR_RECIPES"):
         return getattr(importlib.import_module(".presets", __package__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def opt(default, help: str):
-    """A dataclass field with a description, which error messages and `minflextok train --help` show."""
+    """A dataclass field with its description, for error messages and `minflextok train --help`."""
     return field(default=default, metadata={"help": help})
 
 
@@ -39,7 +38,8 @@ def require(ok: bool, message: str) -> None:
 
 
 def check_types(config) -> None:
-    """Each field must have the type of its annotation. A list becomes a tuple; an int may stand for a float."""
+    """Each field must have its annotated type. Lists become tuples; an int may stand for a
+    float."""
     for f in dataclasses.fields(config):
         value, kind = getattr(config, f.name), typing.get_origin(f.type) or f.type
         if kind is tuple and isinstance(value, list):
@@ -48,7 +48,7 @@ def check_types(config) -> None:
         ok = type(value) is kind or (kind is float and type(value) is int)
         require(
             ok and (kind is not float or math.isfinite(value)),
-            f"{f.name}={value!r}: give a {kind.__name__} ({f.metadata['help']})",
+            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
         )
 
 
@@ -67,7 +67,7 @@ def budgets(k: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """The shape of a FlexTok. The defaults are what all published models share (paper, appendix A)."""
+    """The shape of a FlexTok. The defaults are those of all published models (paper, app. A)."""
 
     image_size: int = opt(32, "side of the images in pixels, or of the latents")
     in_channels: int = opt(3, "3: pixels in [-1, 1]; any other number: latents, unbounded")
@@ -160,7 +160,7 @@ class TokenizerConfig:
 
     @property
     def pixels(self) -> bool:
-        """Whether the model works on pixels. Three channels are pixels; any other number, latents of a VAE."""
+        """Whether the model works on pixels. Three channels are pixels; others, a VAE's latents."""
         return self.in_channels == 3
 
     @property
@@ -189,7 +189,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The defaults are the published VAE's (8-fold smaller latents, 16 channels: 83.8M parameters)."""
+    """The shape of a VAE. The defaults are the published one's, with 83.8M parameters."""
 
     latent_channels: int = opt(16, "channels of the latents")
     widths: tuple[int, ...] = opt(
@@ -204,7 +204,7 @@ class VAEConfig:
         256, "training: side of the images in pixels; the model takes any multiple of downscale"
     )
     perceptual: str = opt(
-        "vgg16", "training: distance beside L1: 'vgg16' (downloaded), 'gradients' or 'none'"
+        "lpips", "training: distance beside L1: 'lpips' (an extra), 'gradients' or 'none'"
     )
     perceptual_weight: float = opt(1.0, "training: weight of that distance")
     kl_weight: float = opt(
@@ -219,6 +219,8 @@ class VAEConfig:
 
     def __post_init__(self):
         check_types(self)
+        if self.perceptual == "vgg16":  # its name in earlier versions
+            object.__setattr__(self, "perceptual", "lpips")
         at_least(1, self, "latent_channels", "layers", "groups", "image_size")
         at_least(0, self, "perceptual_weight", "kl_weight", "adversarial_weight")
         require(
@@ -239,11 +241,11 @@ class VAEConfig:
             f"adversarial_from={self.adversarial_from}: give a share from 0 to 1",
         )
         require(
-            self.perceptual in ("vgg16", "gradients", "none"),
-            f"perceptual={self.perceptual!r}: give 'vgg16', 'gradients' or 'none'",
+            self.perceptual in ("lpips", "gradients", "none"),
+            f"perceptual={self.perceptual!r}: give 'lpips', 'gradients' or 'none'",
         )
         for name, on, least in (
-            ("perceptual", self.perceptual == "vgg16", 16),
+            ("perceptual", self.perceptual == "lpips", 16),
             ("perceptual", self.perceptual != "none", 8),
             ("adversarial_weight", self.adversarial_weight > 0, 24),
         ):
@@ -261,7 +263,7 @@ class VAEConfig:
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """A GPT over the ids of one tokenizer. The defaults are shared by all models of the paper (sec. 3.3)."""
+    """A GPT over the ids of one tokenizer. The defaults are those of all models of the paper."""
 
     vocab_size: int = opt(64_000, "number of distinct ids, the tokenizer's")
     num_tokens: int = opt(256, "K, ids per image, the tokenizer's")
@@ -275,8 +277,8 @@ class PriorConfig:
     )
     text: str = opt(
         "",
-        "text encoder: 'words' or 'bytes', trained with the prior, or a frozen encoder of the Hugging "
-        "Face hub, such as google/flan-t5-small; empty for a prior conditioned on classes",
+        "text encoder: 'words' or 'bytes', trained with the prior, or a frozen encoder of the "
+        "Hugging Face hub, such as google/flan-t5-small; empty for a prior conditioned on classes",
     )
     words: tuple[str, ...] = opt((), "text encoder 'words': its vocabulary")
     text_dim: int = opt(
@@ -308,8 +310,8 @@ class PriorConfig:
             )
         require(
             (self.num_classes > 0) == (not self.text) and self.num_classes >= 0,
-            f"num_classes={self.num_classes} and text={self.text!r}: give classes, or num_classes=0 "
-            "and a text encoder",
+            f"num_classes={self.num_classes} and text={self.text!r}: give classes, or "
+            "num_classes=0 and a text encoder",
         )
         require(
             (self.text == "words") == bool(self.words) and len(set(self.words)) == len(self.words),
@@ -318,8 +320,8 @@ class PriorConfig:
         )
         require(
             len(self.class_names) in (0, self.num_classes),
-            f"{len(self.class_names)} class_names for {self.num_classes} classes: give one name for "
-            "each class, or none",
+            f"{len(self.class_names)} class_names for {self.num_classes} classes: give one name "
+            "for each class, or none",
         )
 
     @property
@@ -403,7 +405,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Everything that shapes an evaluation classifier, or a classifier that is a teacher for REPA."""
+    """The shape of an evaluation classifier, or of a classifier that is a teacher for REPA."""
 
     image_size: int = opt(32, "side of the images in pixels")
     widths: tuple[int, ...] = opt(
@@ -451,6 +453,7 @@ def from_dict(cls, values: dict):
     unknown = sorted(set(values) - known)
     require(
         not unknown,
-        f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known))}",
+        f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; "
+        f"known: {', '.join(sorted(known))}",
     )
     return cls(**values)

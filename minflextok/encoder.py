@@ -1,31 +1,41 @@
-"""The encoder: a ViT with register tokens that outputs K latents (FlexTok, encoder).
+"""The encoder: a ViT with register tokens (FlexTok, encoder).
 
-The registers, K learned vectors, are appended to the patches. A causal mask among them makes register i independent of
-all later ones, so the first k latents do not depend on how many follow.
+K learned vectors, the registers, are appended to the patches. After the last block, a linear layer
+maps each register to F values z, which FSQ quantizes. A causal mask among the registers makes each
+independent of all later ones: the first k tokens of an image are the same, however many follow.
 """
 
 import torch
 from torch import Tensor, nn
 
 from .config import TokenizerConfig
-from .patches import patchify, sincos_positions
-from .transformer import Block, init_linears, layer_norm, zero_init
+from .patches import embed_patches, sincos_positions
+from .transformer import Block, init_linears, layer_norm
 
 
 def prefix_mask(num_patches: int, num_registers: int, causal: bool = True) -> Tensor:
-    """The attention mask (N, N) bool of N = P + K positions, row = query, True where it attends to the column.
+    """The attention mask (N, N) bool of N = P + K positions: mask[q, k] is True if position q
+    attends to position k.
 
-    Every position attends to all patches. A register also attends to itself and to earlier registers; with
-    causal = False, to all registers. Patches never attend to registers.
+    Every position attends to all patches. A register also attends to itself and to earlier
+    registers (with causal = False, to all registers). Patches do not attend to registers. For P =
+    2, K = 3:
+
+        patches    1 1 0 0 0
+                   1 1 0 0 0
+        registers  1 1 1 0 0
+                   1 1 1 1 0
+                   1 1 1 1 1
     """
     i = torch.arange(num_patches + num_registers)
-    query, key = i[:, None], i[None, :]
-    registers = (query >= num_patches) & (key >= num_patches)
-    return (key < num_patches) | (registers & ((key <= query) | (not causal)))
+    q, k = i[:, None], i[None, :]
+    to_registers = (q >= num_patches) & (k <= q) if causal else q >= num_patches
+    return (k < num_patches) | to_registers
 
 
 class Encoder(nn.Module):
-    """Images or latents (B, C, H, W) -> latents before FSQ (B, K, F)."""
+    """Images, or latents of a VAE, (B, C, H, W) -> the values of all registers before FSQ, z (B, K,
+    F)."""
 
     def __init__(self, c: TokenizerConfig):
         super().__init__()
@@ -36,18 +46,13 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(c.enc_dim, c.head_dim) for _ in range(c.enc_depth))
         self.head = nn.Linear(c.enc_dim, len(c.fsq_levels))
         init_linears(self)
-        zero_init(self.head)
-        # The head's input is layer-normed, so this gives each latent a standard deviation of latent_std.
+        # The head's input is layer-normed, so each value of z starts with a standard deviation of
+        # latent_std.
         nn.init.normal_(self.head.weight, std=c.latent_std * c.enc_dim**-0.5)
         nn.init.normal_(self.registers, std=c.token_std)
 
-    def embed_patches(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, P, D): projected patches plus their positions."""
-        h, w = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
-        return self.patch_proj(patchify(x, self.patch_size)) + self.positions[:h, :w].flatten(0, 1)
-
     def forward(self, x: Tensor) -> Tensor:
-        patches = self.embed_patches(x)  # (B, P, D)
+        patches = embed_patches(x, self.patch_size, self.patch_proj, self.positions)  # (B, P, D)
         registers = self.registers.expand(len(x), -1, -1)  # (B, K, D)
         P, K = patches.shape[1], registers.shape[1]
         seq = torch.cat([patches, registers], dim=1)  # (B, P + K, D)

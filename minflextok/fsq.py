@@ -1,7 +1,9 @@
-"""Finite scalar quantization (Mentzer et al., arXiv 2309.15505): round each channel of a latent to a few levels.
+"""Finite scalar quantization (Mentzer et al., arXiv 2309.15505): round each channel of a latent to
+a few levels.
 
-There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values; together the F
-channels are a code. The token id is the number whose mixed-radix digits are the levels of the channels.
+There is no learned codebook. Channel i is bounded and rounded to one of L_i evenly spaced values.
+The F rounded channels are a code; its token id is the sum of digit_i * L_0 * ... * L_{i-1}, where
+digit_i in 0..L_i - 1 numbers the values of channel i.
 """
 
 import math
@@ -26,18 +28,16 @@ class FSQ(nn.Module):
 
     @property
     def center(self) -> Tensor:
-        """The digit of code 0, (F,)."""
+        """The digit whose value is 0, (F,)."""
         return self.L // 2
 
     def bound(self, z: Tensor) -> Tensor:
-        """Map each channel into its own interval, so that rounding gives exactly L_i values. Always in float32."""
+        """Squash channel i into an interval that holds exactly L_i integers. Always in float32."""
         with torch.autocast(z.device.type, enabled=False):
-            half = (
-                (self.L.float() - 1) * 1.001 / 2
-            )  # the 1.001 keeps atanh(offset / half) finite for 2 levels
-            offset = torch.where(
-                self.L % 2 == 0, 0.5, 0.0
-            )  # an even number of levels has no level at 0
+            # The 1.001 keeps atanh(offset / half) finite for 2 levels.
+            half = (self.L.float() - 1) * 1.001 / 2
+            # An even number of levels has no level at 0.
+            offset = torch.where(self.L % 2 == 0, 0.5, 0.0)
             return torch.tanh(z.float() + torch.atanh(offset / half)) * half - offset
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

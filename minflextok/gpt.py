@@ -1,4 +1,5 @@
-"""The Transformer of the prior: causal self-attention with a KV cache, and cross-attention to a text."""
+"""The Transformer of the prior: causal self-attention with a KV cache, and cross-attention to a
+text."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +7,8 @@ from torch import Tensor, nn
 from .config import PriorConfig
 from .transformer import MLP, attend, layer_norm
 
-# An encoded text for one block: keys and values (B, H, L, d), mask (B, 1, 1, L), True at its tokens.
+# An encoded text for one block: keys and values (B, H, L, d), mask (B, 1, 1, L), True at its
+# tokens.
 Context = tuple[Tensor, Tensor, Tensor]
 
 
@@ -22,7 +24,8 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor, cache: Tensor | None = None, start: int = 0) -> Tensor:
         """x (B, M, D), the positions from `start` on -> (B, M, D).
 
-        cache (2, B, H, N, d): holds keys and values of the positions before `start`; those of x are written into it.
+        cache (2, B, H, N, d): holds keys and values of the positions before `start`; those of x are
+        written into it.
         """
         B, M, D = x.shape
         qkv = self.wqkv(x).view(B, M, 3, self.heads, -1)
@@ -50,7 +53,8 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=False)
 
     def context(self, text: Tensor, mask: Tensor) -> Context:
-        """text (B, L, Dt), mask (B, L), True at its tokens -> keys, values and mask, the same for all queries."""
+        """text (B, L, Dt), mask (B, L), True at its tokens -> keys, values and mask, the same for
+        all queries."""
         kv = self.wkv(text).unflatten(-1, (2, -1, self.head_dim))  # (B, L, 2, H, d)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, L, d) each
         return layer_norm(k), v, mask[:, None, None]
@@ -58,9 +62,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x (B, M, D) -> (B, M, D)."""
         k, v, mask = context
-        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(
-            1, 2
-        )  # (B, H, M, d)
+        # (B, H, M, d)
+        q = layer_norm(self.wq(x).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
         return self.proj(attend(q, k, v, self.scale, mask).transpose(1, 2).flatten(2))
 
 
@@ -83,12 +86,14 @@ class PriorBlock(nn.Module):
     ) -> Tensor:
         """x (B, M, D) -> (B, M, D).
 
-        dropout (B, branches, 1, D): factors of the branches' channels. cache and start: see `CausalAttention`.
+        dropout (B, branches, 1, D): factors of the branches' channels. cache and start: see
+        `CausalAttention`.
         """
-        branches = [lambda x: self.attn(x, cache, start), self.mlp]
-        if self.cross is not None:
-            branches.insert(1, lambda x: self.cross(x, context))
-        for i, branch in enumerate(branches):
-            y = branch(layer_norm(x))
-            x = x + (y if dropout is None else y * dropout[:, i])
-        return x
+
+        def drop(y: Tensor, branch: int) -> Tensor:
+            return y if dropout is None else y * dropout[:, branch]
+
+        x = x + drop(self.attn(layer_norm(x), cache, start), 0)
+        if self.cross is not None and context is not None:
+            x = x + drop(self.cross(layer_norm(x), context), 1)
+        return x + drop(self.mlp(layer_norm(x)), -1)

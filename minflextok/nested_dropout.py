@@ -1,7 +1,8 @@
-"""Nested dropout (Rippel et al., arXiv 1402.0915), which orders the tokens.
+"""Nested dropout (Rippel et al., arXiv 1402.0915) orders the tokens from coarse to fine.
 
-Each training image keeps only its first keep_k registers. The first register must therefore encode what matters most,
-and each later one can only refine it.
+In training, each image keeps only its first keep_k registers, a random number. The first register
+must therefore encode what matters most, and each later one can only refine it. Decoding an image
+from k tokens drops the others the same way.
 """
 
 import torch
@@ -14,24 +15,19 @@ def round_up_pow2(k: Tensor) -> Tensor:
 
 
 def sample_keep_k(
-    batch: int,
-    num_registers: int,
-    mode: str,
-    generator: torch.Generator | None = None,
-    device: torch.device | str | None = None,
+    batch: int, num_registers: int, mode: str, generator: torch.Generator | None = None
 ) -> Tensor:
     """How many registers each image keeps: (B,) int64 in 1..K, drawn independently for each image.
 
     uniform: 1..K with equal probability. pow2: 1, 2, 4, ... and K with equal probability.
-    uniform_pow2: uniform, rounded up to a power of two, at most K (so half of the images keep all K).
+    uniform_pow2: uniform, rounded up to a power of two, at most K (if K is a power of two, half of
+    the images keep all K).
     """
     K = num_registers
     if mode == "pow2":
-        choices = (K - 1).bit_length() + 1  # 1, 2, 4, ... below K, and K
-        return (2 ** torch.randint(choices, (batch,), generator=generator, device=device)).clamp(
-            max=K
-        )
-    k = torch.randint(1, K + 1, (batch,), generator=generator, device=device)
+        num_choices = (K - 1).bit_length() + 1  # 1, 2, 4, ... below K, and K
+        return (2 ** torch.randint(num_choices, (batch,), generator=generator)).clamp(max=K)
+    k = torch.randint(1, K + 1, (batch,), generator=generator)
     if mode == "uniform":
         return k
     if mode == "uniform_pow2":
@@ -40,10 +36,10 @@ def sample_keep_k(
 
 
 class NestedDropout(nn.Module):
-    """Replaces the registers from keep_k on by one learned mask token.
+    """Replaces the registers with index >= keep_k by one learned mask token.
 
-    The dropped registers stay in the sequence and can be attended to, but they hold neither content nor position: all
-    of them are the same vector.
+    The dropped registers stay in the sequence and can be attended to, but they hold neither content
+    nor position: all of them are the same vector.
     """
 
     def __init__(self, dim: int):
@@ -52,7 +48,6 @@ class NestedDropout(nn.Module):
 
     def forward(self, registers: Tensor, keep_k: Tensor) -> Tensor:
         """registers (B, K, D), keep_k (B,) int -> (B, K, D)."""
-        dropped = (
-            torch.arange(registers.shape[1], device=registers.device) >= keep_k[:, None]
-        )  # (B, K)
+        # (B, K)
+        dropped = torch.arange(registers.shape[1], device=registers.device) >= keep_k[:, None]
         return torch.where(dropped[..., None], self.mask_token.to(registers.dtype), registers)

@@ -1,18 +1,22 @@
-"""The registry of named models. A preset is a model, the recipe that trains it, and its default data and tokenizer.
+"""The registry of named models. A preset is a model, the recipe that trains it, and its default
+data and tokenizer.
 
 To add one, add an entry to the dictionary of its stage; the command line lists it by itself.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from .config import ClassifierConfig, PriorConfig, TokenizerConfig, TrainConfig, VAEConfig
 
+Config = TypeVar("Config", TokenizerConfig, VAEConfig, PriorConfig, ClassifierConfig)
+
 
 @dataclass(frozen=True)
-class Preset:
+class Preset(Generic[Config]):
     """What `minflextok train STAGE --preset NAME` trains."""
 
-    model: TokenizerConfig | VAEConfig | PriorConfig | ClassifierConfig
+    model: Config
     recipe: TrainConfig
     data: str | None = None  # name of a data set; None: the user must give one
     tokenizer: str | None = None  # priors: weights of the tokenizer; None: the user must give them
@@ -20,10 +24,17 @@ class Preset:
 
 # ---- stage 1: tokenizers -------------------------------------------------------------------------
 
-# Settings with which small models learn ordered tokens fast. `make sweep` measures one change at a time.
-SMALL = {"token_std": 1.0, "latent_std": 1.0, "latent_penalty": 0.1, "mode_scale": -0.5}
+# Settings with which small models learn ordered tokens fast. `make sweep` measures one change at a
+# time.
+SMALL: dict[str, Any] = {
+    "token_std": 1.0,
+    "latent_std": 1.0,
+    "latent_penalty": 0.1,
+    "mode_scale": -0.5,
+}
 
-# Batch size and learning rate of the published models are our choice: the paper does not give them in full.
+# Batch size and learning rate of the published models are our choice: the paper does not give them
+# in full.
 PUBLISHED = TokenizerConfig(image_size=32, in_channels=16, patch_size=2)
 PUBLISHED_RECIPE = TrainConfig(
     steps=200_000,
@@ -66,7 +77,7 @@ LARGE_RECIPE = TrainConfig(
     steps=60_000, minutes=25, batch_size=256, lr=1e-3, warmup=1000, eval_every=2000
 )
 
-TOKENIZERS: dict[str, Preset] = {
+TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
     "shapes": Preset(
         model=replace(TINY, image_size=16, enc_depth=3),
         recipe=TrainConfig(steps=4900, eval_every=200, val_images=256),
@@ -96,7 +107,8 @@ TOKENIZERS: dict[str, Preset] = {
 
 # ---- stage 0: VAEs -------------------------------------------------------------------------------
 
-# As with the published tokenizers, the recipe and the adversarial weight of the f8 VAEs are our choice.
+# As with the published tokenizers, the recipe and the adversarial weight of the f8 VAEs are our
+# choice.
 PUBLISHED_VAE = VAEConfig(adversarial_weight=0.1)
 PUBLISHED_VAE_RECIPE = TrainConfig(
     steps=400_000,
@@ -118,7 +130,7 @@ SMALL_VAE_RECIPE = TrainConfig(
     steps=10**9, minutes=10, batch_size=8, lr=4e-3, warmup=60, weight_decay=0.0, log_every=100
 )
 
-VAES: dict[str, Preset] = {
+VAES: dict[str, Preset[VAEConfig]] = {
     "f8": Preset(model=PUBLISHED_VAE, recipe=PUBLISHED_VAE_RECIPE),
     "f8-c4": Preset(model=replace(PUBLISHED_VAE, latent_channels=4), recipe=PUBLISHED_VAE_RECIPE),
     "f8-c8": Preset(model=replace(PUBLISHED_VAE, latent_channels=8), recipe=PUBLISHED_VAE_RECIPE),
@@ -138,11 +150,12 @@ SMALL_PRIOR_RECIPE = TrainConfig(
     steps=10**9, minutes=20, batch_size=128, lr=2e-3, weight_decay=0.05
 )
 SHAPES_WORDS = (
-    "a above below blue circle green is large left of purple red right small square the to triangle "
-    "which white yellow"
+    "a above below blue circle green is large left of purple red right small square the to "
+    "triangle which white yellow"
 )
 
-# The paper gives the sizes of its priors (49M to 1.33B parameters), not their widths and depths. Each size
+# The paper gives the sizes of its priors (49M to 1.33B parameters), not their widths and depths.
+# Each size
 # equals 49152 depth^3, the parameters of `depth` blocks of width 64 * depth without embeddings.
 PUBLISHED_PRIORS = {"49m": 10, "85m": 12, "201m": 16, "393m": 20, "679m": 24, "1.33b": 30}
 PUBLISHED_PRIOR_RECIPE = TrainConfig(
@@ -158,7 +171,7 @@ PUBLISHED_PRIOR_RECIPE = TrainConfig(
     workers=12,
 )
 
-PRIORS: dict[str, Preset] = {
+PRIORS: dict[str, Preset[PriorConfig]] = {
     "cifar10-tiny": Preset(
         model=SMALL_PRIOR, recipe=SMALL_PRIOR_RECIPE, data="cifar10", tokenizer="cifar10-tiny"
     ),
@@ -222,7 +235,7 @@ CLASSIFIER_RECIPE = TrainConfig(
     val_images=1000,
     eval_every=1000,
 )
-CLASSIFIERS: dict[str, Preset] = {
+CLASSIFIERS: dict[str, Preset[ClassifierConfig]] = {
     "classifier": Preset(model=ClassifierConfig(), recipe=CLASSIFIER_RECIPE, data="cifar10"),
     "teacher": Preset(
         model=ClassifierConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
@@ -237,5 +250,8 @@ PRESETS: dict[str, TokenizerConfig] = {name: p.model for name, p in TOKENIZERS.i
 VAE_PRESETS: dict[str, VAEConfig] = {name: p.model for name, p in VAES.items()}
 PRIOR_PRESETS: dict[str, PriorConfig] = {name: p.model for name, p in PRIORS.items()}
 CLASSIFIER_PRESETS: dict[str, ClassifierConfig] = {name: p.model for name, p in CLASSIFIERS.items()}
-RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in (TOKENIZERS | VAES).items()}
+RECIPES: dict[str, TrainConfig] = {
+    **{name: p.recipe for name, p in TOKENIZERS.items()},
+    **{name: p.recipe for name, p in VAES.items()},
+}
 PRIOR_RECIPES: dict[str, TrainConfig] = {name: p.recipe for name, p in PRIORS.items()}

@@ -1,21 +1,25 @@
-"""The prior: a GPT that generates an image's token ids in order, conditioned on a class or a text (FlexTok, stage 2).
+"""The prior: a GPT that generates an image's token ids in order, conditioned on a class or a text
+(FlexTok, stage 2).
 
-The ids are ordered from coarse to fine: the first few determine what the image shows, and generation may stop at any
-length. The authors published nothing of this stage; the paper describes a GPT-style Transformer of 49M to 1.33B
-parameters without its width and depth (see presets.py). What the paper leaves open is chosen here:
+The ids are ordered from coarse to fine: the first few determine what the image shows, and
+generation may stop at any length. The authors published nothing of this stage; the paper describes
+a GPT-style Transformer of 49M to 1.33B parameters without its width and depth (see presets.py).
+What the paper leaves open is chosen here:
 
 - Pre-norm blocks with QK norm and SwiGLU as in the tokenizer; layer norms without gain or bias.
-- Learned positions, not RoPE: a token's position determines its role (coarse or fine), there are at most K = 256 of
-  them, and relative distance has no constant meaning along the sequence.
-- The output head is tied to the id embeddings. Untied, the two would have more parameters than the blocks (82M against
-  49M in the smallest model of the paper). Tying also trains the embeddings of rare ids through every softmax.
-- A class is one more token, put first. A text conditions every block through cross-attention (as in the paper, from T5).
-  In a share of the training images a learned null condition replaces either, for guidance.
+- Learned positions, not RoPE: a token's position determines its role (coarse or fine), there are at
+  most K = 256 of them, and relative distance has no constant meaning along the sequence.
+- The output head is tied to the id embeddings. Untied, the two would have more parameters than the
+  blocks (82M against 49M in the smallest model of the paper). Tying also trains the embeddings of
+  rare ids through every softmax.
+- A class is one more token, put first. A text conditions every block through cross-attention (as in
+  the paper, from T5). In a share of the training images a learned null condition replaces either,
+  for guidance.
 """
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +32,7 @@ from .text import text_encoder
 from .tokenizer import FlexTok
 from .transformer import init_linears, layer_norm
 
-Conditions = Tensor | list[str]  # classes (B,) int64, or captions
+Conditions: TypeAlias = Tensor | list[str]  # classes (B,) int64, or captions
 
 
 def sample(
@@ -38,13 +42,16 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Sample one id per row: logits (B, V), u (B, V) uniform in [0, 1) -> (B,) int64. Temperature 0 takes the argmax.
+    """Sample one id per row: logits (B, V), u (B, V) uniform in [0, 1) -> (B,) int64. Temperature 0
+    takes the argmax.
 
-    top_k keeps the k most likely ids; top_p, of these, the fewest whose probabilities sum to at least top_p.
+    top_k keeps the k most likely ids; top_p, of these, the fewest whose probabilities sum to at
+    least top_p.
 
-    Exponential races: each id waits for an exponential time of rate p, and the first one is the sample; id i is first
-    with probability p_i. Inverting the cumulative p would change many samples when p changes by rounding, as it does
-    between generation with and without a KV cache; a race changes only where two times are nearly equal.
+    Exponential races: each id waits for an exponential time of rate p, and the first one is the
+    sample; id i is first with probability p_i. Inverting the cumulative p would change many samples
+    when p changes by rounding, as it does between generation with and without a KV cache; a race
+    changes only where two times are nearly equal.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -54,18 +61,17 @@ def sample(
     if top_p is not None and top_p < 1:
         descending = logits.sort(descending=True).values
         p = descending.softmax(-1)
-        kept = (p.cumsum(-1) - p < top_p).sum(
-            -1, keepdim=True
-        )  # those before it sum to less than top_p
+        # Those before it sum to less than top_p.
+        kept = (p.cumsum(-1) - p < top_p).sum(-1, keepdim=True)
         logits = logits.masked_fill(logits < descending.gather(-1, kept - 1), float("-inf"))
-    times = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(
-        -1
-    )  # infinite only at p = 0
+    # Infinite only at p = 0.
+    times = -u.clamp(min=torch.finfo(u.dtype).tiny).log() / logits.softmax(-1)
     return times.argmin(-1)
 
 
 class Prior(nn.Module):
-    """Classes or captions -> token ids (B, k) int64 of a tokenizer, for any 1 <= k <= K = config.num_tokens.
+    """Classes or captions -> token ids (B, k) int64 of a tokenizer, for any 1 <= k <= K =
+    config.num_tokens.
 
     Position i of the Transformer holds the condition (i = 0) or id i - 1, and predicts id i.
     """
@@ -75,15 +81,13 @@ class Prior(nn.Module):
         c = self.config = config
         self.ids = nn.Embedding(c.vocab_size, c.dim)  # also the output head
         self.positions = nn.Parameter(torch.empty(c.num_tokens, c.dim))
-        self.first = nn.Embedding(
-            c.num_classes + 1, c.dim
-        )  # the last row: null class; start token of a text prior
+        # The last row: null class; start token of a text prior.
+        self.first = nn.Embedding(c.num_classes + 1, c.dim)
         self.text_encoder = text_encoder(c) if c.text else None
         self.blocks = nn.ModuleList(PriorBlock(c) for _ in range(c.depth))
         init_linears(self)
-        for (
-            block
-        ) in self.blocks:  # so that the residual stream starts at unit scale at any depth (GPT-2)
+        # So that the residual stream starts at unit scale at any depth (GPT-2).
+        for block in self.blocks:
             last = [block.attn.proj, block.mlp.fc2] + ([block.cross.proj] if block.cross else [])
             for linear in last:
                 linear.weight.data *= (3 * c.depth) ** -0.5
@@ -93,10 +97,11 @@ class Prior(nn.Module):
             self.null_text = nn.Parameter(torch.empty(c.text_dim))
             nn.init.normal_(self.null_text)
 
-    # ---- the network -------------------------------------------------------------------------------------------------
+    # ---- the network -----------------------------------------------------------------------------
 
     def condition(self, conditions: Tensor, null: Tensor) -> tuple[Tensor, list[Context | None]]:
-        """The first token (B, 1, D), and for each block the text to attend to; unconditional where null (B,) is True."""
+        """The first token (B, 1, D), and for each block the text to attend to; unconditional where
+        null (B,) is True."""
         null_class = torch.full_like(null, self.config.num_classes, dtype=torch.long)
         if self.text_encoder is None:
             classes = torch.where(null, null_class, conditions)
@@ -123,7 +128,8 @@ class Prior(nn.Module):
     ) -> Tensor:
         """Logits of the first id and of the id after each of ids (B, k), k < K: (B, k + 1, V).
 
-        conditions: from `prepare`. null (B,) bool: which images are unconditional. keep: from `draw` (None: no dropout).
+        conditions: from `prepare`. null (B,) bool: which images are unconditional. keep: from
+        `draw` (None: no dropout).
         """
         null = torch.zeros(len(ids), dtype=torch.bool, device=ids.device) if null is None else null
         first, contexts = self.condition(conditions, null)
@@ -135,14 +141,16 @@ class Prior(nn.Module):
             x = block(x, context, factor)
         return self.head(x)
 
-    # ---- training ----------------------------------------------------------------------------------------------------
+    # ---- training --------------------------------------------------------------------------------
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """The random draws of a training step: null (B,) bool, which images are unconditional; keep, which channels of
-        each block's branches dropout keeps, (B, depth, branches, D) bool (of size 0 without dropout).
+        """The random draws of a training step: null (B,) bool, which images are unconditional;
+        keep, which channels of each block's branches dropout keeps, (B, depth, branches, D) bool
+        (of size 0 without dropout).
 
-        A channel is dropped at all positions of an image alike (Gal and Ghahramani, arXiv 1512.05287). So the draws are
-        few enough to be passed in, and a resumed or distributed run repeats them.
+        A channel is dropped at all positions of an image alike (Gal and Ghahramani, arXiv
+        1512.05287). So the draws are few enough to be passed in, and a resumed or distributed run
+        repeats them.
         """
         c = self.config
         null = torch.rand(batch, generator=generator) < c.null_prob
@@ -152,7 +160,8 @@ class Prior(nn.Module):
         return null, torch.rand(shape, generator=generator) >= c.dropout
 
     def forward(self, ids: Tensor, conditions: Tensor, null: Tensor, keep: Tensor) -> Tensor:
-        """The objective for given draws: mean cross-entropy of the ids (B, k), a scalar in nats a token.
+        """The objective for given draws: mean cross-entropy of the ids (B, k), a scalar in nats a
+        token.
 
         conditions: from `prepare`, (B,) or (B, L) int64.
         """
@@ -165,7 +174,8 @@ class Prior(nn.Module):
         null: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """-log p(id | condition, earlier ids) of each id: (B, k) in nats. Arguments as for `logits`."""
+        """-log p(id | condition, earlier ids) of each id: (B, k) in nats. Arguments as for
+        `logits`."""
         logits = self.logits(ids[:, :-1], conditions, null, keep)  # (B, k, V)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none")
         return losses.view_as(ids)
@@ -173,14 +183,15 @@ class Prior(nn.Module):
     def loss(
         self, ids: Tensor, labels: Conditions, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The objective on ids (B, k) and their classes (B,) or captions, with fresh draws: a scalar."""
+        """The objective on ids (B, k) and their classes (B,) or captions, with fresh draws: a
+        scalar."""
         conditions = self.prepare(labels)
         ids = self._check_ids(ids, len(conditions), "ids")
         if ids.shape[1] == 0:
             raise ValueError("ids have no column: give at least one id an image")
         return self(ids, conditions, *(d.to(ids.device) for d in self.draw(len(ids), generator)))
 
-    # ---- generation --------------------------------------------------------------------------------------------------
+    # ---- generation ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
@@ -195,22 +206,22 @@ class Prior(nn.Module):
         generator: torch.Generator | None = None,
         use_cache: bool = True,
     ) -> Tensor:
-        """Sample num_tokens (default: all K) ids for each class (B,) int64 or caption -> (B, num_tokens) int64.
+        """Sample num_tokens (default: all K) ids for each class (B,) int64 or caption -> (B,
+        num_tokens) int64.
 
-        guidance: scale s of classifier-free guidance on the logits, uncond + s * (cond - uncond), 1 for none; or a
-        function of the token's position, 0 to K - 1. temperature, top_k, top_p: see `sample`. prefix (B, j) int64: the
-        first ids, which are kept. use_cache = False recomputes all positions for each id: the same ids, many times
-        slower.
+        guidance: scale s of classifier-free guidance on the logits, uncond + s * (cond - uncond), 1
+        for none; or a function of the token's position, 0 to K - 1. temperature, top_k, top_p: see
+        `sample`. prefix (B, j) int64: the first ids, which are kept. use_cache = False recomputes
+        all positions for each id: the same ids, many times slower.
 
-        Each row has a generator of its own, seeded by `generator`: a row's ids depend neither on the batch size nor on
-        num_tokens, and a shorter generation is a prefix of a longer one.
+        Each row has a generator of its own, seeded by `generator`: a row's ids depend neither on
+        the batch size nor on num_tokens, and a shorter generation is a prefix of a longer one.
         """
         c, device = self.config, self.positions.device
         conditions = self.prepare(labels)
         B = len(conditions)
-        n = c.num_tokens
-        if num_tokens is not None:
-            n = checks.check_count(num_tokens, "num_tokens", 1, c.num_tokens)
+        n = c.num_tokens if num_tokens is None else num_tokens
+        checks.check_count(n, "num_tokens", 1, c.num_tokens)
         prefix = torch.empty(B, 0, dtype=torch.long) if prefix is None else prefix
         prefix = self._check_ids(prefix, B, "prefix")
         j = prefix.shape[1]
@@ -218,7 +229,8 @@ class Prior(nn.Module):
             raise ValueError(
                 f"prefix has {j} ids an image, num_tokens is {n}: give at most so many"
             )
-        scales = _check_sampling(guidance, temperature, top_k, top_p, n)
+        checks.check_sampling(temperature, top_k, top_p)
+        scales = checks.check_guidance(guidance, list(range(n)), "position ")
         seed_device = generator.device if generator else "cpu"
         seeds = torch.randint(2**62, (B,), generator=generator, device=seed_device)
         rows = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
@@ -250,39 +262,42 @@ class Prior(nn.Module):
         return ids
 
     def _empty_cache(self, x: Tensor, length: int) -> Tensor:
-        """Room for keys and values of all blocks: (depth, 2, B, H, length, d), in the precision that x is computed in."""
+        """Room for keys and values of all blocks: (depth, 2, B, H, length, d), in the precision
+        that x is computed in."""
         c, kind = self.config, x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         shape = (c.depth, 2, len(x), c.dim // c.head_dim, length, c.head_dim)
         return x.new_empty(shape, dtype=dtype)
 
-    # ---- weights on disk, and the tokenizer they belong to -----------------------------------------------------------
+    # ---- weights on disk, and the tokenizer they belong to ---------------------------------------
 
     def check_tokenizer(self, tok: FlexTok) -> None:
         """Raise ValueError unless the ids of this prior are those of `tok`."""
         c, t = self.config, tok.config
         if (c.vocab_size, c.num_tokens) != (t.vocab_size, t.num_registers):
             raise ValueError(
-                f"this prior generates {c.num_tokens} ids of {c.vocab_size}, the tokenizer has {t.num_registers} "
-                f"of {t.vocab_size}: give the tokenizer that it was trained with"
+                f"this prior generates {c.num_tokens} ids of {c.vocab_size}, the tokenizer has "
+                f"{t.num_registers} of {t.vocab_size}: give the tokenizer that it was trained with"
             )
         if c.tokenizer and c.tokenizer != (found := tok.fingerprint()):
             raise ValueError(
-                f"this prior was trained with the tokenizer {c.tokenizer}, this is {found}: the same id "
-                "has another meaning there; give the tokenizer that it was trained with"
+                f"this prior was trained with the tokenizer {c.tokenizer}, this is {found}: the "
+                "same id has another meaning there; give the tokenizer that it was trained with"
             )
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write model.safetensors (as `dtype`, if given) and config.json. A frozen text encoder is named, not stored."""
+        """Write model.safetensors (as `dtype`, if given) and config.json. A frozen text encoder is
+        named, not stored."""
         weights.save(self, directory, dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, dtype: torch.dtype = torch.float32) -> "Prior":
-        """Load weights: shipped ones by the name of their tokenizer ("cifar10"), or a directory written by
-        `save_pretrained` or a training run. The model is in eval mode, on the CPU, as `dtype` (float32 or bfloat16)."""
+        """Load weights: shipped ones by the name of their tokenizer ("cifar10"), or a directory
+        written by `save_pretrained` or a training run. The model is in eval mode, on the CPU, as
+        `dtype` (float32 or bfloat16)."""
         return weights.load(cls, PriorConfig, weights.find(name, "prior-"), dtype)
 
-    # ---- checks ------------------------------------------------------------------------------------------------------
+    # ---- checks ----------------------------------------------------------------------------------
 
     @property
     def class_names(self) -> list[str]:
@@ -293,83 +308,17 @@ class Prior(nn.Module):
         """Names or numbers of classes -> (B,) int64."""
         if self.text_encoder is not None:
             raise ValueError("this prior takes text, not classes: give captions")
-        known = {name: i for i, name in enumerate(self.class_names)}
-        known |= {str(i): i for i in known.values() if str(i) not in known}
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, self.class_names, n=3, cutoff=0)
-                raise ValueError(
-                    f"no class {name!r}: give a number from 0 to {self.config.num_classes - 1}, or a name such "
-                    f"as {', '.join(near)}"
-                )
-        return torch.tensor([known[name] for name in names])
+        return torch.tensor([checks.find_class(name, self.class_names) for name in names])
 
     def prepare(self, labels: Conditions) -> Tensor:
-        """Classes (B,), or captions as token numbers (B, L): checked, int64, on the model's device."""
-        c, device = self.config, self.positions.device
+        """Classes (B,), or captions as token numbers (B, L): checked, int64, on the model's
+        device."""
+        device = self.positions.device
         if self.text_encoder is not None:
-            texts = isinstance(labels, list | tuple) and all(isinstance(x, str) for x in labels)
-            if not texts or not labels:
-                raise ValueError(
-                    f"this prior takes text, not {_describe(labels)}: give a list of captions"
-                )
-            return self.text_encoder.tokenize(list(labels)).to(device)
-        if not checks.is_int_tensor(labels) or labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(
-                f"this prior takes classes 0 to {c.num_classes - 1}, not {_describe(labels)}: "
-                "give a (B,) int64 tensor"
-            )
-        low, high = (v.item() for v in labels.aminmax())
-        if low < 0 or high >= c.num_classes:
-            raise ValueError(
-                f"classes range from {low} to {high}: this prior's are 0 to {c.num_classes - 1}"
-            )
-        return labels.to(device, torch.long)
+            return self.text_encoder.tokenize(checks.check_captions(labels)).to(device)
+        return checks.check_classes(labels, self.config.num_classes).to(device, torch.long)
 
     def _check_ids(self, ids: Tensor, rows: int, name: str) -> Tensor:
         c = self.config
-        if not checks.is_int_tensor(ids) or ids.ndim != 2 or len(ids) != rows:
-            raise ValueError(
-                f"{name}: {_describe(ids)} for {rows} conditions; give a ({rows}, k) int64 tensor"
-            )
-        if ids.shape[1] > c.num_tokens:
-            raise ValueError(
-                f"{name}: {ids.shape[1]} ids an image, this prior has at most {c.num_tokens}"
-            )
-        if ids.numel() and (ids.min() < 0 or ids.max() >= c.vocab_size):
-            raise ValueError(
-                f"{name} range from {ids.min()} to {ids.max()}: this prior's are 0 to {c.vocab_size - 1}"
-            )
+        ids = checks.check_id_table(ids, name, rows, c.num_tokens, c.vocab_size)
         return ids.to(self.positions.device, torch.long)
-
-
-def _check_sampling(
-    guidance: float | Callable[[int], float],
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    num_tokens: int,
-) -> list[float]:
-    """The guidance scale at each position. Raises ValueError for settings that cannot be sampled with."""
-    scales = [guidance(i) if callable(guidance) else guidance for i in range(num_tokens)]
-    hint = "a finite number, or a function of the position that returns one"
-    for i, s in enumerate(scales):
-        checks.check_number(s, "guidance", hint=hint, where=f" at position {i}")
-    checks.check_number(
-        temperature, "temperature", 0, "a number of at least 0 (0 takes the most likely id)"
-    )
-    if top_k is not None:
-        checks.check_count(top_k, "top_k", 1)
-    if top_p is not None:
-        share = "a share above 0 and up to 1, or None for all ids"
-        if not 0 < checks.check_number(top_p, "top_p", hint=share) <= 1:
-            raise ValueError(f"top_p={top_p!r}: give {share}")
-    return scales
-
-
-def _describe(x: object) -> str:
-    if isinstance(x, str) or (
-        isinstance(x, list | tuple) and x and all(isinstance(t, str) for t in x)
-    ):
-        return "one text" if isinstance(x, str) else "text"
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

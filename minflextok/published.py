@@ -1,7 +1,8 @@
 """Read the published FlexTok and VAE checkpoints (EPFL-VILAB on the Hugging Face hub).
 
-Nothing in a checkpoint is executed: tensors come from safetensors, settings from JSON or Python literals. Widths, depths,
-K, the modulation and the null condition are read from the shapes of the tensors; everything else from the config.
+Nothing in a checkpoint is executed: tensors come from safetensors, settings from JSON or Python
+literals. Widths, depths, K, the modulation and the null condition are read from the shapes of the
+tensors; everything else from the config.
 """
 
 import ast
@@ -10,6 +11,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ from . import weights
 from .config import TokenizerConfig, VAEConfig
 from .patches import sincos_positions
 
-# Published name -> ours, outside the Transformer blocks; those keep their names but for the modulation.
+# Published name -> ours, outside the Transformer blocks; those keep their names but for the
+# modulation.
 RENAME = {
     "encoder.module_dict.enc_patch_emb.patch_proj": "encoder.patch_proj",
     "encoder.module_dict.enc_register_module.registers": "encoder.registers",
@@ -26,7 +29,9 @@ RENAME = {
     "encoder.module_dict.enc_to_latents.proj": "encoder.head",
     "decoder.module_dict.dec_from_latents.proj": "decoder.code_proj",
     "decoder.module_dict.dec_registers_posemb_module.posembs": "decoder.register_positions",
-    "decoder.module_dict.dec_nested_dropout.dropout_mask_token": "decoder.nested_dropout.mask_token",
+    "decoder.module_dict.dec_nested_dropout.dropout_mask_token": (
+        "decoder.nested_dropout.mask_token"
+    ),
     "decoder.module_dict.dec_latent_dropout.nullcond": "decoder.null_token",
     "decoder.module_dict.dec_noise_patch_emb.patch_proj": "decoder.patch_proj",
     "decoder.module_dict.dec_time_embedder.mlp": "decoder.time_mlp",
@@ -40,7 +45,8 @@ TABLES = (
 )
 # What old exports call the projections of the VAE's attention.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# With another value, the published code would compute something else than this package; so each must have this value, if given.
+# With another value, the published code would compute something else than this package; so each
+# must have this value, if given.
 REQUIRED = {
     "mlp_ratio": 4.0,
     "qk_norm": True,
@@ -111,7 +117,8 @@ class Published:
 
 
 def is_published(path: Path) -> bool:
-    """Whether a directory or file is a published checkpoint, rather than one written by `save_pretrained`."""
+    """Whether a directory or file is a published checkpoint, rather than one written by
+    `save_pretrained`."""
     if path.is_file():
         return True
     file = path / "model.safetensors"
@@ -125,13 +132,14 @@ def is_published(path: Path) -> bool:
 
 
 def read_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> Published:
-    """Read a published tokenizer: a model.safetensors with its config in the metadata, or a directory with config.json
-    beside it.
+    """Read a published tokenizer: a model.safetensors with its config in the metadata, or a
+    directory with config.json beside it.
 
-    Its tensors are of `dtype` (float32 or bfloat16), those of the VAE, if the file holds one, float32. Weights stored as
-    `dtype` are memory-mapped. The published code samples the VAE's latents from the posterior; ours are its mode, so that
-    an image has one sequence of ids.
-    Raises ValueError, naming the tensor or the setting, for anything that this implementation does not know.
+    Its tensors are of `dtype` (float32 or bfloat16), those of the VAE, if the file holds one,
+    float32. Weights stored as `dtype` are memory-mapped. The published code samples the VAE's
+    latents from the posterior; ours are its mode, so that an image has one sequence of ids. Raises
+    ValueError, naming the tensor or the setting, for anything that this implementation does not
+    know.
     """
     file = _weights_file(path, "model.safetensors")
     settings = _settings(file)
@@ -158,8 +166,8 @@ def read_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> Published:
 
 
 def read_vae(path: Path) -> Published:
-    """Read a published VAE in diffusers' AutoencoderKL format, as float32: a directory with config.json and
-    diffusion_pytorch_model.safetensors. Raises ValueError as `read_tokenizer`."""
+    """Read a published VAE in diffusers' AutoencoderKL format, as float32: a directory with
+    config.json and diffusion_pytorch_model.safetensors. Raises ValueError as `read_tokenizer`."""
     file = _weights_file(path, "diffusion_pytorch_model.safetensors")
     tensors = weights.read_tensors(file, torch.float32)
     config, tensors = _vae(tensors, _read_json(file.with_name("config.json")), file)
@@ -167,7 +175,8 @@ def read_vae(path: Path) -> Published:
 
 
 def _check_tables(file: Path, config: TokenizerConfig) -> None:
-    """The stored position tables must be the fixed ones, at the precision in which they are stored."""
+    """The stored position tables must be the fixed ones, at the precision in which they are
+    stored."""
     for name, stored in weights.read_tensors(file, only=TABLES.__contains__).items():
         table = sincos_positions(stored.shape[1], config.grid).permute(2, 0, 1)[None]
         tolerance = 1e-5 if stored.dtype == torch.float32 else 1e-2
@@ -177,7 +186,7 @@ def _check_tables(file: Path, config: TokenizerConfig) -> None:
             )
 
 
-# ---- settings --------------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
 def _weights_file(path: Path, name: str) -> Path:
@@ -198,8 +207,10 @@ def _read_json(file: Path) -> dict:
 
 
 def _settings(file: Path) -> dict:
-    """The config of a tokenizer: Python literals in the metadata of its file, or config.json beside it."""
-    settings, beside = weights.read_metadata(file), file.with_name("config.json")
+    """The config of a tokenizer: Python literals in the metadata of its file, or config.json beside
+    it."""
+    settings: dict[str, Any] = dict(weights.read_metadata(file))
+    beside = file.with_name("config.json")
     if "encoder" in settings and "decoder" in settings:
         for key, text in settings.items():
             with suppress(ValueError, SyntaxError):  # a plain string, such as _target_, stays one
@@ -214,9 +225,8 @@ def _settings(file: Path) -> dict:
         settings[name] = settings.get(name) or {}
         if not isinstance(settings[name], dict):
             raise ValueError(f"{file}: its section {name} is not a dictionary")
-        modules = (
-            settings[name].get("module_dict") or {}
-        )  # without those of REPA, which only training used
+        # Without the modules of REPA, which only training used.
+        modules = settings[name].get("module_dict") or {}
         settings[name] = {
             **settings[name],
             "module_dict": {k: v or {} for k, v in modules.items() if "repa" not in k},
@@ -259,7 +269,7 @@ def _setting(settings: dict, key: str, default, file: Path):
     return values[0] if values else default
 
 
-# ---- from the shapes of the tensors -------------------------------------------------------------------------------------------
+# ---- from the shapes of the tensors --------------------------------------------------------------
 
 
 def _rename(name: str, file: Path) -> str:
@@ -338,7 +348,8 @@ def _vae(
     ):
         if kind not in ("DownEncoderBlock2D", "UpDecoderBlock2D"):
             raise ValueError(
-                f"{file}: block {kind} is not supported, only DownEncoderBlock2D and UpDecoderBlock2D"
+                f"{file}: block {kind} is not supported, only DownEncoderBlock2D and "
+                "UpDecoderBlock2D"
             )
     scale = _setting(settings, "scaling_factor", None, file)
     if scale is None:

@@ -1,7 +1,9 @@
-"""The same numbers for less work. No function here changes a result, beyond rounding; `tok.savings = False` turns all off.
+"""The exact savings: the same results for less work, up to rounding. `tok.savings = False` turns
+all of them off.
 
-Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each saving below has its proof and a test
-against the plain path (tests/test_savings.py). `python benchmarks/bench.py` measures what they save.
+Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each saving below has
+its proof and a test against the plain path (tests/test_savings.py). `python benchmarks/bench.py`
+measures what they save.
 
 Notation: P patches, K registers, m of them kept (m <= K).
 """
@@ -16,43 +18,54 @@ from torch import Tensor
 from .decoder import Decoder
 from .encoder import Encoder
 from .nested_dropout import round_up_pow2
+from .patches import embed_patches
 from .transformer import AdaLNBlock, Attention, Block, attend, layer_norm
 
-# ---- encoder: only the registers that are asked for, without a mask --------------------------------------------------
+
+def _queries(attn: Attention, x: Tensor) -> Tensor:
+    return layer_norm(attn.heads(attn.wq(x)))  # (B, H, N, d)
+
+
+def _keys_values(attn: Attention, x: Tensor) -> tuple[Tensor, Tensor]:
+    return layer_norm(attn.heads(attn.wk(x))), attn.heads(attn.wv(x))
+
+
+def _project(attn: Attention, x: Tensor) -> Tensor:
+    return attn.proj(x.transpose(1, 2).flatten(2))  # (B, H, N, d) -> (B, N, D)
+
+
+# ---- encoder: only the registers that are asked for, without a mask ------------------------------
 #
-# Patches never attend to registers, and a register never to later ones. So (1) later registers can be left out without
-# changing earlier ones, and (2) two attention calls replace the (N, N) mask: the patches among themselves, without a
-# mask; the registers to everything, causal among themselves. (3) The head reads registers only, so the last block need
-# not compute its patches: they serve as keys and values alone.
+# Patches never attend to registers, and a register never to later ones. So (1) later registers can
+# be left out without changing earlier ones, and (2) two attention calls replace the (N, N) mask:
+# the patches among themselves, without a mask; the registers to everything, causal among
+# themselves. (3) The head reads registers only, so the last block need not compute its patches:
+# they serve as keys and values alone.
 
 
 def _prefix_attention(
     attn: Attention, x: Tensor, P: int, causal: bool, only_registers: bool = False
 ) -> Tensor:
-    """Attention under `prefix_mask`: x (B, P + m, D) -> (B, P + m, D), or (B, m, D) of the registers."""
-    k, v = attn.keys_values(x)
-    q = attn.queries(x[:, P:] if only_registers else x)
+    """Attention under `prefix_mask`: x (B, P + m, D) -> (B, P + m, D), or (B, m, D) of the
+    registers."""
+    k, v = _keys_values(attn, x)
+    q = _queries(attn, x[:, P:] if only_registers else x)
     m = x.shape[1] - P
-    mask = None
-    if causal and m > 1:
-        allowed = torch.ones(m, P + m, dtype=torch.bool, device=x.device).tril(P)
-        mask = torch.zeros(m, P + m, dtype=q.dtype, device=x.device).masked_fill(
-            ~allowed, float("-inf")
-        )
+    mask = torch.ones(m, P + m, dtype=torch.bool, device=x.device).tril(P) if causal else None
     out = attend(q[:, :, -m:], k, v, attn.scale, mask)
     if not only_registers:
         out = torch.cat([attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], attn.scale), out], dim=2)
-    return attn.output(out)
+    return _project(attn, out)
 
 
-def latents(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
-    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each other need all K."""
-    patches = encoder.embed_patches(x)
+def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
+    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each
+    other need all K."""
+    patches = embed_patches(x, encoder.patch_size, encoder.patch_proj, encoder.positions)
     P = patches.shape[1]
     needed = num_registers if encoder.causal else len(encoder.registers)
-    seq = torch.cat(
-        [patches, encoder.registers[:needed].expand(len(x), -1, -1)], dim=1
-    )  # (B, P + m, D)
+    registers = encoder.registers[:needed].expand(len(x), -1, -1)  # (B, m, D)
+    seq = torch.cat([patches, registers], dim=1)  # (B, P + m, D)
     blocks: list[Block] = list(encoder.blocks)
     for block in blocks[:-1]:
         seq = seq + _prefix_attention(block.attn, layer_norm(seq), P, encoder.causal)
@@ -65,14 +78,16 @@ def latents(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     return encoder.head(layer_norm(seq))[:, :num_registers]
 
 
-# ---- decoder: equal registers as one ---------------------------------------------------------------------------------
+# ---- decoder: equal registers as one -------------------------------------------------------------
 #
-# Dropped registers enter as n = K - m equal vectors, and every layer treats them alike, so they stay equal. As keys,
-# n equal logits l contribute n exp(l) = exp(l + log n) to the softmax: one register with log n added to its logit.
+# Dropped registers enter as n = K - m equal vectors, and every layer treats them alike, so they
+# stay equal. As keys, n equal logits l contribute n exp(l) = exp(l + log n) to the softmax: one
+# register with log n added to its logit.
 
 
 def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
-    """registers (B, K, D), equal from `kept` on -> (B, kept + 1, D), and the bias (kept + 1,) of each as a key."""
+    """registers (B, K, D), equal from `kept` on -> (B, kept + 1, D), and the bias (kept + 1,) of
+    each as a key."""
     n = registers.shape[1] - kept
     if n <= 1:
         return registers, None
@@ -81,10 +96,11 @@ def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
     return registers[:, : kept + 1], bias
 
 
-# ---- decoder: last block where it is read, modulations once a step ---------------------------------------------------
+# ---- decoder: last block where it is read, modulations once a step -------------------------------
 #
-# The head reads patches only, so the last block computes its registers as keys and values alone. The modulations depend
-# on t alone: with one t for all images they are one row, computed once for the conditional and unconditional call.
+# The head reads patches only, so the last block computes its registers as keys and values alone.
+# The modulations depend on t alone: with one t for all images they are one row, computed once for
+# the conditional and unconditional call.
 
 
 def modulations(decoder: Decoder, t: Tensor) -> list[Tensor]:
@@ -98,10 +114,10 @@ def _last_block(block: AdaLNBlock, x: Tensor, m: Tensor, P: int, bias: Tensor | 
     m = block.per_position(m, P, x.shape[1])
     _, _, shift, scale, _, _ = m
     seen = layer_norm(x) * (1 + scale) + shift
-    q = block.attn.queries(seen[:, :P])
-    attention = attend(q, *block.attn.keys_values(seen), block.attn.scale, bias)
+    q, (k, v) = _queries(block.attn, seen[:, :P]), _keys_values(block.attn, seen)
+    attention = _project(block.attn, attend(q, k, v, block.attn.scale, bias))
     gate_attn, gate_mlp, _, _, shift, scale = m[:, :, :P]
-    x = x[:, :P] + gate_attn * block.attn.output(attention)
+    x = x[:, :P] + gate_attn * attention
     return x + gate_mlp * block.mlp(layer_norm(x) * (1 + scale) + shift)
 
 
@@ -113,10 +129,12 @@ def velocity(
     bias: Tensor | None = None,
     hidden: list[Tensor] | None = None,
 ) -> Tensor:
-    """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of `merge_dropped`."""
+    """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of
+    `merge_dropped`."""
     h, w = x_t.shape[-2] // decoder.patch_size, x_t.shape[-1] // decoder.patch_size
     P = h * w
-    seq = torch.cat([decoder.embed_patches(x_t), registers], dim=1)  # (B, P + m + 1, D)
+    patches = embed_patches(x_t, decoder.patch_size, decoder.patch_proj, decoder.positions)
+    seq = torch.cat([patches, registers], dim=1)  # (B, P + m + 1, D)
     mask = None if bias is None else F.pad(bias, (P, 0))  # (N,), one value per key
     *of_blocks, of_head = modulations
     blocks: list[AdaLNBlock] = list(decoder.blocks)
@@ -130,11 +148,11 @@ def velocity(
     return decoder.output(patches, of_head, h, w)
 
 
-# ---- sampling: guidance in one batch ---------------------------------------------------------------------------------
+# ---- sampling: guidance in one batch -------------------------------------------------------------
 #
-# Images of a batch do not interact, so the conditional and the unconditional velocity can be computed as one batch of
-# twice the size. A GPU prefers that, unless the conditional sequence is much longer; a CPU prefers the shorter sequence
-# P + 1 of the unconditional call.
+# Images of a batch do not interact, so the conditional and the unconditional velocity can be
+# computed as one batch of twice the size. A GPU prefers that, unless the conditional sequence is
+# much longer; a CPU prefers the shorter sequence P + 1 of the unconditional call.
 
 
 def one_batch_pays(x_t: Tensor, num_kept: int, num_patches: int) -> bool:
@@ -150,8 +168,8 @@ def velocities(
     kept: list[int],
     hidden: list[Tensor] | None = None,
 ) -> list[Tensor]:
-    """`[decoder(x_t, t, registers, hidden) for registers in conditions]`. Of condition i (B, K, D), the registers from
-    kept[i] on are equal."""
+    """`[decoder(x_t, t, registers, hidden) for registers in conditions]`. Of condition i (B, K, D),
+    the registers from kept[i] on are equal."""
     m = modulations(decoder, t)
     P = x_t.shape[-1] * x_t.shape[-2] // decoder.patch_size**2
     if len(conditions) == 1 or len(t) > 1 or not one_batch_pays(x_t, max(kept), P):
@@ -162,11 +180,12 @@ def velocities(
     return list(velocity(decoder, x_t.repeat(n, 1, 1, 1), m, registers, bias).chunk(n))
 
 
-# ---- training: images that keep about as many registers go together --------------------------------------------------
+# ---- training: images that keep about as many registers go together ------------------------------
 #
-# The loss is a mean over images, so it is the mean of the losses of groups, weighted by their sizes. A group whose images
-# keep at most m registers costs P + m + 1 positions instead of P + K. Lengths are rounded up to a power of two, and to
-# P/8, below which one more group costs more than it saves (as it does for all lengths where K <= P/4).
+# The loss is a mean over images, so it is the mean of the losses of groups, weighted by their
+# sizes. A group whose images keep at most m registers costs P + m + 1 positions instead of P + K.
+# Lengths are rounded up to a power of two, and to P/8, below which one more group costs more than
+# it saves (as it does for all lengths where K <= P/4).
 
 
 def by_length(
@@ -177,14 +196,15 @@ def by_length(
     K: int,
     *tensors: Tensor | None,
 ) -> Tensor:
-    """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep at most m registers.
+    """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep
+    at most m registers.
 
-    keep_k (B,), null (B,): on the CPU, so that a GPU is not waited for; tensors (B, ...) or None.
+    keep_k (B,), null (B,): on the CPU, to lay out the groups without waiting for a GPU; tensors:
+    (B, ...) or None.
     """
     device = next(x.device for x in tensors if x is not None)
-    needed = torch.where(
-        null, 1, keep_k
-    )  # unconditional images still carry one register, so that no group is empty
+    # Unconditional images need no register, but still carry one, so that no group is empty.
+    needed = torch.where(null, 1, keep_k)
     sizes = round_up_pow2(needed).clamp(min=P // 8 if K > P // 4 else K, max=K)
     total = torch.zeros((), device=device)
     for m in sizes.unique().tolist():

@@ -1,9 +1,10 @@
 """Text encoders: captions to embeddings, for a prior that takes text.
 
-A text encoder has two methods: `tokenize` maps a list of captions to token numbers (B, L) int64, padded, on the CPU;
-`forward` maps these to embeddings (B, L, Dt) and a mask (B, L), True at the caption's tokens. There are two: a small
-Transformer over words or bytes, which is trained with the prior and needs no download, and any frozen encoder of the
-Hugging Face hub, such as the T5 of the paper (pip install "minflextok[text]").
+A text encoder has two methods: `tokenize` maps a list of captions to token numbers (B, L) int64,
+padded, on the CPU; `forward` maps these to embeddings (B, L, Dt) and a mask (B, L), True at the
+caption's tokens. There are two: a small Transformer over words or bytes, which is trained with the
+prior and needs no download, and any frozen encoder of the Hugging Face hub, such as the T5 of the
+paper (pip install "minflextok[text]").
 """
 
 import difflib
@@ -13,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from .checks import first_line
 from .config import PriorConfig
 from .transformer import Block, layer_norm
 
@@ -28,13 +30,15 @@ def words_of(captions: list[str]) -> tuple[str, ...]:
 
 
 def pad(rows: list[list[int]], captions: list[str], what: str, longest: int) -> Tensor:
-    """Rows of token numbers >= 1 -> (B, L) int64, padded with 0. Raises ValueError for empty and overlong captions."""
+    """Rows of token numbers >= 1 -> (B, L) int64, padded with 0. Raises ValueError for empty and
+    overlong captions."""
     for row, caption in zip(rows, captions, strict=True):
         if not row:
             raise ValueError(f"caption {caption!r} has no {what}: say what the image shows")
         if len(row) > longest:
             raise ValueError(
-                f"caption {caption[:60]!r} has {len(row)} {what}, this prior reads {longest}: shorten it"
+                f"caption {caption[:60]!r} has {len(row)} {what}, this prior reads {longest}: "
+                "shorten it"
             )
     return nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
@@ -63,8 +67,8 @@ class TextEncoder(nn.Module):
         for word in (w for row in rows for w in row if w not in self.words):
             near = difflib.get_close_matches(word, self.words, n=3, cutoff=0)
             raise ValueError(
-                f"unknown word {word!r}: this prior learned {len(self.words)} words, the closest are "
-                f"{', '.join(near)}"
+                f"unknown word {word!r}: this prior learned {len(self.words)} words, the closest "
+                f"are {', '.join(near)}"
             )
         return pad([[self.words[w] for w in row] for row in rows], captions, "words", self.longest)
 
@@ -77,8 +81,8 @@ class TextEncoder(nn.Module):
 
 
 class FrozenTextEncoder(nn.Module):
-    """A pretrained encoder by its name or directory. It is loaded at first use, shared by all priors that name it, and
-    never trained, copied or stored with the prior."""
+    """A pretrained encoder by its name or directory. It is loaded at first use, shared by all
+    priors that name it, and never trained, copied or stored with the prior."""
 
     def __init__(self, c: PriorConfig):
         super().__init__()
@@ -98,28 +102,30 @@ class FrozenTextEncoder(nn.Module):
         x = model.to(tokens.device)(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         if x.shape[-1] != self.width:
             raise ValueError(
-                f"{self.name} gives embeddings of width {x.shape[-1]}, not {self.width}: set text_dim to it"
+                f"{self.name} gives embeddings of width {x.shape[-1]}, not {self.width}: set "
+                "text_dim to it"
             )
         return x, mask
 
 
 @lru_cache(maxsize=2)
 def pretrained(name: str):
-    """Tokenizer and encoder (float32, eval mode), downloaded if necessary; from safetensors only."""
+    """Tokenizer and encoder (float32, eval mode), downloaded if necessary; from safetensors
+    only."""
     try:
         from transformers import AutoModelForTextEncoding, AutoTokenizer
     except ImportError as e:
         raise ValueError(
-            f'text encoder {name!r} needs transformers ({e}): pip install "minflextok[text]", or take '
-            "text='words' or 'bytes', which need no package"
+            f'text encoder {name!r} needs transformers ({e}): pip install "minflextok[text]", or '
+            "take text='words' or 'bytes', which need no package"
         ) from None
     try:
         model = AutoModelForTextEncoding.from_pretrained(name, use_safetensors=True)
         return AutoTokenizer.from_pretrained(name), model.requires_grad_(False).eval()
     except (OSError, ValueError) as e:
         raise ValueError(
-            f"no text encoder {name!r}: give 'words', 'bytes', a directory, or a name on the Hugging Face hub "
-            f"({(str(e) or type(e).__name__).splitlines()[0]})"
+            f"no text encoder {name!r}: give 'words', 'bytes', a directory, or a name on the "
+            f"Hugging Face hub ({first_line(e)})"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The Transformer blocks of the encoder and the decoder. Nothing here is specific to tokens or to flow matching."""
+"""The Transformer blocks of the encoder and the decoder."""
 
 import torch
 import torch.nn.functional as F
@@ -12,19 +12,18 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """Attention: softmax(scale * q k^T + mask) v, for q (B, H, M, d) and k, v (B, H, N, d) -> (B, H, M, d).
+    """Attention: softmax(scale * q k^T + mask) v, for q (B, H, M, d) and k, v (B, H, N, d) -> (B,
+    H, M, d).
 
-    mask: broadcasts to (B, H, M, N); floats are added to the logits, bools say which keys a query attends to.
+    mask: broadcasts to (B, H, M, N). Bool: True where a query attends to a key. Float: added to the
+    logits.
     """
     if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(
-            ~mask, float("-inf")
-        )
+        mask = torch.zeros(mask.shape, device=q.device).masked_fill(~mask, float("-inf"))
     if torch.is_grad_enabled() and not q.is_cuda and k.shape[-2] <= 512:
-        # Short sequences train 2.6 times faster on a CPU this way than with the backward pass of the fused kernel.
+        # Written out: on a CPU, 2.6 times faster than the backward pass of the fused kernel below.
         logits = scale * q @ k.transpose(-1, -2)  # (B, H, M, N)
-        if mask is not None:
-            logits = logits + mask
+        logits = logits if mask is None else logits + mask.to(q.dtype)
         return logits.softmax(-1).to(v.dtype) @ v
     if mask is not None:
         mask = mask.to(q.dtype).expand(*mask.shape[:-2], q.shape[-2], k.shape[-2])
@@ -32,12 +31,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with layer norm on queries and keys per head (QK norm), without biases."""
+    """Multi-head self-attention with layer norm on queries and keys per head (QK norm), without
+    biases."""
 
     def __init__(self, dim: int, head_dim: int):
         super().__init__()
         self.head_dim = head_dim
-        self.scale = 8 / head_dim  # as published: muP's 1/d form, equal to 1/sqrt(d) at d = 64
+        # muP scaling, as published; equal to the usual 1/sqrt(d) at d = 64.
+        self.scale = 8 / head_dim
         self.wq = nn.Linear(dim, dim, bias=False)
         self.wk = nn.Linear(dim, dim, bias=False)
         self.wv = nn.Linear(dim, dim, bias=False)
@@ -47,28 +48,21 @@ class Attention(nn.Module):
         """(B, N, D) -> (B, H, N, d)."""
         return rearrange(x, "b n (h d) -> b h n d", d=self.head_dim)
 
-    def queries(self, x: Tensor) -> Tensor:
-        return layer_norm(self.heads(self.wq(x)))
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return layer_norm(self.heads(self.wk(x))), self.heads(self.wv(x))
-
-    def output(self, x: Tensor) -> Tensor:
-        """(B, H, N, d) -> (B, N, D)."""
-        return self.proj(rearrange(x, "b h n d -> b n (h d)"))
-
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """x (B, N, D) -> (B, N, D). mask as in `attend`, for instance (N, N) bool or (N,) float."""
-        return self.output(attend(self.queries(x), *self.keys_values(x), self.scale, mask))
+        q, k, v = (self.heads(w(x)) for w in (self.wq, self.wk, self.wv))
+        out = attend(layer_norm(q), layer_norm(k), v, self.scale, mask)
+        return self.proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
 class MLP(nn.Module):
-    """SwiGLU. Its width is 2/3 of the usual fourfold width, so that three matrices cost what two did."""
+    """SwiGLU of hidden width 8/3 D: as many parameters as the usual MLP, two matrices of hidden
+    width 4 D."""
 
     def __init__(self, dim: int):
         super().__init__()
         hidden = 2 * 4 * dim // 3
-        self.fc1 = nn.Linear(dim, hidden, bias=False)
+        self.fc1 = nn.Linear(dim, hidden, bias=False)  # gate
         self.fc3 = nn.Linear(dim, hidden, bias=False)
         self.fc2 = nn.Linear(hidden, dim, bias=False)
 
@@ -91,10 +85,11 @@ class Block(nn.Module):
 
 
 class AdaLNBlock(nn.Module):
-    """A Transformer block conditioned on an embedding (adaLN-Zero, DiT, arXiv 2212.09748): shift and scale of both layer
-    norms, and a gate on both branches, are linear in the embedding. Initialized to zero, the block is the identity.
+    """A Transformer block conditioned on an embedding (adaLN-Zero, DiT, arXiv 2212.09748): shift
+    and scale of both layer norms, and a gate on both branches, are linear in the embedding. The
+    decoder initializes `adaln` to zero, so that each block starts as the identity.
 
-    parts: 2 to modulate patches and registers separately, 1 to modulate them alike.
+    parts: 2 to modulate patches and registers separately, 1 to share one modulation.
     """
 
     def __init__(self, dim: int, head_dim: int, parts: int):
@@ -105,27 +100,18 @@ class AdaLNBlock(nn.Module):
         self.adaln = nn.Linear(dim, parts * 6 * dim)
 
     def modulation(self, embedding: Tensor) -> Tensor:
-        """embedding (B, D), or (1, D) if all images share it -> (6, B or 1, parts, D): two gates, shift and scale of the
-        attention branch, shift and scale of the MLP branch."""
-        return rearrange(
-            self.adaln(F.silu(embedding)),
-            "b (parts six d) -> six b parts d",
-            parts=self.parts,
-            six=6,
-        )
+        """embedding (B, D), or (1, D) if all images share one -> (6, B or 1, parts, D): two gates,
+        shift and scale of the attention branch, shift and scale of the MLP branch."""
+        m = self.adaln(F.silu(embedding))
+        return rearrange(m, "b (parts six d) -> six b parts d", parts=self.parts, six=6)
 
-    def per_position(self, m: Tensor, num_patches: int, num_positions: int) -> Tensor:
-        """One row per position of a modulation: (6, B, parts, D) -> (6, B, N, D), or (6, B, 1, D) for one part."""
+    def per_position(self, m: Tensor, P: int, N: int) -> Tensor:
+        """One row per position of a modulation: (6, B, parts, D) -> (6, B, N, D), or (6, B, 1, D)
+        for one part."""
         if self.parts == 1:
             return m
-        patches, registers = m[:, :, :1], m[:, :, 1:]
-        return torch.cat(
-            [
-                patches.expand(-1, -1, num_patches, -1),
-                registers.expand(-1, -1, num_positions - num_patches, -1),
-            ],
-            dim=2,
-        )
+        patches, registers = m.split(1, dim=2)
+        return torch.cat([patches.expand(-1, -1, P, -1), registers.expand(-1, -1, N - P, -1)], 2)
 
     def forward(self, x: Tensor, m: Tensor, num_patches: int, mask: Tensor | None = None) -> Tensor:
         """x (B, N, D), the patches first; m from `modulation`; mask as in `attend` -> (B, N, D)."""
@@ -142,10 +128,3 @@ def init_linears(module: nn.Module) -> None:
             nn.init.xavier_uniform_(m.weight)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
-
-
-def zero_init(*linears: nn.Linear) -> None:
-    """Set weight and bias to zero."""
-    for linear in linears:
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)

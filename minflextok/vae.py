@@ -1,7 +1,8 @@
 """Stage 0: the convolutional KL autoencoder whose latents the published FlexToks work on.
 
-Its layout and names are those of diffusers' AutoencoderKL, so published weights load without renaming. Kingma &
-Welling (arXiv 1312.6114) for the idea, Rombach et al. (arXiv 2112.10752) for the network.
+Its layout and names are those of diffusers' AutoencoderKL, so published weights load without
+renaming. Kingma & Welling (arXiv 1312.6114) for the idea, Rombach et al. (arXiv 2112.10752) for the
+network.
 """
 
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import published, weights
-from .checks import check_range, check_shape
+from . import checks, published, weights
 from .config import VAEConfig
+
+AT_ONCE = 8  # images: at 256x256 the published VAE takes 0.3 GB for each
 
 
 class ResBlock(nn.Module):
@@ -70,9 +72,8 @@ class Resample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1 if up else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(
-            F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1))
-        )  # right and bottom
+        # Right and bottom.
+        return self.conv(F.interpolate(x, scale_factor=2.0) if self.up else F.pad(x, (0, 1, 0, 1)))
 
 
 class Level(nn.Module):
@@ -133,7 +134,8 @@ class VAEDecoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] <-> scaled latents (B, latent_channels, H / downscale, W / downscale)."""
+    """Images (B, 3, H, W) in [-1, 1] <-> scaled latents (B, latent_channels, H / downscale, W /
+    downscale)."""
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -143,45 +145,51 @@ class VAE(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images is not checked."""
-        check_shape(images, "images", 3, self.config.downscale)
+        """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images
+        is not checked."""
+        checks.check_shape(images, "images", 3, self.config.downscale)
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
     def encode(
         self, images: Tensor, sample: bool = False, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Scaled latents: the mode of the posterior, or a sample of it."""
-        images = check_shape(images, "images", 3, self.config.downscale).to(self.quant_conv.weight)
-        mean, logvar = self.posterior(check_range(images))
+        """Scaled latents (B, latent_channels, h, w) of images: the mode of the posterior, or a
+        sample of it."""
+        images = checks.check_shape(images, "images", 3, self.config.downscale)
+        images = checks.check_range(images.to(self.quant_conv.weight))
+        parts = [self.posterior(x) for x in images.split(AT_ONCE)]
+        mean, logvar = (torch.cat(x) for x in zip(*parts, strict=True))
         if sample:
-            eps = torch.randn(
-                mean.shape,
-                generator=generator,
-                device=generator.device if generator else mean.device,
-            )
+            device = generator.device if generator else mean.device
+            eps = torch.randn(mean.shape, generator=generator, device=device)
             mean = mean + torch.exp(logvar / 2) * eps.to(mean)
         return mean * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents to images, not clamped."""
-        latents = check_shape(latents, "latents", self.config.latent_channels, 1).to(
-            self.post_quant_conv.weight
-        )
-        return self.decoder(self.post_quant_conv(latents / self.config.scaling_factor))
+        """Scaled latents (B, latent_channels, h, w) -> images (B, 3, H, W), not clamped."""
+        latents = checks.check_shape(latents, "latents", self.config.latent_channels, 1)
+        z = latents.to(self.post_quant_conv.weight) / self.config.scaling_factor
+        return torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(AT_ONCE)])
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all."""
+        """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not
+        at all."""
         weights.save(self, directory, dtype)
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VAE":
-        """Load weights, float32 and in eval mode: shipped ones by name, a directory written by `save_pretrained` or a
-        training run, or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
+        """Load weights, float32 and in eval mode: shipped ones by name, a directory written by
+        `save_pretrained` or a training run, or the published ones (diffusers' format), a directory
+        or "EPFL-VILAB/flextok_vae_c16"."""
         directory = weights.find(name)
         if not published.is_published(directory):
             return weights.load(cls, VAEConfig, directory)
-        found = published.read_vae(directory)
+        return cls.build(published.read_vae(directory))
+
+    @classmethod
+    def build(cls, found: published.Published) -> "VAE":
+        """The VAE of a published file."""
         return weights.build(cls, found.vae_config, found.vae_tensors, found.file)
 
 

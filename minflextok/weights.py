@@ -1,10 +1,11 @@
-"""Weights on disk and on the Hugging Face hub: model.safetensors, config.json beside it. Nothing is ever unpickled."""
+"""Weights on disk and on the Hugging Face hub: model.safetensors, config.json beside it. Nothing is
+ever unpickled."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -21,7 +22,8 @@ from .config import WEIGHTS_DIR, from_dict, to_json
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes the name `path` when it is complete; after an error there is none."""
+    """A binary file to write, which takes the name `path` when it is complete; after an error there
+    is none."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -46,7 +48,8 @@ def save(
     dtype: torch.dtype | None = None,
     skip: tuple[str, ...] = (),
 ) -> None:
-    """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at all.
+    """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not at
+    all.
 
     Tensors whose name starts with one of `skip` are left out.
     """
@@ -61,9 +64,8 @@ def save(
         directory.mkdir(parents=True, exist_ok=True)
         part.touch()
         mode = part.stat().st_mode
-        save_file(
-            state, part, metadata={"minflextok": type(model).__name__}
-        )  # one key: the order of several is random
+        # One key: the order of several is random.
+        save_file(state, part, metadata={"minflextok": type(model).__name__})
         part.chmod(mode)  # safetensors makes files that their owner alone can read
         os.replace(part, directory / "model.safetensors")
         part.write_text(to_json(model.config))
@@ -77,11 +79,11 @@ def save(
 
 
 def find(name: str | Path, prefix: str = "") -> Path:
-    """The directory that holds the weights called `name`: a directory, a shipped name, or "owner/name" on the hub. A
-    published model may also be given by its .safetensors file.
+    """The directory that holds the weights called `name`: a directory, a shipped name, or
+    "owner/name" on the hub. A published model may also be given by its .safetensors file.
 
-    Shipped weights of a model that shares its name with another lie in `prefix` + name: those of a tokenizer and of
-    the prior over its ids are both called by the tokenizer's name.
+    Shipped weights of a model that shares its name with another lie in `prefix` + name: those of a
+    tokenizer and of the prior over its ids are both called by the tokenizer's name.
     """
     if str(name).endswith(".safetensors"):
         if not Path(name).is_file():
@@ -109,9 +111,11 @@ def find(name: str | Path, prefix: str = "") -> Path:
         ) from None
 
 
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits that name these tensors (SHA-256). Floats count as bfloat16, so that a model has one
-    fingerprint, whether it is loaded as float32 or bfloat16."""
+def fingerprint(tensors: dict[str, Tensor], settings: Sequence[float] | None = None) -> str:
+    """16 hexadecimal digits that identify these tensors and numbers (SHA-256). Floats count as
+    bfloat16, so that a model has one fingerprint, whether it is loaded as float32 or bfloat16."""
+    if settings is not None:
+        tensors = tensors | {"settings": torch.tensor(settings, dtype=torch.float64)}
     digest = hashlib.sha256()
     for name, x in sorted(tensors.items()):
         x = x.detach().cpu().to(torch.bfloat16 if x.is_floating_point() else x.dtype).contiguous()
@@ -126,7 +130,8 @@ def load(
     directory: Path,
     dtype: torch.dtype = torch.float32,
 ):
-    """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that names it."""
+    """The model that `save` wrote, on the CPU and in eval mode; what does not fit is an error that
+    names it."""
     for name in ("model.safetensors", "config.json"):
         if not (directory / name).exists():
             raise FileNotFoundError(
@@ -147,9 +152,11 @@ def load(
 
 @torch.no_grad()
 def start_from(model: nn.Module, other: nn.Module, source: str | Path) -> None:
-    """Copy the weights of `other` into `model`; both may have more rows of something (registers), which stay as they are.
+    """Copy the weights of `other` into `model`; both may have more rows of something (registers),
+    which stay as they are.
 
-    Raises ValueError, and changes nothing, where another difference than a number of rows stands between them.
+    Raises ValueError, and changes nothing, where another difference than a number of rows stands
+    between them.
     """
     mine, theirs = model.state_dict(), other.state_dict()
     for name in sorted(mine.keys() | theirs.keys()):
@@ -165,24 +172,28 @@ def start_from(model: nn.Module, other: nn.Module, source: str | Path) -> None:
 
 
 class NothingToDraw(TorchFunctionMode):
-    """Skips nn.init.normal_ on the meta device, where torch would load its symbolic algebra (two seconds) for nothing."""
+    """Skips nn.init.normal_ on the meta device, where torch would load its symbolic algebra (two
+    seconds) for nothing."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
 def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], source: str | Path):
-    """A model around given tensors, uncopied, in eval mode; what does not fit is an error that names `source`."""
+    """A model around given tensors, uncopied, in eval mode; what does not fit is an error that
+    names `source`."""
+    # Shapes without memory: the weights take the parameters' places.
     with (
         torch.device("meta"),
         NothingToDraw(),
-    ):  # shapes without memory: the weights take the parameters' places
+    ):
         model = cls(config)
     own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         tell = [
-            f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)} in all)"
+            f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''} "
+            f"({len(names)} in all)"
             for what, names in (("lacks", missing), ("has unknown", extra))
             if names
         ]
@@ -213,12 +224,14 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """The tensors of a file whose names are `only` those; floats as `dtype`, where given.
 
-    Those stored as `dtype` stay memory-mapped: they are read when first used, and many processes share them. Others
-    are converted one at a time, each from a mapping of its own, so that no more than one stands in memory twice.
+    Those stored as `dtype` stay memory-mapped: they are read when first used, and many processes
+    share them. Others are converted one at a time, each from a mapping of its own, so that no more
+    than one stands in memory twice.
     """
     try:
         with safe_open(path, "pt") as f:
-            mapped = {name: f.get_tensor(name) for name in f.keys() if only(name)}  # noqa: SIM118 (no dict)
+            names = list(f.keys())
+            mapped = {name: f.get_tensor(name) for name in names if only(name)}
         for name, tensor in mapped.items():
             if dtype and tensor.is_floating_point() and tensor.dtype != dtype:
                 with safe_open(path, "pt") as f:

@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -7,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from minflextok import FlexTok, TokenizerConfig
-from minflextok.training import loop as train
+from minflextok import FlexTok, TokenizerConfig, TrainConfig
+from minflextok.data import Images
+from minflextok.training import loop
 
 ROOT = Path(__file__).parents[1]
 SHARED = (
@@ -55,22 +60,30 @@ def changed(**fields) -> TokenizerConfig:
     return dataclasses.replace(TINY, **fields)
 
 
-# ---- training runs ---------------------------------------------------------------------------------------------------
+# ---- training runs -------------------------------------------------------------------------------
+
+RECIPE = TrainConfig(
+    steps=12, batch_size=8, warmup=3, eval_every=4, log_every=2, val_images=4, bf16=False
+)
+
+
+def noise_images(n: int = 40, seed: int = 0, **fields) -> Images:
+    """n images of 8x8 random pixels, for TINY."""
+    g = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, 3, 8, 8), generator=g)
+    return Images("noise", pixels.to(torch.uint8), **fields)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
-    return all(
-        torch.equal(x, y)
-        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    """Whether two models have equal weights, bit for bit."""
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
 
 
-def lines(out, key):
-    return [
-        (r["step"], r[key])
-        for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        if key in r
-    ]
+def lines(out: Path, key: str) -> list[tuple[int, object]]:
+    """Step and value of each line of a run's log that has this key."""
+    rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row[key]) for row in rows if key in row]
 
 
 class Killed(BaseException):
@@ -78,16 +91,53 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_after(steps: int):
-    """The training run inside must end without a word after so many steps, as by SIGKILL."""
-    calls, real = [], train.training_step
+def after_steps(steps: int, then: Callable[[], object]):
+    """In a training run inside, call `then` in place of every training step after so many."""
+    done, real = [], loop.training_step
 
-    def step(*a, **k):
-        calls.append(1)
-        if len(calls) > steps:
-            raise Killed
-        return real(*a, **k)
+    def step(*args):
+        if len(done) == steps:
+            return then()
+        done.append(1)
+        return real(*args)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(train, "training_step", step)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", step)
         yield
+
+
+@contextmanager
+def killed_after(steps: int):
+    """The training run inside must be ended after so many steps without saving, as by SIGKILL."""
+
+    def kill():
+        raise Killed
+
+    with pytest.raises(Killed), after_steps(steps, kill):
+        yield
+
+
+def check_resume(run: Callable[[Path], nn.Module], folder: Path, steps: int, *keys: str):
+    """Killed after so many steps and started again, `run(out)` gives the weights and the log of a
+    run without interruption, bit for bit. Returns the trained model."""
+    straight = run(folder / "straight")
+    with killed_after(steps):
+        run(folder / "resumed")
+    assert same(straight, run(folder / "resumed"))
+    for key in ("loss", "grad_norm", *keys):
+        assert lines(folder / "straight", key) == lines(folder / "resumed", key)
+    return straight
+
+
+def on_two_ranks(script: Path) -> None:
+    """Run a Python script on two ranks; it can import conftest and the modules beside itself."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minflextok.flow import APG, cfg, euler, interpolate, mode_timesteps
+from minflextok.flow import euler, interpolate, mode_timesteps
+from minflextok.guidance import APG, cfg
 
 
 def test_time_runs_from_image_to_noise():

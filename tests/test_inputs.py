@@ -82,7 +82,7 @@ def test_decode_options(tok):
     ]:
         with pytest.raises(ValueError, match=match):
             tok.decode(ids, **options)
-    with pytest.raises(ValueError, match="2 rows of ids for 3 images"):
+    with pytest.raises(ValueError, match="ids for 2 images, x_t for 3"):
         tok.velocity(torch.zeros(3, 3, 8, 8), 0.5, ids)
     x, one = torch.zeros(3, 3, 8, 8), torch.zeros(3, 1, dtype=torch.long)
     for t, null, match in [

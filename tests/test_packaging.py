@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from minflextok import __version__
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def bounds(names):
@@ -19,7 +19,7 @@ def bounds(names):
 
 
 def test_environment_yml_agrees_with_pyproject():
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     conda = bounds(n.replace("pytorch>", "torch>") for n in conda)
     pip = bounds(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
     assert conda == pip | {("python", PROJECT["requires-python"])}
@@ -30,7 +30,7 @@ def test_versions_agree():
 
 
 def test_readme_names_files_that_exist():
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", readme):
         assert target.startswith("http") or (ROOT / target).exists(), target
     for name in re.findall(r"`((?:minflextok|data|tests|notebooks)/[\w./-]+)`", readme):

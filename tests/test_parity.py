@@ -1,4 +1,5 @@
-"""Our numbers against those of the published implementation, at the tolerances that its fixtures support."""
+"""Our numbers against those of the published implementation, at the tolerances that its fixtures
+support."""
 
 import ast
 import json
@@ -11,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from minflextok import FlexTok
 from minflextok.decoder import time_features
+from minflextok.draws import Draws
 from minflextok.encoder import prefix_mask
-from minflextok.flow import APG, cfg, interpolate, mode_timesteps
+from minflextok.flow import interpolate, mode_timesteps
 from minflextok.fsq import FSQ
+from minflextok.guidance import APG, cfg
 from minflextok.patches import patchify
 from minflextok.published import RENAME
 from minflextok.vae import VAE, VAEConfig, kl_divergence
@@ -130,9 +133,8 @@ def test_loss_and_gradients(pair):
     tok.zero_grad()
     x, noise = d["in.latents"], d["in.noise"]
     close(noise - x, d["train.target"], 1e-6)
-    loss = tok.flow_loss(
-        x, noise, d["in.t"], d["in.keep_k_mixed"], torch.zeros(2, dtype=torch.bool)
-    )
+    null = torch.zeros(2, dtype=torch.bool)
+    loss = tok.flow_loss(x, Draws(noise, d["in.t"], d["in.keep_k_mixed"], null))
     close(loss[None], d["train.loss"], 1e-5)
     loss.backward()
     grads = {n: p.grad for n, p in tok.named_parameters()}
@@ -336,7 +338,7 @@ def test_diffusers_directories_and_old_attention_names(tmp_path, vae_pair):
         VAE.from_pretrained(tmp_path)
 
 
-# ---- the VAE ---------------------------------------------------------------------------------------------------------
+# ---- the VAE -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
-"""The prior: the network against brute force, generation with and without its cache, and its training."""
+"""The prior: the network against brute force, generation with and without its cache, and its
+training."""
 
 import dataclasses
-import json
 import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,14 +11,10 @@ from conftest import TINY, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig, TrainConfig
-from minflextok.cli.parser import main
+from minflextok import PRIOR_PRESETS, FlexTok, Prior, PriorConfig
 from minflextok.config import WEIGHTS_DIR
-from minflextok.data import Folder, Images, Stream, in_order, to_float
 from minflextok.presets import PRIOR_RECIPES
 from minflextok.prior import sample
-from minflextok.training.prior import train_prior
-from minflextok.training.token_cache import extract_ids, views
 
 SMALL = PriorConfig(
     TINY.vocab_size, TINY.num_registers, 5, dim=32, depth=2, head_dim=8, class_names=tuple("abcde")
@@ -38,7 +33,8 @@ TEXT = dataclasses.replace(
 
 
 def small(config=SMALL, seed=0) -> Prior:
-    """Weights far from their start, so that every path shows and the likeliest id is no near tie."""
+    """Weights far from their start, so that every path shows and the likeliest id is no near
+    tie."""
     torch.manual_seed(seed)
     prior = Prior(config).eval()
     for p in prior.parameters():
@@ -56,7 +52,7 @@ CAPTIONS = ["red circle", "Blue square", "red square, blue circle"]
 PRIORS = {"class": (small(), labels), "text": (small(TEXT), CAPTIONS)}
 
 
-# ---- the network -----------------------------------------------------------------------------------------------------
+# ---- the network ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -168,7 +164,7 @@ def test_presets_have_recipes():
     assert PRIOR_PRESETS.keys() == PRIOR_RECIPES.keys()
 
 
-# ---- generation ------------------------------------------------------------------------------------------------------
+# ---- generation ----------------------------------------------------------------------------------
 
 options = st.fixed_dictionaries(
     {
@@ -296,7 +292,7 @@ def test_generation_in_bfloat16_and_under_autocast():
     assert small().bfloat16().generate(labels.repeat(4), guidance=2.0).shape == (12, K)
 
 
-# ---- what cannot be --------------------------------------------------------------------------------------------------
+# ---- what cannot be ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,7 +405,7 @@ def test_names_of_classes():
         PRIORS["class"][0].classes(["f"])
 
 
-# ---- on disk, and the tokenizer --------------------------------------------------------------------------------------
+# ---- on disk, and the tokenizer ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", PRIORS)
@@ -447,255 +443,6 @@ def test_a_prior_knows_its_tokenizer(tok):
             small().check_tokenizer(other)  # without a fingerprint too
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
-
-RECIPE = TrainConfig(
-    steps=8, batch_size=6, warmup=2, eval_every=4, log_every=2, val_images=4, bf16=False, lr=1e-3
-)
-
-
-def data(n=40, seed=0, **more):
-    images = torch.randint(0, 256, (n, 3, 8, 8), generator=g(seed)).to(torch.uint8)
-    return Images("noise", images, torch.arange(n) % 5, list("abcde"), **more)
-
-
-def run(out, config=SMALL, recipe=RECIPE, tok=None, **options):
-    return train_prior(
-        config,
-        recipe,
-        tok or randomised(),
-        options.pop("data", None) or data(),
-        out,
-        "cpu",
-        quiet=True,
-        cache=out.parent / "cache",
-        **options,
-    )
-
-
-def lines(out, key):
-    return [
-        (r["step"], r[key])
-        for r in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        if key in r
-    ]
-
-
-def same(a, b):
-    return all(
-        torch.equal(x, y)
-        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
-
-
-def test_training_learns_a_small_set_by_heart(tmp_path):
-    tok, images = randomised(), data(12)
-    recipe = dataclasses.replace(
-        RECIPE, steps=250, batch_size=11, lr=3e-3, flip=False, eval_every=250, ema=0.9
-    )
-    config = dataclasses.replace(SMALL, dim=64, null_prob=0.0)
-    images.labels = torch.arange(12)
-    images.classes = [str(i) for i in range(12)]
-    prior = run(tmp_path / "run", config, recipe, tok, data=images)
-    ids = tok.encode(to_float(images.images))
-    learned = torch.randperm(12, generator=g())[1:]
-    assert prior.loss(ids[learned], learned) < 0.05
-    assert torch.equal(prior.generate(learned, temperature=0), ids[learned])
-    assert prior.config.num_classes == 12 and prior.config.tokenizer == tok.fingerprint()
-    assert same(prior, Prior.from_pretrained(tmp_path / "run"))
-
-
-def test_the_log_has_bits_by_position_of_held_out_training_images(tmp_path):
-    prior, tok = run(tmp_path / "run"), randomised()
-    assert [s for s, _ in lines(tmp_path / "run", "bits")] == [4, 8]
-    held = torch.randperm(40, generator=g())[:4]
-    losses = prior.token_losses(
-        tok.encode(to_float(data().images[held])), held % 5
-    ).detach() / math.log(2)
-    assert lines(tmp_path / "run", "bits_by_position")[-1][1] == pytest.approx(
-        losses.mean(0).tolist(), abs=2e-3
-    )
-    assert lines(tmp_path / "run", "bits")[-1][1] == pytest.approx(losses.mean().item(), abs=2e-3)
-    assert (tmp_path / "run/samples/step_000008.png").stat().st_size > 3000
-
-
-def test_held_out_images_are_never_trained_on(tmp_path, monkeypatch):
-    seen, real = set(), Prior.forward
-    monkeypatch.setattr(
-        Prior,
-        "forward",
-        lambda self, ids, c, *draws: seen.update(c.tolist()) or real(self, ids, c, *draws),
-    )
-    every = Images("noise", data().images, torch.arange(40))
-    run(
-        tmp_path / "run",
-        dataclasses.replace(SMALL, class_names=()),
-        dataclasses.replace(RECIPE, steps=20),
-        data=every,
-    )
-    assert seen == set(range(40)) - set(torch.randperm(40, generator=g())[:4].tolist())
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("kind", ["class", "text"])
-def test_killed_at_any_step_it_resumes_bit_for_bit(tmp_path, kind, monkeypatch):
-    from minflextok.training import loop as train
-
-    config = dataclasses.replace(SMALL if kind == "class" else TEXT, dropout=0.1)
-    options = dict(config=config, crops=5, data=data(captions=[CAPTIONS[i % 3] for i in range(40)]))
-    straight = run(tmp_path / "straight", **options)
-    calls, real = [], train.training_step
-
-    def step(*a, **k):
-        calls.append(1)
-        if len(calls) > 6:
-            raise Killed
-        return real(*a, **k)
-
-    monkeypatch.setattr(train, "training_step", step)
-    with pytest.raises(Killed):
-        run(tmp_path / "resumed", **options)
-    monkeypatch.setattr(train, "training_step", real)
-    assert same(straight, run(tmp_path / "resumed", **options))
-    for key in ("loss", "grad_norm", "bits"):
-        assert lines(tmp_path / "straight", key) == lines(tmp_path / "resumed", key)
-
-
-def test_another_tokenizer_is_another_run(tmp_path):
-    run(tmp_path / "run")
-    with pytest.raises(ValueError, match="holds another run .*model.tokenizer="):
-        run(tmp_path / "run", tok=randomised(seed=1))
-
-
-@pytest.mark.parametrize(
-    "options, match",
-    [
-        (dict(data=Images("plain", data().images)), "plain has no labels"),
-        (dict(config=TEXT), "noise has no captions: a prior with text='words'"),
-        (
-            dict(config=TEXT, data=data(captions=["a cat on the left"] * 40)),
-            "say left and right, which flip=True would make wrong",
-        ),
-        (dict(data=data(5)), "noise has 5 images: training wants at least 10"),
-        (dict(crops=3), "crops=3: give 1 .* or 5"),
-        (
-            dict(
-                config=dataclasses.replace(TEXT, text_length=1), data=data(captions=["a cat"] * 40)
-            ),
-            "has 2 words, this prior reads 1",
-        ),
-    ],
-)
-def test_training_says_what_is_wrong(tmp_path, options, match):
-    with pytest.raises(ValueError, match=match):
-        run(tmp_path / "run", **options)
-
-
-# ---- ids on disk -----------------------------------------------------------------------------------------------------
-
-
-def test_views_are_the_image_its_mirror_and_its_neighbours():
-    x = torch.arange(2 * 3 * 32 * 32).view(2, 3, 32, 32).remainder(251).to(torch.uint8)
-    v = views(x, flip=True, crops=5)
-    assert v.shape == (2, 10, 3, 32, 32)
-    assert torch.equal(v[:, 0], x) and torch.equal(v[:, 1::2], v[:, ::2].flip(-1))
-    moved = {
-        tuple(s)
-        for i in (2, 4, 6, 8)
-        for s in [
-            (dy, dx)
-            for dy in (-2, 2)
-            for dx in (-2, 2)
-            if torch.equal(v[:, i, :, 4:28, 4:28], x[:, :, 4 + dy : 28 + dy, 4 + dx : 28 + dx])
-        ]
-    }
-    assert len(moved) == 4
-    assert torch.equal(v[0, 2, :, 0, 2:], x[0, :, 2, :30])  # mirrored in at the edge
-
-
-def test_ids_are_extracted_once_for_each_tokenizer_and_set(tmp_path, monkeypatch):
-    calls, real = [], FlexTok.encode
-    monkeypatch.setattr(FlexTok, "encode", lambda *a, **k: calls.append(1) or real(*a, **k))
-    tok, images = randomised(), data(20)
-
-    def made(*a, **k):
-        before = len(calls)
-        found = extract_ids(*a, cache=tmp_path, quiet=True, batch_size=8, **k)
-        return *found, len(calls) > before
-
-    ids, known, new = made(tok, images, flip=True)
-    assert new and ids.shape == (20, 2, K) and isinstance(ids, np.memmap) and ids.dtype == np.uint16
-    want = torch.stack([real(tok, to_float(x)) for x in (images.images, images.images.flip(-1))], 1)
-    assert torch.equal(torch.from_numpy(ids.astype(np.int64)), want) and torch.equal(
-        known, images.labels
-    )
-    again, _, new = made(tok, data(20), flip=True)
-    assert not new and np.array_equal(again, ids)
-    assert made(tok, images, flip=False)[2] and made(tok, images, flip=True, crops=5)[2]
-    other, _, new = made(randomised(seed=1), images, flip=True)
-    assert new and not np.array_equal(other, ids)
-    assert made(tok, data(20, seed=1), flip=True)[2]
-    assert made(tok, data(20, captions=["x"] * 20), flip=True)[2] is False
-
-
-def test_half_an_extraction_is_never_trusted(tmp_path, monkeypatch):
-    real, calls = FlexTok.encode, []
-
-    def encode(*a, **k):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*a, **k)
-
-    monkeypatch.setattr(FlexTok, "encode", encode)
-    tok, images = randomised(), data(20)
-    with pytest.raises(KeyboardInterrupt):
-        extract_ids(tok, images, cache=tmp_path, quiet=True, batch_size=4)
-    assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.part"))
-    ids, _ = extract_ids(tok, images, cache=tmp_path, quiet=True, batch_size=4)
-    assert np.array_equal(ids[:, 0], real(tok, to_float(images.images)).numpy())
-    path = next(p for p in tmp_path.glob("*.npy") if "labels" not in p.name)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ValueError, match="does not hold the ids that it should .* delete it"):
-        extract_ids(tok, images, cache=tmp_path, quiet=True)
-
-
-def test_folders_and_streams_are_read_in_order(tmp_path):
-    import io
-    import tarfile
-
-    from PIL import Image
-
-    images = data(7).images
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for i, image in enumerate(images):
-            file = tmp_path / f"{i}.png"
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-            for name, content in (
-                (f"{i}.png", file.read_bytes()),
-                (f"{i}.cls", str(i % 5).encode()),
-            ):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                tar.addfile(info, io.BytesIO(content))
-    files = [str(tmp_path / f"{i}.png") for i in range(7)]
-    tok = randomised()
-    want, known = extract_ids(tok, data(7), cache=tmp_path / "c", quiet=True)
-    for source in (
-        Folder("f", files, torch.arange(7) % 5, list("abcde"), 8, 0),
-        Stream("s", [str(tmp_path / "a.tar")], 8, 0),
-    ):
-        found = list(in_order(source, 3))
-        assert [len(x) for x, _ in found] == [3, 3, 1] and torch.equal(
-            torch.cat([x for x, _ in found]), images
-        )
-        ids, labels = extract_ids(tok, source, cache=tmp_path / "c", quiet=True, batch_size=3)
-        assert np.array_equal(ids, want) and torch.equal(labels, known)
-
-
 def test_shipped_priors_fit_their_tokenizers():
     for folder in WEIGHTS_DIR.glob("prior-*"):
         prior = Prior.from_pretrained(folder.name.removeprefix("prior-"))
@@ -704,91 +451,3 @@ def test_shipped_priors_fit_their_tokenizers():
         card = (folder / "README.md").read_text()
         for said in ("Data", "Command", "Time", "Hardware", "test split"):
             assert said in card, said
-
-
-# ---- commands --------------------------------------------------------------------------------------------------------
-
-
-def test_train_and_generate_on_the_command_line(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "minflextok.cli.commands.load_dataset",
-        lambda *a: data(captions=["a red circle above a blue square"] * 40),
-    )
-    randomised().save_pretrained(tmp_path / "tok")
-    flags = ["--tokenizer", str(tmp_path / "tok")]
-    for preset, words in (
-        ("cifar10-tiny", ["--classes", "b", "4"]),
-        ("shapes", ["--text", "a red circle"]),
-    ):
-        out = str(tmp_path / preset)
-        main(
-            [
-                "train",
-                "prior",
-                "--preset",
-                preset,
-                *flags,
-                "--out",
-                out,
-                "--cache",
-                str(tmp_path / "cache"),
-                "--steps",
-                "2",
-                "--batch-size",
-                "4",
-                "--val-images",
-                "4",
-                "--model",
-                "dim=32",
-                "--model",
-                "depth=1",
-                "--device",
-                "cpu",
-                "--quiet",
-                "--no-flip",
-            ]
-        )
-        main(
-            [
-                "generate",
-                "--prior",
-                out,
-                *flags,
-                *words,
-                "--samples",
-                "2",
-                "--tokens",
-                "3",
-                "--guidance",
-                "2",
-                "--top-k",
-                "9",
-                "--steps",
-                "1",
-                "--device",
-                "cpu",
-                "--out",
-                str(tmp_path / "g.png"),
-            ]
-        )
-        assert f"{2 * (len(words) - 1)} images of 3 tokens" in capsys.readouterr().out
-        assert (tmp_path / "g.png").stat().st_size > 2000
-    for wrong, match in (
-        (["--prior", out], "does not tell its tokenizer"),
-        (["--prior", out, *flags], "takes text: give --text"),
-        (["--prior", out, *flags, "--text", "a red cat"], "unknown word 'cat'"),
-        (
-            ["--prior", out, "--tokenizer", "cifar10-tiny", "--text", "a"],
-            "give the tokenizer that it was",
-        ),
-        (
-            ["--prior", str(tmp_path / "cifar10-tiny"), *flags, "--classes", "x"],
-            "no class 'x': give a number",
-        ),
-        (["--prior", out, *flags, "--text", "a", "--samples", "0"], "--samples 0"),
-        (["--prior", "nothing"], "no weights 'nothing': shipped are"),
-    ):
-        with pytest.raises(SystemExit, match=match):
-            main(["generate", *wrong, "--device", "cpu"])
-    with pytest.raises(SystemExit, match="preset ar-49m names no tokenizer"):
-        main(["train", "prior", "--preset", "ar-49m", "--out", str(tmp_path / "x")])

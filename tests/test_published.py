@@ -1,4 +1,5 @@
-"""Published files of any size: written here in their layout from models of ours, read back as the same model."""
+"""Published files of any size: written here in their layout from models of ours, read back as the
+same model."""
 
 import json
 import subprocess
@@ -166,7 +167,10 @@ def test_a_repository_is_downloaded_and_read(tmp_path, monkeypatch):
 
 
 def test_loading_imports_no_symbolic_algebra():
-    script = "import sys; from minflextok import FlexTok; FlexTok.from_pretrained('cifar10-tiny'); print('sympy' in sys.modules)"
+    script = (
+        "import sys; from minflextok import FlexTok; FlexTok.from_pretrained('cifar10-tiny'); "
+        "print('sympy' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, cwd=ROOT
     )

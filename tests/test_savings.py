@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minflextok import FlexTok, savings
+from minflextok.draws import Draws
 from minflextok.training.objective import TokenizerObjective
 
 VARIANTS = {
@@ -43,14 +44,14 @@ def count_rows(module) -> list[int]:
     return rows
 
 
-# ---- encoder ---------------------------------------------------------------------------------------------------------
+# ---- encoder -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_a_prefix_without_a_mask(tok, images):
     z = tok.encoder(images)
     for k in range(1, 7):
-        close(savings.latents(tok.encoder, images, k), z[:, :k])
+        close(savings.encode_registers(tok.encoder, images, k), z[:, :k])
         assert torch.equal(tok.encode(images, k), plain(tok).encode(images, k))
 
 
@@ -61,7 +62,7 @@ def test_later_registers_and_the_last_patches_are_not_computed(images):
     assert first == [16 + 2] and last == [2]
 
 
-# ---- decoder ---------------------------------------------------------------------------------------------------------
+# ---- decoder -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -128,7 +129,7 @@ def test_both_conditions_in_one_batch(tok, images, monkeypatch):
         close(v, tok.decoder(images, t, registers))
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=15, deadline=None)
@@ -168,10 +169,11 @@ def test_grouping_computes_no_register_that_nobody_keeps(images):
 
 def test_a_teacher_sees_the_same_hidden_patches(tok, images):
     """REPA reads the patches after a block, the last one included."""
-    draws = [torch.randn_like(images), torch.rand(3), torch.tensor([1, 4, 6])]
+    null = torch.tensor([False, False, True])
+    draws = Draws(torch.randn_like(images), torch.rand(3), torch.tensor([1, 4, 6]), null)
     hidden = {True: [], False: []}
     for tok.savings, found in hidden.items():
-        tok.flow_loss(images, *draws, torch.tensor([False, False, True]), hidden=found)
+        tok.flow_loss(images, draws, hidden=found)
     assert len(hidden[True]) == tok.config.dec_depth
     for saved, full in zip(*hidden.values(), strict=True):
         close(saved, full)

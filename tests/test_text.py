@@ -101,7 +101,8 @@ def test_captions_that_cannot_be_read(config, captions, match):
 
 
 def test_a_text_prior_learns_what_captions_say():
-    """Four captions, each with its ids: told apart after a few steps, the encoder learning along."""
+    """Four captions, each with its ids: told apart after a few steps, the encoder learning
+    along."""
     torch.manual_seed(0)
     prior, captions = (
         Prior(CONFIG),
@@ -122,7 +123,8 @@ def test_a_text_prior_learns_what_captions_say():
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory):
-    """A frozen encoder without a download: a tiny T5 with random weights and the tokenizer over bytes that needs no file."""
+    """A frozen encoder without a download: a tiny T5 with random weights and the tokenizer over
+    bytes that needs no file."""
     transformers = pytest.importorskip(
         "transformers", reason="transformers is not installed (the extra `text`)"
     )

@@ -5,8 +5,8 @@ import torch
 from conftest import changed, randomised
 
 from minflextok import PRESETS, FlexTok
-from minflextok.flow import APG, cfg
-from minflextok.tokenizer import draw
+from minflextok.draws import Draws, draw
+from minflextok.guidance import APG, cfg
 
 
 def test_decode_takes_ragged_ids_and_is_deterministic(tok, images):
@@ -88,7 +88,7 @@ def test_loss_is_the_mean_squared_velocity_error(tok, images):
         x_t = t[b] * noise[b] + (1 - t[b]) * images[b]
         v = tok.velocity(x_t[None], t[b : b + 1], ids[b : b + 1, : keep_k[b]], null=bool(null[b]))
         total += (v[0] - (noise[b] - images[b])).square().mean().item()
-    assert tok.flow_loss(images, noise, t, keep_k, null).item() == pytest.approx(
+    assert tok.flow_loss(images, Draws(noise, t, keep_k, null)).item() == pytest.approx(
         total / 3, abs=1e-5
     )
     assert tok.loss(images, generator=torch.Generator().manual_seed(3)).item() == pytest.approx(
@@ -120,7 +120,8 @@ def test_cuda_agrees_with_cpu(tok, images):
 
 
 def test_published_sizes():
-    """Parameter counts that the published state dicts imply (their fixed position tables counted in)."""
+    """Parameter counts that the published state dicts imply (their fixed position tables counted
+    in)."""
     for name, want in {
         "d12-d12": 257_830_726,
         "d18-d18": 865_913_542,

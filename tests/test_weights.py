@@ -1,4 +1,5 @@
-"""The shipped weights do what their card says, on embedded test images that they have never seen."""
+"""The shipped weights do what their card says, on embedded test images that they have never
+seen."""
 
 import json
 
@@ -33,7 +34,8 @@ def decoded():
 
 
 def features(images: torch.Tensor) -> torch.Tensor:
-    """Random convolutions, a feature space that nothing here was trained in: (B, 3, H, W) -> (B, 256)."""
+    """Random convolutions, a feature space that nothing here was trained in: (B, 3, H, W) -> (B,
+    256)."""
     torch.manual_seed(7)
     net = nn.Sequential(
         nn.Conv2d(3, 64, 5, 2, 2),
@@ -84,7 +86,7 @@ def test_card_and_config_travel_with_the_weights():
         card = (folder / "README.md").read_text()
         for said in ("Data", "Command", "Time", "Hardware", "test split", "JPEG"):
             assert said in card, said
-    assert (ROOT / "data/demo.png").exists()
+    assert all((ROOT / f"data/demo-{name}.png").exists() for name in ("shapes", "cifar10"))
 
 
 def test_others_can_read_what_is_saved(tmp_path):

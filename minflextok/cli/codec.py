@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..data import Images, Skipped, find_images, load_dataset, open_image, to_float, to_uint8
 from ..data.images import UNREADABLE
+from ..draws import seeded_noise
 from ..evaluation.figures import budget_grid, save
 from ..evaluation.metrics import code_usage, psnr
-from ..flow import seeded_noise
 from ..tokenizer import FlexTok
 from ..weights import write_atomic
 
@@ -28,7 +28,8 @@ BATCH = 64  # images that are encoded or decoded at once
 
 
 def read_images(paths: list[str], size: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and pixels (3, size, size) uint8 of each image file, one at a time; folders are searched."""
+    """Name and pixels (3, size, size) uint8 of each image file, one at a time; folders are
+    searched."""
     skipped, found = Skipped(), 0
     for path in map(Path, paths):
         if not path.exists():
@@ -63,7 +64,8 @@ def write_ids(path: Path, ids: Tensor, names: list[str], weights: str) -> None:
 
 
 def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
-    """Ids, names and weights as `write_ids` wrote them; rows of a JSON file may differ in length."""
+    """Ids, names and weights as `write_ids` wrote them; rows of a JSON file may differ in
+    length."""
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as f:
@@ -189,20 +191,23 @@ def reconstruct(a: argparse.Namespace) -> None:
 
 
 # Shipped weights with their data set and the guidance scale that their cards recommend.
-DEMOS = {"shapes": ("shapes", 1.0), "cifar10": ("cifar10-sample", 2.0)}
+DEMOS = {"shapes": ("shapes", 2.0), "cifar10": ("cifar10-sample", 2.0)}
 
 
 def demo(a: argparse.Namespace) -> None:
     """Reconstructions by the shipped tokenizers, or by --weights alone."""
-    shown = DEMOS if a.weights is None else {a.weights: ("cifar10-sample", 1.0)}
-    for weights, (data, guidance) in shown.items():
-        out = f"outputs/demo-{weights}.png" if a.weights is None else "outputs/demo.png"
-        own = {"weights": weights, "data": data, "guidance": guidance, "out": out}
-        given = {name: value for name, value in vars(a).items() if value is not None}
-        show_demo(argparse.Namespace(**(own | given)))
+    if a.weights is not None:
+        return show_demo(a, a.weights, "cifar10-sample", 1.0, Path(a.out))
+    for weights, (data, guidance) in DEMOS.items():
+        out = Path(a.out)
+        show_demo(a, weights, data, guidance, out.with_name(f"{out.stem}-{weights}{out.suffix}"))
 
 
-def show_demo(a: argparse.Namespace) -> None:
+def show_demo(a: argparse.Namespace, weights: str, data: str, guidance: float, out: Path) -> None:
+    """weights, data, guidance: used where the command does not give its own."""
+    own = {"weights": weights, "data": data, "guidance": guidance}
+    given = {name: value for name, value in vars(a).items() if value is not None}
+    a = argparse.Namespace(**(own | given | {"out": out}))
     tok = load(a)
     if a.num_images < 1:
         raise ValueError(f"--num-images {a.num_images}: give at least 1")
@@ -212,6 +217,7 @@ def show_demo(a: argparse.Namespace) -> None:
     images = to_float(data.images[: a.num_images])
     print(
         f"weights {a.weights}: up to {tok.config.num_registers} tokens of "
-        f"{tok.config.bits_per_token:.1f} bits; images: the first {len(images)} of {a.data}, test split"
+        f"{tok.config.bits_per_token:.1f} bits; images: the first {len(images)} of {a.data}, "
+        "test split"
     )
     show_budgets(tok, images, tok.config.budgets, a)

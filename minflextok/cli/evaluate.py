@@ -1,4 +1,5 @@
-"""The commands that compute metrics, and that sample from a prior: evaluate, evaluate-prior, generate."""
+"""The commands that compute metrics, and that sample from a prior: evaluate, evaluate-prior,
+generate."""
 
 import argparse
 import sys
@@ -40,7 +41,7 @@ def evaluate(a: argparse.Namespace) -> None:
     work = Evaluation(tok, a.weights, data, settings)
     print(work.protocol_line, flush=True)
     found = work.run(progress=sys.stderr.isatty())
-    write_results(found, Path(a.out))
+    write_results(found, a.out)
     print(f"{tokenizer_table(found)}\nresults -> {a.out}")
 
 

@@ -1,4 +1,5 @@
-"""The arguments of the command line; what each command does is in codec.py, evaluate.py and train.py."""
+"""The arguments of the command line; what each command does is in codec.py, evaluate.py and
+train.py."""
 
 import argparse
 import dataclasses
@@ -138,7 +139,8 @@ def add_codec(command) -> None:
     )
     flag(p, "--weights", help=f"{WEIGHTS} (default: shapes, then cifar10)")
     flag(p, "--data", help="a data set; its test split is used (default: that of the weights)")
-    flag(p, "--out", help="picture (default outputs/demo-NAME.png, or demo.png with --weights)")
+    out = "picture; without --weights one for each tokenizer, demo-shapes.png and demo-cifar10.png"
+    flag(p, "--out", default="outputs/demo.png", help=out)
     flag(p, "--num-images", type=int, default=16, help="images that the table averages over")
     add_decoding(p, guidance=None)
 
@@ -279,13 +281,16 @@ OTHER_NAMES = {"num_tokens": "tokens", "budgets": "tokens", "teacher": "repa"}
 
 
 def with_flags(message: str, known: set[str]) -> str:
-    """An error of the library with flags for arguments: "steps=0: give ..." -> "--steps 0: give ..."."""
+    """An error of the library with flags for arguments: "steps=0: give ..." -> "--steps 0: give
+    ..."."""
 
     def flag_of(match: re.Match) -> str:
         name = OTHER_NAMES.get(match[1], match[1])
-        return f"--{name.replace('_', '-')} " if name in known else match[0]
+        end = " " if match[2] == "=" else match[2]
+        return f"--{name.replace('_', '-')}{end}" if name in known else match[0]
 
-    return re.sub(r"(?<![\w.\-/'])([a-z]\w*)=(?=\S)", flag_of, message)
+    value, asked = r"(?<![\w.\-/'])([a-z]\w*)(=)(?=\S)", r"(?<=give )([a-z]\w*)(,)"
+    return re.sub(asked, flag_of, re.sub(value, flag_of, message))
 
 
 def main(argv: list[str] | None = None) -> None:

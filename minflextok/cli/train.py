@@ -1,4 +1,5 @@
-"""The commands that train models and compare them: train vae, tokenizer, prior, classifier; curves; compare."""
+"""The commands that train models and compare them: train vae, tokenizer, prior, classifier; curves;
+compare."""
 
 import argparse
 import dataclasses
@@ -20,8 +21,8 @@ from ..vae import VAE
 
 
 def recipe_of(a: argparse.Namespace, preset: Preset) -> TrainConfig:
-    """The preset's recipe with the changes of the flags. If only one of --steps and --minutes is given, it
-    alone ends the run."""
+    """The preset's recipe with the changes of the flags. If only one of --steps and --minutes is
+    given, it alone ends the run."""
     fields = [f.name for f in dataclasses.fields(TrainConfig)]
     given = {name: getattr(a, name) for name in fields if getattr(a, name, None) is not None}
     if a.minutes and a.steps is None:

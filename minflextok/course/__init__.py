@@ -1,5 +1,5 @@
-"""The course: notebooks with exercises, their checks, widgets and figures."""
+"""The course: notebooks, their exercises and `check`, widgets and figures."""
 
-from .notebooks import check
+from .check import check
 
 __all__ = ["check"]

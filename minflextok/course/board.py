@@ -1,95 +1,98 @@
-"""Controls in a notebook, and pictures that follow them: what the widgets are made of.
+"""The base of the widgets: controls in a notebook, and pictures that are updated when they move.
 
-A `Board` asks a `Follower` for the frame of the newest setting. What has been made is kept, and while nothing is asked for
-the neighbouring settings are made ahead, from the first touch on (so that running all cells is not slowed down). A stored
-notebook, a PDF or GitHub, where nothing can be dragged, show a still picture instead.
+A `Board` asks a `Renderer` for the pictures of its current setting. The renderer works in a thread,
+caches its results and, when idle, renders neighboring settings in advance (only after the first
+interaction, so that "run all cells" is not slowed down). Where widgets are not live (a stored
+notebook, a PDF, GitHub), a static picture is shown instead.
 """
 
 import html
-import io
 import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable
 
 import ipywidgets
-import torch
-import torch.nn.functional as F
 from IPython.display import display
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
-from ..data import to_uint8
+from .pictures import figure, sheet, size
 
-Frame = tuple[
-    dict[str, bytes], str | list[str]
-]  # pictures (PNG) by name, and what is said of them: of all, or of each
-QUICK = 1.0  # seconds of its thread; what takes longer to make is not made ahead
-HIDE = "<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .minflextok-board) {display: none}</style>"
+# pictures (PNG) by name, and a text: one for all pictures, or one for each image of the first
+Frame = tuple[dict[str, bytes], str | list[str]]
+QUICK = 1.0  # seconds of thread time; results that take longer are not rendered in advance
+HIDE_STATIC = (
+    "<style>.jp-OutputArea-child:has(+ .jp-OutputArea-child .minflextok-board) {display: none}"
+    "</style>"
+)
 
 
-class Follower:
-    """Calls show(make(key)) for the newest key asked for, from a thread that lives only while there is something to do.
+class Renderer:
+    """Calls show(make(key)) for the latest requested key, from a background thread.
 
-    However many keys are asked for while one is being made, the next to be made is the newest of them: a burst costs
-    two. Then, as long as one takes less than QUICK, those that near(key) lists are made ahead. An exception is shown as
-    its message.
+    If many keys are requested during one call of `make`, only the latest of them is rendered next:
+    a burst of requests costs two calls. The keys in near(key) are then rendered in advance, as long
+    as one call takes less than QUICK. If `make` raises an exception, its message is shown.
+    The thread exists only while there is work.
     """
 
     def __init__(self, make: Callable, show: Callable, near: Callable = lambda key: ()):
         self.make, self.show, self.near = make, show, near
-        self.kept, self.key, self.thread, self.took = {}, None, None, 0.0
+        self.cache, self.key, self.thread, self.seconds = {}, None, None, 0.0
         self.lock = threading.RLock()
 
     def get(self, key):
-        """What belongs to this key, made here and now if need be."""
-        if key not in self.kept:
-            self.kept[key] = self.make(key)
-        return self.kept[key]
+        """The result for this key; rendered in the calling thread if it is not cached."""
+        if key not in self.cache:
+            self.cache[key] = self.make(key)
+        return self.cache[key]
 
-    def ask(self, key) -> None:
+    def request(self, key) -> None:
+        """Show the result for this key: now if it is cached, else when the thread has made it."""
         with self.lock:
             self.key = key
-            if key in self.kept:
-                self.show(self.kept[key])
-            if (self.thread is None or not self.thread.is_alive()) and self._todo() is not None:
-                self.thread = threading.Thread(target=self._work)
+            if key in self.cache:
+                self.show(self.cache[key])
+            idle = self.thread is None or not self.thread.is_alive()
+            if idle and self._next_key() is not None:
+                self.thread = threading.Thread(target=self._run)
                 self.thread.start()
 
     def wait(self) -> None:
-        """Until all is made, that which is made ahead too."""
+        """Block until all results are made, those in advance included."""
         if (thread := self.thread) is not None:
             thread.join()
 
-    def _todo(self):
-        ahead = self.near(self.key) if self.took < QUICK else ()
-        return next((key for key in (self.key, *ahead) if key not in self.kept), None)
+    def _next_key(self):
+        """The first key that is not cached: the requested one, then its neighbors."""
+        ahead = self.near(self.key) if self.seconds < QUICK else ()
+        return next((key for key in (self.key, *ahead) if key not in self.cache), None)
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         while True:
             with self.lock:
-                key = (
-                    self._todo() if threading.main_thread().is_alive() else None
-                )  # else Python is about to end
+                running = threading.main_thread().is_alive()  # False while Python shuts down
+                key = self._next_key() if running else None
                 if key is None:
                     self.thread = None
                     return
-            start = time.thread_time()  # not the clock: a busy machine is no reason
+            start = time.thread_time()  # of this thread: the load of the machine does not count
             try:
                 made = self.make(key)
-            except Exception as e:  # in a thread it would go unseen
+            except Exception as e:  # an exception in a thread would not be seen
                 made = {}, str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
             with self.lock:
-                self.took = time.thread_time() - start
-                self.kept[key] = made
+                self.seconds = time.thread_time() - start
+                self.cache[key] = made
                 if key == self.key:
                     self.show(made)
 
 
 class Board(ipywidgets.VBox):
-    """Controls, and below them the pictures that make(their values) gives, one below the other or side by side.
+    """Controls, and below them the pictures of make(their values).
 
-    fixed: pictures that stay. still: labels and pictures for where nothing can be dragged.
+    make: a tuple with the value of each control -> Frame. fixed: pictures that do not change.
+    beside: pictures side by side instead of one below the other. `still` holds the pictures of the
+    static version, by label; the widgets replace it by pictures of several settings.
     """
 
     def __init__(
@@ -100,124 +103,70 @@ class Board(ipywidgets.VBox):
         beside: bool = False,
     ):
         self.controls = controls
-        self.reach = [
-            list(
-                range(c.min, c.max + 1)
-                if isinstance(c, ipywidgets.IntSlider)
-                else getattr(c, "options", ())
-            )
-            for c in controls
-        ]
-        self.follower = Follower(make, self._show, self._near)
-        first, fixed = self.follower.get(self.setting), fixed or {}
-        self.still: dict[str, bytes] = fixed | first[0]
-        self.said = ipywidgets.HTML()
+        self.choices = [choices(control) for control in controls]  # what is rendered in advance
+        self.renderer = Renderer(make, self._show, self.neighbors)
+        first = self.renderer.get(self.setting)
+        self.still: dict[str, bytes] = (fixed or {}) | first[0]
+        self.text = ipywidgets.HTML()
         self.pictures = {name: ipywidgets.HTML(figure(name, x)) for name, x in self.still.items()}
         self._show(first)
         for control in controls:
             control.style.description_width = "initial"
             control.layout.width = control.layout.width or "340px"
-            control.observe(lambda change: self.follower.ask(self.setting), names="value")
+            control.observe(lambda change: self.renderer.request(self.setting), names="value")
         wrap = {"flex_flow": "row wrap"}
         rows = list(self.pictures.values())
         box = ipywidgets.HBox(rows, layout=wrap) if beside else ipywidgets.VBox(rows)
-        super().__init__(
-            [ipywidgets.HBox(controls, layout=wrap), box, self.said, ipywidgets.HTML(HIDE)]
-        )
+        top = ipywidgets.HBox(controls, layout=wrap)
+        super().__init__([top, box, self.text, ipywidgets.HTML(HIDE_STATIC)])
         self.add_class("minflextok-board")
 
     @property
     def setting(self) -> tuple:
+        """The current value of each control."""
         return tuple(c.value for c in self.controls)
 
-    def _near(self, setting: tuple) -> list[tuple]:
-        """The settings that differ in one control, nearest first."""
+    def neighbors(self, setting: tuple) -> list[tuple]:
+        """The settings that differ in one control only, nearest first."""
         found = []
-        for i, values in enumerate(self.reach):
+        for i, values in enumerate(self.choices):
             at = values.index(setting[i]) if setting[i] in values else 0
-            found += [
-                (abs(j - at), (*setting[:i], v, *setting[i + 1 :])) for j, v in enumerate(values)
-            ]
+            for j, value in enumerate(values):
+                found.append((abs(j - at), (*setting[:i], value, *setting[i + 1 :])))
         return [near for _, near in sorted(found, key=lambda pair: pair[0])]
 
     def _show(self, frame: Frame) -> None:
-        pictures, said = frame
-        texts = [said] if isinstance(said, str) else said
+        pictures, text = frame
+        texts = [text] if isinstance(text, str) else text
         for name, picture in pictures.items():
             self.pictures[name].value = figure(name, picture, "; ".join(texts))
-        width = (
-            f"{size(next(iter(pictures.values())))[0] // len(texts)}px"
-            if len(texts) > 1
-            else "auto"
-        )
-        style = f"display: inline-block; vertical-align: top; line-height: 1.4; width: {width}; box-sizing: border-box"
-        style += "; padding-right: 8px; font-size: 90%" if len(texts) > 1 else ""
-        spans = "".join(f'<span style="{style}">{html.escape(text)}</span>' for text in texts)
-        self.said.value = f'<div role="status">{spans}</div>'
+        style = "display: inline-block; vertical-align: top; line-height: 1.4"
+        if len(texts) > 1:  # one column of text below each image
+            width = size(next(iter(pictures.values())))[0] // len(texts)
+            style += f"; width: {width}px; box-sizing: border-box; padding-right: 8px"
+            style += "; font-size: 90%"
+        spans = "".join(f'<span style="{style}">{html.escape(x)}</span>' for x in texts)
+        self.text.value = f'<div role="status">{spans}</div>'
 
     def _ipython_display_(self) -> None:
-        """Two outputs: the still picture, which a style hides wherever the widget that follows comes to life; and that."""
+        """Two outputs: the static picture, and the widget; when live, it hides the picture."""
         label, picture = f"pictures: {', '.join(self.still)}", b64encode(sheet(self.still)).decode()
         display(
             {"image/png": picture, "text/plain": label},
             metadata={"image/png": {"alt": label}},
             raw=True,
         )
-        display(
-            self._repr_mimebundle_()
-            | {"text/plain": "(run this cell in JupyterLab for the sliders)"},
-            raw=True,
-        )
+        live = "(run this cell in JupyterLab for the sliders)"
+        display(self._repr_mimebundle_() | {"text/plain": live}, raw=True)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+def slider(description: str, value: int, low: int, high: int) -> ipywidgets.IntSlider:
+    """A slider over the integers from low to high."""
+    return ipywidgets.IntSlider(value, low, high, description=description, continuous_update=True)
 
 
-def png(images: Tensor, zoom: int, down: bool = False) -> bytes:
-    """Images (B, 3, H, W) in [-1, 1] in a row (or `down`, in a column) as PNG, every pixel `zoom` pixels wide.
-
-    After each image comes a white line, one of its pixels wide.
-    """
-    tiles = F.pad(to_uint8(images).cpu(), (0, 0, 0, 1) if down else (0, 1), value=255)
-    row = torch.cat(list(tiles), dim=-2 if down else -1).permute(1, 2, 0).numpy()  # (H, B*(W+1), 3)
-    picture = Image.fromarray(row)
-    return to_png(
-        picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    )
-
-
-def to_png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
-
-
-def size(picture: bytes) -> tuple[int, int]:
-    return Image.open(io.BytesIO(picture)).size
-
-
-def figure(name: str, picture: bytes, said: str = "") -> str:
-    """HTML: a picture under its name, with both in words for those who do not see it."""
-    (width, height), alt = size(picture), html.escape(f"{name}: {said}" if said else name)
-    source = f"data:image/png;base64,{b64encode(picture).decode()}"
-    look = f'width="{width}" height="{height}" decoding="sync" style="max-width: none"'
-    return (
-        f'<div style="line-height: 1.4; margin-right: 12px">{html.escape(name)}<br>'
-        f'<img src="{source}" alt="{alt}" {look}></div>'
-    )
-
-
-def sheet(pictures: dict[str, bytes]) -> bytes:
-    """PNGs one below the other, each under its label."""
-    parts, line, font = (
-        [Image.open(io.BytesIO(x)) for x in pictures.values()],
-        20,
-        ImageFont.load_default(13),
-    )
-    width = max(*(round(font.getlength(label)) for label in pictures), *(x.width for x in parts))
-    canvas, y = Image.new("RGB", (width, sum(x.height + line + 4 for x in parts)), "white"), 0
-    for label, part in zip(pictures, parts, strict=True):
-        ImageDraw.Draw(canvas).text((0, y + 2), label, "black", font)
-        canvas.paste(part, (0, y + line))
-        y += line + part.height + 4
-    return to_png(canvas)
+def choices(control: ipywidgets.ValueWidget) -> list:
+    """All values of a slider or a menu; none for other controls."""
+    if isinstance(control, ipywidgets.IntSlider):
+        return list(range(control.min, control.max + 1))
+    return list(getattr(control, "options", ()))

@@ -1,4 +1,4 @@
-"""Notebooks run again: is what they have stored still what the code gives? And their figures, for slides."""
+"""Notebooks run again: to compare their stored outputs, and to export their figures."""
 
 import base64
 import copy
@@ -16,18 +16,18 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def execute(nb: NotebookNode, folder: Path, timeout: int = 600) -> NotebookNode:
-    """Run a notebook in place, from a fresh kernel in `folder`."""
+    """Run a notebook in place, in a fresh kernel with `folder` as its working directory."""
     where = {"metadata": {"path": str(folder)}}
     return NotebookClient(nb, timeout=timeout, kernel_name="python3", resources=where).execute()
 
 
-# ---- text --------------------------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 
 
 def printed(cell: NotebookNode) -> str:
-    """What a code cell printed or returned as text, without empty lines; pictures and widgets left out.
+    """The text that a code cell printed or returned, without empty lines, images and widgets.
 
-    A kernel cuts what is printed into parts as it pleases, so they are joined as they come.
+    A kernel may split one print into several outputs, so consecutive parts are joined.
     """
     parts = [
         o.text if o.output_type == "stream" else f"\n{o.get('data', {}).get('text/plain', '')}\n"
@@ -38,16 +38,19 @@ def printed(cell: NotebookNode) -> str:
 
 
 def same_text(a: str, b: str) -> bool:
-    """Whether two outputs agree: words and whole numbers to the letter, others within 0.1% or one in the last digit shown.
-    Numbers below 1e-4 are taken for rounding errors, and so for equal."""
+    """Whether two outputs agree.
+
+    Words and integers must be equal; other numbers may differ by 0.1% or by one unit in the last
+    digit shown. Numbers below 1e-4 count as rounding errors, and so as equal.
+    """
 
     def agree(x: str, y: str) -> bool:
         mantissa, _, exponent = x.partition("e")
         unit = 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-        whole = "." not in mantissa and not exponent
+        integer = "." not in mantissa and not exponent
         p, q = float(x), float(y)
         return p == q or (
-            not whole
+            not integer
             and (abs(p - q) <= max(1.01 * unit, 1e-3 * abs(p)) or max(abs(p), abs(q)) < 1e-4)
         )
 
@@ -57,9 +60,10 @@ def same_text(a: str, b: str) -> bool:
 
 
 def mark_stable(stored: NotebookNode, fast: NotebookNode) -> int:
-    """Tag `stable` those cells of `stored` whose text the fast run gives too, and return how many.
+    """Tag as `stable` the cells of `stored` that print the same text in the fast run; count them.
 
-    Such text hangs neither on the amount of data or steps, nor on a clock; so every later fast run must give it too.
+    The text of a stable cell depends neither on the amount of data or steps nor on a clock, so
+    every later fast run must reproduce it.
     """
     for cell, again in zip(stored.cells, fast.cells, strict=True):
         tags = [tag for tag in cell.metadata.get("tags", []) if tag != "stable"]
@@ -72,22 +76,25 @@ def mark_stable(stored: NotebookNode, fast: NotebookNode) -> int:
 
 
 def stable(folder: Path, only: str = "") -> list[str]:
-    """Run folder/`only`*.ipynb in fast mode and mark their stable cells."""
-    os.environ["FAST"], told = "1", []
+    """Run folder/`only`*.ipynb in fast mode, mark their stable cells, return one line for each."""
+    os.environ["FAST"], lines = "1", []
     for path in sorted(folder.glob(f"{only}*.ipynb")):
         nb = nbformat.read(path, as_version=4)
         count = mark_stable(nb, execute(copy.deepcopy(nb), folder))
         nbformat.write(nb, path)
-        told.append(f"{path}: the tests compare the text of {count} cells")
-    return told
+        lines.append(f"{path}: the tests compare the text of {count} cells")
+    return lines
 
 
-# ---- figures -----------------------------------------------------------------------------------------------------------
+# ---- figures -------------------------------------------------------------------------------------
 
 
-def caption(after: list[NotebookNode]) -> str:
-    """The first *italics* of the first cell of text; with the sentence that follows, where they only announce it."""
-    text = next((cell.source for cell in after if cell.cell_type == "markdown"), "")
+def caption(cells: list[NotebookNode]) -> str:
+    """The first *italic* passage of the first text cell among `cells`, those after a figure.
+
+    If the passage does not end a sentence (*What to see:*), the rest of the sentence is added.
+    """
+    text = next((cell.source for cell in cells if cell.cell_type == "markdown"), "")
     italics, sentence = (
         r"(?<![*\w])\*(?![*\s])(.+?)(?<![*\s])\*(?![*\w])",
         r"((?:.+?[.?!](?= |$))?)",
@@ -95,25 +102,23 @@ def caption(after: list[NotebookNode]) -> str:
     found = re.search(italics + sentence, text, re.DOTALL | re.MULTILINE)
     if not found:
         return ""
-    said, rest = found.groups()
-    return " ".join((said if said[-1] in ".?!" else said + rest).split()).replace("|", "\\|")
+    passage, rest = found.groups()
+    passage = passage if passage[-1] in ".?!" else passage + rest
+    return " ".join(passage.split()).replace("|", "\\|")
 
 
 def figures(folder: Path, out: Path, only: str = "") -> list[Path]:
-    """Run folder/`only`*.ipynb and write each figure to `out`, as SVG and as PNG of twice its size on the screen.
+    """Run folder/`only`*.ipynb and write each figure to `out`, as SVG and as PNG of twice the size.
 
-    out/index.md names the notebook, the number of the cell and what to see (`caption`).
-    Widgets are no figures.
+    out/index.md lists the figures: notebook, cell number and `caption`. Widgets are not exported.
     """
     out.mkdir(parents=True, exist_ok=True)
     written, index = [], ["| figure | notebook | cell | what to see |", "|---|---|---|---|"]
     for path in sorted(folder.glob(f"{only}*.ipynb")):
         nb = nbformat.read(path, as_version=4)
         first = next(cell for cell in nb.cells if cell.cell_type == "code")
-        first.source = (
-            "%matplotlib inline\n%config InlineBackend.figure_formats = ['retina', 'svg']\n"
-            + first.source
-        )
+        formats = "%config InlineBackend.figure_formats = ['retina', 'svg']"
+        first.source = f"%matplotlib inline\n{formats}\n{first.source}"
         execute(nb, folder, timeout=1800)
         for i, cell in enumerate(nb.cells):
             drawn = [
@@ -124,8 +129,7 @@ def figures(folder: Path, out: Path, only: str = "") -> list[Path]:
                 (out / f"{name}.svg").write_text(data["image/svg+xml"])
                 (out / f"{name}.png").write_bytes(base64.b64decode(data["image/png"]))
                 written += [out / f"{name}.svg", out / f"{name}.png"]
-                index.append(
-                    f"| {name} | {path.name} | {cell.execution_count} | {caption(nb.cells[i + 1 :])} |"
-                )
+                what = caption(nb.cells[i + 1 :])
+                index.append(f"| {name} | {path.name} | {cell.execution_count} | {what} |")
     (out / "index.md").write_text("\n".join(index) + "\n")
     return [*written, out / "index.md"]

@@ -1,7 +1,9 @@
-"""Images to train on: embedded, downloaded, procedural, or the user's own. One entry: `load_dataset`.
+"""Images to train on: embedded, downloaded, procedural, or the user's own. One entry:
+`load_dataset`.
 
-images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files; datasets.py has the
-three kinds of data sets; order.py shuffles and splits; load.py loads by name; shapes.py draws scenes.
+images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files;
+datasets.py has the three kinds of data sets; order.py shuffles and splits; load.py loads by name;
+shapes.py draws scenes.
 """
 
 from .datasets import Dataset, Folder, Images, Stream, in_order

@@ -1,4 +1,5 @@
-"""The three kinds of image data sets: in memory, in a folder, streamed from shards. See load.py for `load_dataset`."""
+"""The three kinds of image data sets: in memory, in a folder, streamed from shards. See load.py for
+`load_dataset`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -53,7 +54,8 @@ class Images:
     def batches(
         self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Batches:
-        """Endless training batches from step `start` on: this rank's share of each. See `shuffled`."""
+        """Endless training batches from step `start` on: this rank's share of each. See
+        `shuffled`."""
         for i in shuffled(len(self), batch_size, seed, start):
             yield self.at(i[rank::world])
 
@@ -64,9 +66,11 @@ class Images:
 
 @dataclass(eq=False)
 class Folder(torch.utils.data.Dataset):
-    """A set of image files too large for memory, decoded by worker processes. Its batches are those of `Images`.
+    """A set of image files too large for memory, decoded by worker processes. Its batches are those
+    of `Images`.
 
-    An unreadable file is replaced by the next readable one of its class, so that no image has a wrong label.
+    An unreadable file is replaced by the next readable one of its class, so that no image has a
+    wrong label.
     """
 
     name: str
@@ -132,8 +136,9 @@ class Folder(torch.utils.data.Dataset):
 
 @dataclass(eq=False)
 class Stream(IterableDataset):
-    """WebDataset shards too large for memory. The order is shuffled in a buffer; each rank reads its own shards. A
-    resumed run continues with a new shuffle, so only sets in memory or in folders resume bit for bit."""
+    """WebDataset shards too large for memory. The order is shuffled in a buffer; each rank reads
+    its own shards. A resumed run continues with a new shuffle, so only sets in memory or in folders
+    resume bit for bit."""
 
     name: str
     shards: list[str]
@@ -155,7 +160,8 @@ class Stream(IterableDataset):
                 yield torch.from_numpy(image.copy())
             if not count:
                 raise ValueError(
-                    f"{self.name}: a process found no image in its share of {len(self.shards)} shards"
+                    f"{self.name}: a process found no image in its share of "
+                    f"{len(self.shards)} shards"
                 )
 
     def head(self, n: int) -> Tensor:
@@ -193,5 +199,6 @@ Dataset = Images | Folder | Stream
 
 
 def in_order(data: Dataset, batch_size: int, num: int | None = None) -> LabelledBatches:
-    """The first `num` images (default: all) in stored order: uint8 (B, 3, H, W), and labels (B,) or None."""
+    """The first `num` images (default: all) in stored order: uint8 (B, 3, H, W), and labels (B,) or
+    None."""
     return data.in_order(batch_size, num)

@@ -21,12 +21,14 @@ LITTER = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume inf
 
 
 def is_litter(name: str) -> bool:
-    """Whether a file or folder of this name is left behind by a program: .ipynb_checkpoints, __MACOSX, ._x.png."""
-    return name.startswith(".") or name.lower() in LITTER
+    """Whether a file or folder of this name is left behind by a program: .ipynb_checkpoints,
+    __MACOSX, ._x.png."""
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in LITTER
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """All files below a folder but litter, sorted by folder. Links are followed, and no folder is read twice."""
+    """All files below a folder but litter, sorted by folder. Links are followed, and no folder is
+    read twice."""
     real = Path(os.path.realpath(root))
     seen = {real, *real.parents}  # a link to a parent folder would lead back here
     for folder, below, files in os.walk(root, followlinks=True):
@@ -41,7 +43,8 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def find_images(root: Path) -> list[str]:
-    """Paths of the images below a folder, sorted. Pictures of formats that are not read get a warning."""
+    """Paths of the images below a folder, sorted. Pictures of formats that are not read get a
+    warning."""
     found, other = [], []
     for file in walk(root):
         suffix = file.suffix.lower()
@@ -68,7 +71,8 @@ def split_of(name: str) -> str | None:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """Folders directly in this one but litter, and but links to folders in it or around it; sorted by name."""
+    """Folders directly in this one but litter, and but links to folders in it or around it; sorted
+    by name."""
     real, found = Path(os.path.realpath(root)), []
     for folder in (d for d in root.iterdir() if d.is_dir() and not is_litter(d.name)):
         target = Path(os.path.realpath(folder))
@@ -79,15 +83,16 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The split folders of a data set; empty if it has none. ValueError where it is not clear which these are."""
+    """The split folders of a data set; empty if it has none. ValueError where it is not clear which
+    these are."""
     splits: dict[str, Path] = {}
     below = subfolders(root)
     for folder in below:
         if split := split_of(folder.name):
             if split in splits:
                 raise ValueError(
-                    f"{root} has two folders for one split, {splits[split].name} and {folder.name}: "
-                    "merge them, or rename one"
+                    f"{root} has two folders for one split, {splits[split].name} and "
+                    f"{folder.name}: merge them, or rename one"
                 )
             splits[split] = folder
     alike = [d for d in below if LOOKS_LIKE_SPLIT.fullmatch(d.name.lower())]
@@ -113,7 +118,8 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def find_split(root: Path, split: str) -> tuple[Path, Path]:
-    """The folder of a split, and that of the training split. A validation folder stands for a missing test split."""
+    """The folder of a split, and that of the training split. A validation folder stands for a
+    missing test split."""
     splits = split_folders(root)
     if not splits:
         if split == "test":
@@ -130,13 +136,15 @@ def find_split(root: Path, split: str) -> tuple[Path, Path]:
 
 
 def check_no_splits(folder: Path, files: list[str]) -> None:
-    """ValueError where images of a class lie in split folders: CLASS/test/*, or a data set inside of a folder."""
+    """ValueError where images of a class lie in split folders: CLASS/test/*, or a data set inside
+    of a folder."""
     for inner in sorted({os.path.dirname(f) for f in files}):
         split = next((p for p in Path(inner).relative_to(folder).parts if split_of(p)), None)
         if split:
             raise ValueError(
                 f"{inner} holds images, and {split} looks like a split inside of the class folder "
-                f"{folder}: give the folder that holds the splits, or move them to the top (train/CLASS/*)"
+                f"{folder}: give the folder that holds the splits, or move them to the top "
+                "(train/CLASS/*)"
             )
 
 
@@ -163,8 +171,8 @@ def scan(
     own = [d.name for d in folders]
     if flat:
         raise ValueError(
-            f"{root} holds both images ({len(flat)}, such as {Path(flat[0]).name}) and class folders "
-            f"({', '.join(own[:3])}): move those images into a class folder"
+            f"{root} holds both images ({len(flat)}, such as {Path(flat[0]).name}) and class "
+            f"folders ({', '.join(own[:3])}): move those images into a class folder"
         )
     unknown = sorted(set(own) - set(names or own))
     if unknown:

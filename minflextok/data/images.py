@@ -1,4 +1,5 @@
-"""Opening one image file: the one place for color modes, bit depths, transparency, orientation and crops."""
+"""Opening one image file: the one place for color modes, bit depths, transparency, orientation and
+crops."""
 
 import io
 import warnings
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 # What Pillow reads here, of the formats that hold pictures (AVIF needs Pillow 11.3).
@@ -43,20 +44,45 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
-    """Read an image file or its bytes as RGB (3, H, W) uint8; with `size`, resize the short side and crop the center.
+    """Read an image file or its bytes as RGB (3, H, W) uint8; with `size`, resize the short side
+    and crop the center.
 
-    Photos are turned upright, transparency is composited on white, an animation gives its first frame. Raises
-    OSError or ValueError for a file that is broken or whose values have no known range.
+    Photos are turned upright, transparency is composited on white, an animation gives its first
+    frame. Raises OSError or ValueError for a file that is broken or whose values have no known
+    range.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-        image.load()
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        image = decode(data)
         image = on_white(eight_bits(upright(image)))
         return np.asarray(resize_and_crop(image, size) if size else image).transpose(2, 0, 1)
+    except UnidentifiedImageError:
+        raise ValueError("it is no image, or of a format that Pillow does not read") from None
     except (*UNREADABLE, MemoryError):
         raise
     except Exception as e:  # Pillow raises many kinds on broken files
         raise ValueError(f"{type(e).__name__}: {e}") from None
+
+
+def decode(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # a malformed EXIF block can make Pillow refuse a JPEG
+        image = Image.open(io.BytesIO(without_exif(data)))
+    image.load()
+    return image
+
+
+def without_exif(data: bytes) -> bytes:
+    """The bytes of a JPEG file without its APP1 segments, which hold EXIF; of other files, all."""
+    if not data.startswith(b"\xff\xd8"):
+        return data
+    kept, at = data[:2], 2
+    while data[at : at + 1] == b"\xff" and 0xE0 <= data[at + 1] <= 0xEF:  # APP0 to APP15
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        kept += b"" if data[at + 1] == 0xE1 else data[at:end]
+        at = end
+    return kept + data[at:]
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -69,7 +95,8 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Gray images of more than 8 bits, scaled to 8; ValueError where the range of the values is not known."""
+    """Gray images of more than 8 bits, scaled to 8; ValueError where the range of the values is not
+    known."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image)
@@ -88,7 +115,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def white_of(image: Image.Image, low: float, high: float) -> float | None:
-    """The value of white in an image of whole numbers of more than 8 bits; None if it cannot be known."""
+    """The value of white in an image of whole numbers of more than 8 bits; None if it cannot be
+    known."""
     tags = getattr(image, "tag_v2", {})  # of TIFF files
     bits = max(tags.get(258, (0,)))
     if 8 < bits < 16 or 281 in tags:  # BitsPerSample, MaxSampleValue
@@ -103,7 +131,8 @@ def white_of(image: Image.Image, low: float, high: float) -> float | None:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, where transparent pixels show a white ground: their hidden colors are not part of the image."""
+    """RGB, where transparent pixels show a white ground: their hidden colors are not part of the
+    image."""
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -37,14 +37,16 @@ def load_dataset(
 ) -> Dataset:
     """Images by name or path.
 
-    "shapes": procedural captioned scenes at image_size 16 (default), 32 or 64; 20,000 train, 2,000 test.
+    "shapes": procedural captioned scenes at image_size 16 (default), 32 or 64: 20,000 and 2,000.
     "cifar10-sample": 4,000 train and 1,000 test images that come with the package.
     "cifar10": all of CIFAR-10 (torchvision downloads it to ~/.cache/minflextok).
-    A folder: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/test or DIR/val, or images without class folders.
-    WebDataset shards (.tar, .tar.gz; "train-{000..127}.tar"): images, each with an optional class number in a .cls
-    file. The text {split} in a path is replaced by `split`; a path without it is read as it is.
+    A folder: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/test or DIR/val, or images without
+    class folders.
+    WebDataset shards (.tar, .tar.gz; "train-{000..127}.tar"): images, each with an optional class
+    number in a .cls file.
 
-    image_size resizes the short side and crops the center; without it all images must have one size.
+    The text {split} in a path is replaced by `split`; shards without it are read as they are.
+    image_size resizes the short side and crops the center; without it all must have one size.
     """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: give 'train' or 'test'")
@@ -64,8 +66,8 @@ def load_dataset(
     if Path(path).is_dir():
         return load_folder(name, split, image_size, workers)
     raise FileNotFoundError(
-        f"no data set {name!r}: give shapes, cifar10-sample, cifar10, an existing folder of images, "
-        "or .tar/.tar.gz shards"
+        f"no data set {name!r}: give shapes, cifar10-sample, cifar10, an existing folder of "
+        "images, or .tar/.tar.gz shards"
     )
 
 
@@ -85,7 +87,7 @@ def load_shapes(split: str, size: int) -> Images:
 
 def load_cifar10(split: str, size: int | None) -> Images:
     root = Path.home() / ".cache" / "minflextok"
-    try:  # one process downloads, others wait; torchvision checks the MD5 before it reads the pickles
+    try:  # one process downloads, others wait; torchvision checks the MD5 before it unpickles
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / "cifar10.lock"):
             raw = CIFAR10(root, train=split == "train", download=True)
@@ -112,7 +114,7 @@ def encoding_of(suffix: str) -> str:
 
 
 def load_folder(name: str, split: str, size: int | None, workers: int) -> Images | Folder:
-    """A folder with its splits below it, or with {split} in its name. Classes are numbered as in training."""
+    """A folder of splits, or one with {split} in its name. Classes are numbered as in training."""
     if "{split}" in name:
         root, train = Path(name.replace("{split}", split)), Path(name.replace("{split}", "train"))
     else:
@@ -137,7 +139,8 @@ def load_shards(
     name: str | None = None,
     classes: list[str] | None = None,
 ) -> Images | Stream:
-    """WebDataset shards: in memory if they fit, else a stream. name, classes: of a data set of this package."""
+    """WebDataset shards: in memory if they fit, else a stream. name, classes: of a known data
+    set."""
     files, num_bytes = shards.expand(pattern)
     first = next(shards.samples(shards.read_all(files)), None)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"

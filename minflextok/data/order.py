@@ -11,7 +11,8 @@ from ..config import TrainConfig
 def shuffled(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
     """Endless positions (batch_size,) in a set of n images, in a new random order each epoch.
 
-    The batch of step s depends on (seed, s) only, so a run that resumes at step `start` gets the same batches.
+    The batch of step s depends on (seed, s) only, so a run that resumes at step `start` gets the
+    same batches.
     """
     orders: dict[int, Tensor] = {}
     position = start * batch_size
@@ -31,7 +32,8 @@ def permutation(n: int, seed: int) -> Tensor:
 
 
 def validation_split(num: int, c: TrainConfig, name: str) -> tuple[Tensor, Tensor]:
-    """Random positions in a training set of `num` images: those that train, and those of the validation split."""
+    """Random positions in a training set of `num` images: those that train, and those of the
+    validation split."""
     order = permutation(num, c.seed)
     n = min(c.val_images, num // 10)
     if n == 0:

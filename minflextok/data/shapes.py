@@ -1,7 +1,8 @@
 """Procedural scenes with exact captions, and a checker that reads an image back.
 
-1 to 4 things on a dark ground, each with a shape, a colour, a size and a place. Because a program can say what a
-picture shows, generated images can be scored exactly, without a learned judge.
+A scene has 1 to 4 things on a dark ground, each with a shape, a color, a size and a position. A
+program can read a scene back from its image, so generated images are scored exactly, without a
+learned classifier.
 """
 
 import re
@@ -12,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 SHAPES = ("circle", "square", "triangle")
-COLOURS = {
+COLORS = {
     "red": (230, 40, 40),
     "green": (40, 190, 60),
     "blue": (60, 90, 240),
@@ -23,39 +24,40 @@ COLOURS = {
 SIZES = {"small": 0.14, "large": 0.21}  # half the extent, in image sides
 GROUND = (24, 24, 32)
 RELATIONS = ("above", "below", "to the left of", "to the right of")
-MARGIN = 0.1  # a relation holds where the centres differ by more than this, in image sides
+MARGIN = 0.1  # a relation holds where the centers differ by more than this, in image sides
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object; x to the right and y down, in image sides from the top left. size None: not said (captions)."""
+    """One object. x (rightward) and y (downward) are in image sides, from the top left. size None:
+    any (captions)."""
 
     shape: str
-    colour: str
+    color: str
     size: str | None
     x: float = 0.5
     y: float = 0.5
 
     def __str__(self):
-        return " ".join(["a", *([self.size] if self.size else []), self.colour, self.shape])
+        return " ".join(["a", *([self.size] if self.size else []), self.color, self.shape])
 
 
-# ---- making scenes ---------------------------------------------------------------------------------------------------
+# ---- making scenes -------------------------------------------------------------------------------
 
 
 def random_scene(rng: np.random.Generator, num: int | None = None) -> list[Thing]:
-    """1 to 4 things (or `num`), each in its own quarter, no two of the same colour and shape."""
+    """1 to 4 things (or `num`), each in its own quarter, no two of the same color and shape."""
     num = int(rng.integers(1, 5)) if num is None else num
-    kinds = rng.choice(len(SHAPES) * len(COLOURS), num, replace=False)
+    kinds = rng.choice(len(SHAPES) * len(COLORS), num, replace=False)
     things = []
     for kind, cell in zip(kinds, rng.permutation(4)[:num], strict=True):
         size = str(rng.choice(list(SIZES)))
-        slack = 0.24 - SIZES[size]  # how far the centre may move inside its quarter
+        slack = 0.24 - SIZES[size]  # how far the center may move inside its quarter
         dx, dy = rng.uniform(-slack, slack, 2)
         things.append(
             Thing(
                 SHAPES[kind % len(SHAPES)],
-                list(COLOURS)[kind // len(SHAPES)],
+                list(COLORS)[kind // len(SHAPES)],
                 size,
                 0.25 + 0.5 * (cell % 2) + dx,
                 0.25 + 0.5 * (cell // 2) + dy,
@@ -67,9 +69,10 @@ def random_scene(rng: np.random.Generator, num: int | None = None) -> list[Thing
 def coverage(
     thing: Thing, side: int, rows: slice = slice(None), cols: slice = slice(None)
 ) -> np.ndarray:
-    """How much of each pixel the thing covers: (side, side) float in [0, 1], from 4 x 4 samples a pixel.
+    """The share of each pixel that the thing covers: (side, side) float in [0, 1], from 4 x 4
+    samples a pixel.
 
-    rows and cols cut out a window of the image.
+    rows and cols select a window of the image.
     """
     grid = ((np.arange(4 * side) + 0.5) / (4 * side)).reshape(side, 4)
     dx, dy, r = (
@@ -90,12 +93,12 @@ def render(scene: list[Thing], side: int = 16) -> np.ndarray:
     image = np.array(GROUND, float)[:, None, None] * np.ones((1, side, side))
     for thing in scene:
         alpha = coverage(thing, side)
-        image = image * (1 - alpha) + np.array(COLOURS[thing.colour], float)[:, None, None] * alpha
+        image = image * (1 - alpha) + np.array(COLORS[thing.color], float)[:, None, None] * alpha
     return image.round().astype(np.uint8)
 
 
 def holds(a: Thing, relation: str, b: Thing) -> bool:
-    """Does `a` stand `relation` `b`? A thing may be both above and to the left of another."""
+    """Whether `a` is `relation` `b`. A thing may be both above and to the left of another."""
     gap = {
         "above": b.y - a.y,
         "below": a.y - b.y,
@@ -106,8 +109,9 @@ def holds(a: Thing, relation: str, b: Thing) -> bool:
 
 
 def caption(scene: list[Thing], sizes: bool = True, rng: np.random.Generator | None = None) -> str:
-    """An exact caption: "a red circle", ..., "a small red circle above a large blue square, which is ..."."""
-    words = [str(t if sizes else Thing(t.shape, t.colour, None)) for t in scene]
+    """An exact caption: "a red circle", ..., "a small red circle above a large blue square, which
+    is ..."."""
+    words = [str(t if sizes else Thing(t.shape, t.color, None)) for t in scene]
     text = words[0]
     for i, (a, b) in enumerate(pairwise(scene)):
         true = [r for r in RELATIONS if holds(a, r, b)]
@@ -119,10 +123,12 @@ def caption(scene: list[Thing], sizes: bool = True, rng: np.random.Generator | N
 def make_shapes(
     num: int, side: int = 16, seed: int = 0
 ) -> tuple[np.ndarray, list[str], list[list[Thing]]]:
-    """`num` images (num, 3, side, side) uint8 with their captions (half of them with sizes) and scenes."""
+    """`num` images (num, 3, side, side) uint8 with their captions (half of them with sizes) and
+    scenes."""
     if side < 16:
         raise ValueError(
-            f"shapes at {side}x{side}: a small circle and a small square need at least 16x16 to differ"
+            f"shapes at {side}x{side}: a small circle and a small square need at least 16x16 to "
+            "differ"
         )
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng) for _ in range(num)]
@@ -130,14 +136,15 @@ def make_shapes(
     return np.stack([render(s, side) for s in scenes]), captions, scenes
 
 
-# ---- reading them back -----------------------------------------------------------------------------------------------
+# ---- reading scenes back -------------------------------------------------------------------------
 
 
 def read_scene(image: np.ndarray) -> list[Thing]:
-    """Which things an image (3, S, S) uint8 shows: the inverse of `render`, tolerant of blur and noise.
+    """The things in an image (3, S, S) uint8: the inverse of `render`, tolerant of blur and noise.
 
-    Every pixel is taken for ground + alpha * (colour - ground) with the colour that leaves the least rest; connected
-    pixels of one colour make a thing, and the shape and size are those whose rendering overlaps it best.
+    Every pixel is modeled as ground + alpha * (color - ground), with the color of the smallest
+    residual. Connected pixels of one color are a thing. Its shape and size are those whose
+    rendering overlaps it best.
     """
     image = np.asarray(image)
     if (
@@ -150,26 +157,26 @@ def read_scene(image: np.ndarray) -> list[Thing]:
     side = image.shape[1]
     ground = np.array(GROUND, float)
     pixel = image.transpose(1, 2, 0) - ground  # (S, S, 3)
-    rays = np.array(list(COLOURS.values()), float) - ground  # (6, 3)
+    rays = np.array(list(COLORS.values()), float) - ground  # (6, 3)
     alphas = np.clip(pixel @ rays.T / (rays**2).sum(1), 0, 1)  # (S, S, 6)
     rest = ((pixel[:, :, None] - alphas[..., None] * rays) ** 2).sum(-1)
     best = rest.argmin(-1)
     things = []
-    for c, colour in enumerate(COLOURS):
+    for c, color in enumerate(COLORS):
         alpha = np.where(best == c, alphas[..., c], 0)
         labels, _ = ndimage.label(alpha > 0.5)
         for i, (rows, cols) in enumerate(ndimage.find_objects(labels), start=1):
             if (labels == i).sum() < 0.02 * side**2:
-                continue  # a speck: half of the smallest thing has more
+                continue  # a speck: half of the smallest thing is larger
             reach = side // 8
             window = tuple(slice(max(0, s.start - reach), s.stop + reach) for s in (rows, cols))
             blob = np.where(
                 ndimage.binary_dilation(labels[window] == i) & (best[window] == c), alpha[window], 0
             )
             x, y = (cols.start + cols.stop) / 2 / side, (rows.start + rows.stop) / 2 / side
-            nudges = np.array([-0.5, 0, 0.5]) / side  # the true centre may lie between pixels
+            nudges = np.array([-0.5, 0, 0.5]) / side  # the true center may lie between pixels
             guesses = [
-                Thing(s, colour, z, x + dx, y + dy)
+                Thing(s, color, z, x + dx, y + dy)
                 for s in SHAPES
                 for z in SIZES
                 for dx in nudges
@@ -182,25 +189,25 @@ def read_scene(image: np.ndarray) -> list[Thing]:
 
 
 def parse_caption(text: str) -> tuple[list[Thing], list[str]]:
-    """The inverse of `caption`: things (without places) and the relation of each to the next."""
-    thing = rf"an? (?:({'|'.join(SIZES)}) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
+    """The inverse of `caption`: things (without positions) and the relation of each to the next."""
+    thing = rf"an? (?:({'|'.join(SIZES)}) )?({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
     relation = rf"(?:, which is)? ({'|'.join(RELATIONS)}) "
     clean = " ".join(text.lower().split()).rstrip(".")
     if not re.fullmatch(f"{thing}(?:{relation}{thing}){{0,3}}", clean):
         raise ValueError(
-            f"cannot read the caption {text!r}: say '[small|large] COLOUR SHAPE', joined by RELATION "
-            f"('..., which is RELATION ...' from the second on); colours {', '.join(COLOURS)}; "
+            f"cannot read the caption {text!r}: give '[small|large] COLOR SHAPE', joined by "
+            f"RELATION ('..., which is RELATION ...' from the second on); colors "
+            f"{', '.join(COLORS)}; "
             f"shapes {', '.join(SHAPES)}; relations {', '.join(RELATIONS)}"
         )
-    things = [
-        Thing(shape, colour, size or None) for size, colour, shape in re.findall(thing, clean)
-    ]
+    things = [Thing(shape, color, size or None) for size, color, shape in re.findall(thing, clean)]
     return things, re.findall(rf" ({'|'.join(RELATIONS)}) ", clean)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `check` found. met: the image shows the caption's things, nothing else, in its relations."""
+    """The result of `check`. met: the image shows the caption's things, no others, and all
+    relations hold."""
 
     met: bool
     found: list[Thing]
@@ -210,12 +217,12 @@ class Verdict:
 
 
 def check(image: np.ndarray, text: str) -> Verdict:
-    """Does the image (3, S, S) uint8 show exactly what the caption says?"""
+    """Whether the image (3, S, S) uint8 shows exactly the scene of the caption."""
     return check_scene(read_scene(image), text)
 
 
 def check_scene(found: list[Thing], text: str) -> Verdict:
-    """Are these things exactly what the caption says?"""
+    """Whether these things are exactly those of the caption, in its relations."""
     wanted, relations = parse_caption(text)
     rest, missing = list(found), []
     matched: list[Thing | None] = []
@@ -223,7 +230,7 @@ def check_scene(found: list[Thing], text: str) -> Verdict:
         same = [
             t
             for t in rest
-            if (t.shape, t.colour) == (want.shape, want.colour) and want.size in (None, t.size)
+            if (t.shape, t.color) == (want.shape, want.color) and want.size in (None, t.size)
         ]
         matched.append(same[0] if same else None)
         if same:

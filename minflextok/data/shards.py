@@ -1,4 +1,5 @@
-"""WebDataset shards: tar files of images, each with an optional class number in a .cls file of the same name."""
+"""WebDataset shards: tar files of images, each with an optional class number in a .cls file of the
+same name."""
 
 import os
 import random
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import webdataset as wds
+from webdataset.tariterators import tar_file_expander
 
 from ..checks import first_line
 from .folders import is_litter
 from .images import IMG_EXTENSIONS, OTHER_EXTENSIONS, UNREADABLE, Skipped, open_image
 
 REMOTE = ("pipe:", "http:", "https:", "s3:", "gs:")
-Shards = Iterable[dict]  # files in stored order: {"fname", "data", "__url__"}; {} ends a shard
+Files = Iterable[dict]  # files in stored order: {"fname", "data", "__url__"}; {} ends a shard
 
 
 @dataclass
@@ -31,7 +33,10 @@ class Sample:
 
 
 def expand(pattern: str) -> tuple[list[str], int | None]:
-    """The shards that a name such as "train-{000..127}.tar" means, and their size in bytes (None: remote)."""
+    """The shards that a name such as "train-{000..127}.tar" means, and their size in bytes (None:
+    remote)."""
+    if not pattern.startswith(REMOTE):
+        pattern = pattern.replace(os.sep, "/")  # a backslash of Windows would escape braces
     shards = wds.shardlists.expand_urls(pattern)
     if pattern.startswith(REMOTE):
         return shards, None
@@ -49,33 +54,37 @@ def expand(pattern: str) -> tuple[list[str], int | None]:
 
 
 def is_whole(shard: str) -> bool:
-    """A tar ends with two blocks of zeros; one cut between two files would else pass for a shorter set."""
+    """A tar ends with two blocks of zeros; one cut between two files would else pass for a shorter
+    set."""
     with open(shard, "rb") as f:
         size = f.seek(0, 2)
         f.seek(max(0, size - 1024))
         return size >= 1024 and not any(f.read())
 
 
-def files_in(shards: list[str], **order) -> Shards:
-    """The files in these shards; `order` says how shards are shared and shuffled (see WebDataset)."""
-    pipeline = wds.WebDataset(shards, empty_check=False, **order)
-    pipeline.pipeline.pop()  # the last stage groups by the name up to its first dot: see `samples`
-    return pipeline
+def opened(shards: Iterable[str]) -> Iterator[dict]:
+    for shard in shards:
+        if shard.startswith(REMOTE):
+            yield {"url": shard, "stream": wds.gopen(shard)}
+        else:  # by hand: to webdataset, "C:/x.tar" is a URL of the protocol "c"
+            with open(shard, "rb") as stream:
+                yield {"url": shard, "stream": stream}
 
 
-def read_all(shards: list[str]) -> Shards:
-    """The files of all shards in stored order; every rank reads all of them."""
-    return files_in(shards, shardshuffle=False, nodesplitter=lambda every: every)
+def read_all(shards: Iterable[str]) -> Files:
+    """The files of these shards in stored order."""
+    return tar_file_expander(opened(shards))
 
 
 def shuffled(shards: list[str], seed: int) -> Iterator["Sample"]:
     """The samples of this rank's and worker's shards, in random order (in a buffer of 4,096)."""
-    order = {"shardshuffle": len(shards), "detshuffle": True, "seed": seed}
-    files = files_in(shards, nodesplitter=wds.split_by_node, **order)
+    mine = wds.split_by_worker(wds.split_by_node({"url": s} for s in shards))
+    mine = wds.filters.detshuffle(len(shards), seed=seed).run(mine)
+    files = read_all(s["url"] for s in mine)
     return wds.filters.shuffle(4096, rng=random.Random(seed))(samples(files))
 
 
-def read_files(files: Shards) -> Iterator[dict]:
+def read_files(files: Files) -> Iterator[dict]:
     try:
         yield from files
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as e:
@@ -84,16 +93,17 @@ def read_files(files: Shards) -> Iterator[dict]:
         ) from None
 
 
-def samples(files: Shards) -> Iterator[Sample]:
-    """The images and their classes. The files of a sample follow each other, and have one name up to the last dot:
-    frame.0001.png and frame.0001.cls. ValueError, which names the file, where a sample is not clear."""
+def samples(files: Files) -> Iterator[Sample]:
+    """The images and their classes. The files of a sample follow each other, and have one name up
+    to the last dot: frame.0001.png and frame.0001.cls. ValueError, which names the file, where a
+    sample is not clear."""
     sample, previous = None, None
     for file in read_files(files):
         name = file.get("fname", "")  # an empty file ends a shard
         if file and any(is_litter(part) for part in name.split("/")):
             continue
         key, suffix = os.path.splitext(name)
-        if sample and (not file or key != sample.key):
+        if sample and (key, file.get("__url__")) != (sample.key, sample.url):
             yield from finished(sample, previous, name)
             sample, previous = None, sample if file else None
         if file:
@@ -128,8 +138,8 @@ def finished(sample: Sample, previous: Sample | None, following: str) -> Iterato
         keys = sorted((sample.key, previous.key if previous else ""))
         if keys[0] and keys[1].startswith(keys[0] + "."):
             raise ValueError(
-                f"{sample.url}: {' and '.join(keys)} look like one sample with several images (such as "
-                "a photo and its depth map): keep one image for each name"
+                f"{sample.url}: {' and '.join(keys)} look like one sample with several images "
+                "(such as a photo and its depth map): keep one image for each name"
             )
         yield sample
     elif sample.label is not None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..flow import seeded_noise
+from ..draws import seeded_noise
 from ..tokenizer import FlexTok
 
 # ---- pairs of images -----------------------------------------------------------------------------
@@ -46,10 +46,11 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     offsets = torch.arange(11, device=a.device) - 5.0
     g = torch.exp(-offsets.square() / (2 * 1.5**2)).double()
     window = torch.outer(g, g) / g.sum() ** 2  # (11, 11)
+    # A variance is a small difference of means: too small for float32.
     a, b = (
         a.double(),
         b.double(),
-    )  # a variance is a small difference of means: too small for float32
+    )
 
     def local_mean(x: Tensor) -> Tensor:
         return F.conv2d(x, window.expand(C, 1, 11, 11), groups=C)  # (B, C, H - 10, W - 10)

@@ -272,7 +272,7 @@ class PriorEvaluation:
     def contents(self, images: Tensor) -> list[Counter]:
         """What each image (B, 3, H, W) uint8 shows: its predicted class, or its kinds of things."""
         if self.classifier is None:
-            return [Counter((t.colour, t.shape) for t in read_scene(x)) for x in images.numpy()]
+            return [Counter((t.color, t.shape) for t in read_scene(x)) for x in images.numpy()]
         predicted = self.classifier(to_float(images).to(self.device)).argmax(1)
         return [Counter([i]) for i in predicted.tolist()]
 

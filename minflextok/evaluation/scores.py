@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import weights
 from ..data.shapes import check_scene, parse_caption, read_scene
-from ..flow import seeded_noise
+from ..draws import seeded_noise
 from ..precision import precision
 from .classifier import Classifier
 from .fid import Features, FeatureStats, bootstrap_frechet, frechet_distance

@@ -14,22 +14,24 @@ A 2D-grid tokenizer has one token for each patch, in raster order: a `Grid`.
 import torch
 from torch import Tensor
 
+from ..checks import Ids
 from ..config import TokenizerConfig
 from ..encoder import Encoder
-from ..tokenizer import FlexTok, Ids, draw
+from ..draws import Draws, draw
+from ..tokenizer import FlexTok
 from ..training.objective import TokenizerObjective
 from ..transformer import layer_norm
 
 
 def draw_regression(
     config: TokenizerConfig, x: Tensor, nested_prob: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Draws:
     """The draws with which the flow loss is the squared error of the image: noise 0, t = 1.
 
     There x_t = 0, and the target noise - x is -x. No image is unconditional.
     """
     noise, t, keep_k, null = draw(config, x, nested_prob, generator)
-    return torch.zeros_like(noise), torch.ones_like(t), keep_k, torch.zeros_like(null)
+    return Draws(torch.zeros_like(noise), torch.ones_like(t), keep_k, torch.zeros_like(null))
 
 
 class RegressionObjective(TokenizerObjective):
@@ -37,7 +39,7 @@ class RegressionObjective(TokenizerObjective):
 
     def draw(
         self, x: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Draws:
         return draw_regression(self.config, x, nested_prob, generator)
 
 
@@ -53,8 +55,8 @@ class Regressor(FlexTok):
     ) -> Tensor:
         """The training objective on images (B, 3, H, W) with fresh draws: a scalar."""
         x = self.to_latents(images)
-        noise, t, keep_k, null = draw_regression(self.config, x, nested_prob, generator)
-        return self.flow_loss(x, noise, t, keep_k.to(x.device), null.to(x.device))
+        draws = draw_regression(self.config, x, nested_prob, generator)
+        return self.flow_loss(x, draws.to(x.device))
 
     def decode(
         self,
@@ -99,5 +101,5 @@ class Grid(Regressor):
         self.encoder = GridEncoder(config)
         self.encoder.registers.requires_grad_(False)  # unused
 
-    def _latents(self, x: Tensor, num_registers: int) -> Tensor:
+    def _encode_registers(self, x: Tensor, num_registers: int) -> Tensor:
         return self.encoder(x)[:, :num_registers]

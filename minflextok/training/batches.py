@@ -1,7 +1,7 @@
 """Batches of training images, and the validation split.
 
-All random draws of step s come from a generator seeded by (seed, s), and each rank takes its rows of the
-same draws. So a resumed run repeats an uninterrupted one exactly, and two ranks repeat one.
+All random draws of step s come from a generator seeded by (seed, s), and each rank takes its rows
+of the same draws. So a resumed run repeats an uninterrupted one exactly, and two ranks repeat one.
 """
 
 import warnings
@@ -12,14 +12,15 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import Dataset, Images, Stream, to_float, validation_split
-from .loop import Run
+from .run import Run
 
 
 def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
-    """The images to train on, and the validation images (n, 3, H, W) uint8; never of the test split."""
+    """The images to train on, and those for validation (n, 3, H, W) uint8; none of the test
+    split."""
     if isinstance(data, Stream):
         warnings.warn(
-            "a stream has no validation split: metrics are computed on the first images of its shards",
+            "a stream has no validation split: metrics are of the first images of its shards",
             stacklevel=2,
         )
         return data, data.head(c.val_images)
@@ -35,18 +36,19 @@ def describe_data(data: Dataset) -> dict:
 
 
 def check_image_size(data: Dataset, images: Tensor, size: int) -> None:
-    """Raises ValueError unless images (n, 3, H, W) of a data set are square, of this size in pixels."""
+    """Raises ValueError unless images (n, 3, H, W) of a data set are of size x size pixels."""
     if images.shape[1:] != (3, size, size):
         raise ValueError(
-            f"{data.name} has {tuple(images.shape[1:])} images, this model takes (3, {size}, {size}): "
-            f"load them with image_size={size}"
+            f"{data.name} has {tuple(images.shape[1:])} images, this model takes "
+            f"(3, {size}, {size}): load them with image_size={size}"
         )
 
 
 def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Endless batches from step run.step on: this rank's images, and the generator of all further draws of the step.
+    """Endless batches from step run.step on: this rank's images, and a generator for further draws.
 
-    Images are (B / world size, 3, H, W) in [-1, 1] on run.device; with `flip`, half of them are mirrored.
+    Images are (B / world size, 3, H, W) in [-1, 1] on run.device; with recipe.flip, half of them
+    are mirrored.
     """
     c, ranks = run.recipe, run.ranks
     if isinstance(data, Images):

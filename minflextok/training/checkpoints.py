@@ -1,4 +1,4 @@
-"""What a run keeps on disk to be resumed: its checkpoint, and run.json, the record of its settings."""
+"""The files that a run resumes from: its checkpoint, and run.json, the record of its settings."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,8 @@ FREE = ("train.workers", "train.log_every", "train.compile")  # settings that ma
 
 
 def save_checkpoint(state: dict, path: Path) -> None:
-    """Write a checkpoint whole or not at all: a crash or a full disk leaves the previous one as it was."""
+    """Write a checkpoint whole or not at all: after a crash or a full disk the old one is
+    intact."""
     try:
         with atomic_file(path) as f:
             torch.save(state, f)
@@ -38,8 +39,9 @@ def load_checkpoint(path: Path) -> dict:
 def describe_run(model_config, recipe, sources: dict) -> dict:
     """The contents of run.json: the configs of model and training, and what the run is trained on.
 
-    sources: plain values for JSON. "data" has the name of the data set and its size; "teacher", "init",
-    "vae" and "tokenizer" name the other networks that the result depends on, with their fingerprints.
+    sources: plain values for JSON. "data" has the name of the data set and its size; "teacher",
+    "init", "vae" and "tokenizer" name the other networks that the result depends on, with their
+    fingerprints.
     """
     model, train = (json.loads(to_json(c)) for c in (model_config, recipe))
     return {"model": model, "train": train} | sources

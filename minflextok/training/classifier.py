@@ -11,12 +11,14 @@ from ..config import ClassifierConfig, TrainConfig
 from ..data import Dataset, Stream, shuffled, to_float, validation_split
 from ..evaluation.classifier import Classifier, accuracy
 from .batches import check_image_size, describe_data
-from .loop import Run, Task, fit
+from .loop import Task, fit
+from .run import Run
 from .runtime import Ranks
 
 
 def random_crop(x: Tensor, shift: Tensor, pad: int = 4) -> Tensor:
-    """Crop images x (B, C, H, W), padded by reflection, at offsets shift (B, 2), rows and columns in 0..2 pad."""
+    """Crop images (B, C, H, W), padded by reflection, at rows and columns shift (B, 2) in 0..2
+    pad."""
     B, _, H, W = x.shape
     padded = F.pad(x, [pad] * 4, mode="reflect").permute(0, 2, 3, 1)  # (B, H + 2 pad, W + 2 pad, C)
     rows = shift[:, :1] + torch.arange(H, device=x.device)  # (B, H)
@@ -26,7 +28,8 @@ def random_crop(x: Tensor, shift: Tensor, pad: int = 4) -> Tensor:
 
 
 class ClassifierTask(Task):
-    """A Classifier on labelled images, shifted by up to 4 pixels and, with recipe.flip, mirrored at random.
+    """A Classifier on labeled images, shifted by up to 4 pixels and, with recipe.flip, mirrored at
+    random.
 
     Batch norm uses the statistics of one rank's images, so runs of different world sizes differ.
     """
@@ -34,7 +37,7 @@ class ClassifierTask(Task):
     def __init__(self, config: ClassifierConfig, recipe: TrainConfig, data: Dataset, ranks: Ranks):
         if isinstance(data, Stream) or data.labels is None:
             raise ValueError(
-                f"{data.name}: a classifier needs labelled images, in memory or in class folders"
+                f"{data.name}: a classifier needs labeled images, in memory or in class folders"
             )
         low, high = data.labels.min().item(), data.labels.max().item()
         if low < 0 or high >= config.num_classes:
@@ -73,7 +76,7 @@ def train_classifier(
     device: str | None = None,
     quiet: bool = False,
 ) -> Classifier:
-    """Train a Classifier on labelled images; returns it with averaged weights.
+    """Train a Classifier on labeled images; returns it with averaged weights.
 
     `out` gets what `fit` writes; its weights load with `Classifier.from_pretrained(out)`.
     """

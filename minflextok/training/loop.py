@@ -1,13 +1,10 @@
-"""One training loop for all models of this package: on a laptop, on a GPU, or on many under torchrun.
+"""One training loop for all models: on a laptop, on a GPU, or on many under torchrun.
 
-`fit` knows nothing about images or tokens. A `Task`, one class per stage (vae.py, tokenizer.py, prior.py,
-classifier.py), provides the model whose forward returns the loss, its batches, and its evaluation.
+`fit` knows nothing about images or tokens. A `Task`, one class per stage (vae.py, tokenizer.py,
+prior.py, classifier.py), provides the model whose forward returns the loss, its batches, and its
+evaluation.
 """
 
-import copy
-import math
-import time
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -20,17 +17,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
 from ..evaluation import figures
-from ..precision import autocast, precision
-from .checkpoints import claim_directory, describe_run, load_checkpoint, save_checkpoint
-from .optimizers import lr_factor, make_optimizers, update_ema
+from ..precision import autocast
+from .checkpoints import claim_directory, describe_run
+from .optimizers import update_ema
+from .run import Run
 from .runtime import Log, Ranks, peak_memory, stop_on_signal
 
 
 class Task:
     """What a stage trains, and on what. Its four subclasses override the methods.
 
-    model: its forward takes the tensors of a batch and returns the mean loss over their first axis; its
-    `config` is recorded in run.json, its `save_pretrained(out)` writes the weights at the end.
+    model: its forward takes the tensors of a batch and returns the mean loss over their first axis;
+    its `config` is recorded in run.json, its `save_pretrained(out)` writes the weights at the end.
     sources: what the result depends on, for run.json; see `describe_run`.
     """
 
@@ -38,108 +36,18 @@ class Task:
     ranks: Ranks
     sources: dict
 
-    def batches(self, run: "Run") -> Iterator[tuple[Tensor, ...]]:
-        """Endless: the tensors of each batch from step run.step on, this rank's rows (run.share), on run.device."""
+    def batches(self, run: Run) -> Iterator[tuple[Tensor, ...]]:
+        """Endless, from step run.step on: the tensors of a batch, this rank's rows (run.share) of
+        them, on run.device."""
         raise NotImplementedError
 
     def evaluate(self, model: nn.Module) -> tuple[dict, str]:
-        """Metrics of the model with averaged weights on the validation split, and a line that sums them up."""
+        """Metrics of the averaged model on the validation split, and a line that sums them up."""
         raise NotImplementedError
 
     def picture(self, model: nn.Module, title: str) -> Figure | None:
-        """Sample images of the model with averaged weights."""
+        """Sample images of the averaged model."""
         return None
-
-
-class Run:
-    """The state of a training run. A checkpoint holds all of it that changes."""
-
-    def __init__(self, model: nn.Module, recipe: TrainConfig, ranks: Ranks):
-        self.recipe, self.ranks, self.device = recipe, ranks, ranks.device
-        self.model = model.to(self.device)
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        self.optimizers = make_optimizers(self.model, recipe)
-        self.precision = precision(self.device, recipe.bf16)
-        self.now = time.process_time if recipe.processor_time else time.perf_counter
-        self.step, self.seconds, self.clock = 0, 0.0, self.now()
-        self.window: list[Tensor] = []  # loss and gradient norm of each step since the last log line
-
-    @property
-    def progress(self) -> float:
-        """The share of the run that is done, by steps or by time."""
-        limit = 60 * self.recipe.minutes
-        return max(self.step / self.recipe.steps, self.seconds / limit if limit else 0)
-
-    @property
-    def share(self) -> slice:
-        """This rank's rows of a whole batch."""
-        return slice(self.ranks.rank, None, self.ranks.world_size)
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether the model is evaluated after this step: every eval_every steps, early on, and at the end."""
-        every = self.recipe.eval_every
-        return self.step % every == 0 or self.step == min(100, every) or self.progress >= 1
-
-    def generator(self) -> torch.Generator:
-        """The source of all random draws of this step, on the CPU; the same on all ranks."""
-        return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
-
-    def set_learning_rates(self, progress: float) -> float:
-        """Set the learning rate of all parameter groups; returns that of AdamW."""
-        factor = lr_factor(self.step, progress, self.recipe)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-        return self.optimizers[0].param_groups[0]["lr"]
-
-    def tick(self) -> None:
-        """Add the time since the last call. All ranks use the mean, if time can end the run."""
-        now = self.now()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
-        if self.recipe.minutes:
-            self.seconds = self.ranks.mean(self.seconds)
-
-    def averages(self, path: Path) -> list[float]:
-        """Mean loss and gradient norm since the last log line. Raises FloatingPointError if they are not finite."""
-        loss, norm = torch.stack(self.window).mean(0).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"loss is {loss} and gradient norm {norm} at step {self.step}: give a smaller lr "
-                f"(now lr={self.recipe.lr:g}). {path} holds the last good step, if there was one"
-            )
-        return [loss, norm]
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint; never overwrite a good one with weights that are not finite."""
-        if self.window:
-            self.averages(path)
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "precision": self.precision,
-            "step": self.step,
-            "seconds": self.seconds,
-            "window": self.window,
-        }
-        save_checkpoint(state, path)
-
-    def load(self, path: Path) -> None:
-        """Continue from a checkpoint."""
-        saved = load_checkpoint(path)
-        self.model.load_state_dict(saved["model"])
-        self.ema.load_state_dict(saved["ema"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.step, self.seconds = saved["step"], saved["seconds"]
-        self.window = [w.to(self.device) for w in saved["window"]]
-        if saved["precision"] != self.precision:
-            warnings.warn(
-                f"{path} was trained in {saved['precision']}, this device continues in "
-                f"{self.precision}: the result will differ slightly",
-                stacklevel=4,
-            )
 
 
 def start(task: Task, recipe: TrainConfig, out: Path) -> Run:
@@ -158,7 +66,8 @@ def start(task: Task, recipe: TrainConfig, out: Path) -> Run:
         run.load(path)
     if ranks.mean(run.step) != run.step:
         raise ValueError(
-            f"the ranks do not see the same checkpoint: out={str(out)!r} must be one shared directory"
+            f"the ranks do not see the same checkpoint: out={str(out)!r} must be one shared "
+            "directory"
         )
     return run
 
@@ -166,9 +75,9 @@ def start(task: Task, recipe: TrainConfig, out: Path) -> Run:
 def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -> nn.Module:
     """Train task.model and return it with averaged weights, in eval mode.
 
-    On rank 0, `out` gets checkpoint.pt (resumed from if it exists), metrics.jsonl, run.json, sample images
-    and the weights. quiet: no progress bar and no printed lines.
-    Raises FloatingPointError if the loss is not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
+    On rank 0, `out` gets checkpoint.pt (resumed from if it exists), metrics.jsonl, run.json, sample
+    images and the weights. quiet: no progress bar and no printed lines. Raises FloatingPointError
+    if the loss is not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
     """
     c, out, ranks = recipe, Path(out), task.ranks
     run, path = start(task, c, out), out / "checkpoint.pt"
@@ -210,7 +119,7 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
 def training_step(
     objective: nn.Module, optimizers: list, batch: tuple[Tensor, ...], c: TrainConfig, casts
 ) -> Tensor:
-    """One optimizer step in micro-batches -> (2,): the loss, and the gradient norm before clipping."""
+    """One optimizer step in micro-batches -> (2,): loss, and gradient norm before clipping."""
     rows = len(batch[0])
     parts = list(zip(*(x.split(c.micro_batch or rows) for x in batch), strict=True))
     total = 0.0

@@ -1,7 +1,8 @@
-"""The losses of the VAE: reconstruction, perceptual distance, KL divergence, and an adversarial loss.
+"""The losses of the VAE: reconstruction, perceptual distance, KL divergence, adversarial loss.
 
-The objective of Rombach et al. (arXiv 2112.10752, App. G). A perceptual distance and a discriminator
-(Esser et al., arXiv 2012.09841, sec. 3.1) counter the blur of reconstructions that minimize a mean error.
+The objective of Rombach et al. (arXiv 2112.10752, App. G). A perceptual distance and a
+discriminator (Esser et al., arXiv 2012.09841, sec. 3.1) counter the blur of reconstructions that
+minimize a mean error.
 """
 
 from collections.abc import Callable
@@ -16,15 +17,16 @@ from torch.func import functional_call
 from ..config import VAEConfig
 from ..vae import VAE, kl_divergence
 
-# ---- distances between a reconstruction and its image ------------------------------------------------
+# ---- distances between a reconstruction and its image --------------------------------------------
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two (B, 3, H, W) in [-1, 1] -> (B,)
 
 
 def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute error of the differences between neighboring pixels, summed over full, half and quarter size.
+    """Mean absolute error of the differences between neighboring pixels, summed over three sizes.
 
-    It counts errors at edges, and none of a constant offset. Two (B, 3, H, W) in [-1, 1] -> (B,).
+    The sizes are full, half and quarter. It counts errors at edges, and none of a constant offset.
+    Two (B, 3, H, W) in [-1, 1] -> (B,).
     """
     difference, total = a - b, 0.0
     for _ in range(3):
@@ -35,10 +37,11 @@ def gradient_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def lpips_distance(device: str | torch.device = "cpu") -> Distance:
-    """LPIPS (Zhang et al., arXiv 1801.03924) with VGG16, by its authors' package, an extra of this one.
+    """LPIPS (Zhang et al., arXiv 1801.03924) with VGG16, as its authors' package `lpips` computes
+    it.
 
-    Downloads VGG16 once (528 MB, to the cache of torch.hub). Raises ImportError without the package, and
-    what the download raises.
+    Downloads VGG16 once (528 MB, to the cache of torch.hub). Raises ImportError without the
+    package, and what the download raises.
     """
     from lpips import LPIPS
 
@@ -50,15 +53,15 @@ def lpips_distance(device: str | torch.device = "cpu") -> Distance:
     return lambda a, b: net(a, b).flatten()
 
 
-# ---- the discriminator ------------------------------------------------------------------------------
+# ---- the discriminator ---------------------------------------------------------------------------
 
 
 class Discriminator(nn.Sequential):
-    """PatchGAN (Isola et al., arXiv 1611.07004): images (B, 3, H, W) -> (B, 1, h, w), one logit per patch of
-    70x70 pixels, high for real images.
+    """PatchGAN (Isola et al., arXiv 1611.07004): images (B, 3, H, W) -> (B, 1, h, w), one logit per
+    patch of 70x70 pixels, high for real images.
 
-    Group norm in place of batch norm, so that the logits of an image depend neither on the other images
-    nor on their distribution over micro-batches and ranks.
+    Group norm in place of batch norm, so that the logits of an image depend neither on the other
+    images nor on their distribution over micro-batches and ranks.
     """
 
     def __init__(self, width: int = 64):
@@ -77,10 +80,11 @@ def adversarial_losses(
 ) -> tuple[Tensor, Tensor]:
     """The loss of the autoencoder, -D(fake), and the hinge loss of the discriminator; two scalars.
 
-    The first is computed with D's weights detached, the second with `fake` detached. So one optimizer can
-    minimize their sum: the gradient of each network is that of its own loss, as with two optimizers that
-    alternate on the same batch and the same reconstructions. (AdamW updates each weight by itself; the two
-    networks share only the learning rate and the norm for gradient clipping.)
+    The first is computed with D's weights detached, the second with `fake` detached. So one
+    optimizer can minimize their sum: the gradient of each network is that of its own loss, as with
+    two optimizers that alternate on the same batch and the same reconstructions. (AdamW updates
+    each weight by itself; the two networks share only the learning rate and the norm for gradient
+    clipping.)
     """
     frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
     on_fake = functional_call(discriminator, frozen, (fake,)).float()
@@ -89,14 +93,15 @@ def adversarial_losses(
     return -on_fake.mean(), hinge
 
 
-# ---- the objective ----------------------------------------------------------------------------------
+# ---- the objective -------------------------------------------------------------------------------
 
 
 class VAEObjective(nn.Module):
-    """A VAE with its losses. Checkpoints hold the discriminator too; `save_pretrained` writes the VAE alone.
+    """A VAE with its losses. Checkpoints hold the discriminator too; `save_pretrained` writes the
+    VAE alone.
 
-    distance: what config.perceptual names. It is a plain function, so neither checkpoints nor averaged
-    weights hold its network.
+    distance: what config.perceptual names. It is a plain function, so neither checkpoints nor
+    averaged weights hold its network.
     """
 
     def __init__(self, config: VAEConfig, distance: Distance | None = None):
@@ -113,11 +118,11 @@ class VAEObjective(nn.Module):
 
         plus the adversarial losses, if they are active.
 
-        images (B, 3, H, W) in [-1, 1]; eps (B, latent_channels, h, w), standard normal. adversarial (B,) bool
-        on the CPU: whether the adversarial losses are active, the same for all images.
+        images (B, 3, H, W) in [-1, 1]; eps (B, latent_channels, h, w), standard normal. adversarial
+        (B,) bool on the CPU: whether the adversarial losses are active, the same for all images.
 
-        The error is a mean over values, KL a sum over latents: at the optimum the posterior's noise increases
-        the error by about kl_weight times the number of latents per image.
+        The error is a mean over values, KL a sum over latents: at the optimum the posterior's noise
+        increases the error by about kl_weight times the number of latents per image.
         """
         c = self.config
         mean, logvar = (m.float() for m in self.vae.posterior(images))

@@ -1,10 +1,11 @@
-"""Muon (Jordan et al., 2024): SGD with momentum whose updates of a weight matrix are orthogonalized.
+"""Muon (Jordan et al., 2024): SGD with momentum whose updates of a weight matrix are
+orthogonalized.
 
 A gradient matrix is dominated by a few directions. Orthogonalizing the update gives all directions
 the same size, so that a step also moves the weights along the weak ones.
 
-`torch.optim.Muon` (torch 2.9 and later) computes the same for one matrix at a time, in bfloat16. Here
-matrices of one shape are orthogonalized as one batch, in float32 on a CPU.
+`torch.optim.Muon` (torch 2.9 and later) computes the same for one matrix at a time, in bfloat16.
+Here matrices of one shape are orthogonalized as one batch, in float32 on a CPU.
 """
 
 from collections import defaultdict
@@ -16,9 +17,9 @@ from torch import Tensor
 def orthogonalize(matrices: Tensor, steps: int = 5, eps: float = 1e-7) -> Tensor:
     """Approximates U V^T of the singular value decomposition U S V^T of each of n matrices.
 
-    Each Newton-Schulz step applies an odd polynomial to all singular values. Five steps bring values
-    from about 0.01 to 1 (the norm of the input is 1) to between 0.7 and 1.2.
-    matrices: (n, rows, columns) -> the same shape.
+    Each Newton-Schulz step applies an odd polynomial to all singular values. Five steps bring
+    values from about 0.01 to 1 (the norm of the input is 1) to between 0.7 and 1.2. matrices: (n,
+    rows, columns) -> the same shape.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrices.shape[-2] <= matrices.shape[-1]

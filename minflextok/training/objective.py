@@ -1,4 +1,5 @@
-"""The training objective of a FlexTok: the flow loss for given draws and, with a teacher, its alignment (REPA)."""
+"""The training objective of a FlexTok: the flow loss for given draws and, with a teacher, its
+alignment (REPA)."""
 
 from pathlib import Path
 
@@ -6,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import savings
-from ..tokenizer import FlexTok, draw
+from ..draws import Draws, draw
+from ..tokenizer import FlexTok
 
 
 class TokenizerObjective(nn.Module):
-    """A FlexTok with what only training needs. Checkpoints hold the REPA head too; `save_pretrained` writes the FlexTok
-    alone.
+    """A FlexTok with what only training needs. Checkpoints hold the REPA head too;
+    `save_pretrained` writes the FlexTok alone.
 
-    repa: a `Repa` module, which compares the patches after decoder block config.repa_block with a teacher's features.
+    repa: a `Repa` module, which compares the patches after decoder block config.repa_block with a
+    teacher's features.
     """
 
     def __init__(self, tok: FlexTok, repa: nn.Module | None = None):
@@ -22,7 +25,7 @@ class TokenizerObjective(nn.Module):
 
     def draw(
         self, x: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> Draws:
         """The random draws of a step for images or latents like x: see `tokenizer.draw`."""
         return draw(self.config, x, nested_prob, generator)
 
@@ -35,7 +38,8 @@ class TokenizerObjective(nn.Module):
         null: Tensor,
         features: Tensor | None = None,
     ) -> Tensor:
-        """The loss for given draws, a scalar. x: images or latents (B, C, H, W); features: the teacher's (B, D, h, w)."""
+        """The loss for given draws, a scalar. x: images or latents (B, C, H, W); features: the
+        teacher's (B, D, h, w)."""
         K = self.config.num_registers
         if not self.tok.savings:
             keep_k, null = keep_k.to(x.device), null.to(x.device)
@@ -54,10 +58,11 @@ class TokenizerObjective(nn.Module):
         features: Tensor | None,
     ) -> Tensor:
         """The loss of images that keep at most `longest` registers each."""
+        draws = Draws(noise, t, keep_k, null)
         if features is None:
-            return self.tok.flow_loss(x, noise, t, keep_k, null, longest)
+            return self.tok.flow_loss(x, draws, longest)
         hidden: list[Tensor] = []
-        loss = self.tok.flow_loss(x, noise, t, keep_k, null, longest, hidden)
+        loss = self.tok.flow_loss(x, draws, longest, hidden)
         return loss + self.config.repa_weight * self.repa(hidden[self.config.repa_block], features)
 
     def save_pretrained(self, directory: str | Path) -> None:

@@ -10,10 +10,11 @@ from .muon import Muon
 
 
 def lr_factor(step: int, progress: float, c: TrainConfig) -> float:
-    """The learning rate as a factor of its peak, at a step and a progress (share of the run) in [0, 1].
+    """The learning rate as a factor of its peak, at a step and a progress (share of the run) in [0,
+    1].
 
-    Linear warmup over c.warmup steps, times a decay to c.min_lr at the end of the run: a cosine, or,
-    with c.decay_from >= 0, constant until that share of the run and linear from there.
+    Linear warmup over c.warmup steps, times a decay to c.min_lr at the end of the run: a cosine,
+    or, with c.decay_from >= 0, constant until that share of the run and linear from there.
     """
     progress = min(progress, 1)
     if c.decay_from < 0:
@@ -27,7 +28,8 @@ def make_optimizers(model: nn.Module, c: TrainConfig) -> list[torch.optim.Optimi
     """AdamW for all parameters; with c.optimizer "muon", Muon for the matrices of the blocks and
     AdamW for the rest. Each group of parameters has its peak learning rate as "peak_lr".
 
-    Weight decay is for matrices and convolution kernels alone, not for tokens, positions, gains and biases.
+    Weight decay is for matrices and convolution kernels alone, not for tokens, positions, gains and
+    biases.
     """
     kernels = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     muon = block_matrices(model, c.muon_adaln) if c.optimizer == "muon" else []
@@ -54,7 +56,8 @@ def make_optimizers(model: nn.Module, c: TrainConfig) -> list[torch.optim.Optimi
 
 
 def block_matrices(model: nn.Module, adaln: bool = False) -> list[nn.Parameter]:
-    """The weights of all linear layers of attention and MLP in the Transformer blocks, and of adaLN if asked for."""
+    """The weights of attention and MLP in all Transformer blocks; with `adaln`, those of adaLN
+    too."""
     return [
         m.weight
         for name, m in model.named_modules()
@@ -68,7 +71,8 @@ def block_matrices(model: nn.Module, adaln: bool = False) -> list[nn.Parameter]:
 def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Move the averaged weights towards those of the model.
 
-    The decay grows with the steps, from 0.1 to `decay`, so that the average soon forgets the initialization.
+    The decay grows with the steps, from 0.1 to `decay`, so that the average soon forgets the
+    initialization.
     """
     decay = min(decay, (step + 1) / (step + 10))
     torch._foreach_lerp_(

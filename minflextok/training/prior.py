@@ -18,7 +18,8 @@ from ..prior import Prior
 from ..text import words_of
 from ..tokenizer import FlexTok
 from .batches import describe_data
-from .loop import Run, Task, fit
+from .loop import Task, fit
+from .run import Run
 from .runtime import Ranks
 from .token_cache import extract_ids
 
@@ -43,8 +44,8 @@ def prior_config(
         return dataclasses.replace(c, words=words_of(captions)) if c.text == "words" else c
     if labels is None:
         raise ValueError(
-            f"{data.name} has no labels: put the images of each class into a folder, or give captioned "
-            "data and a preset that is conditioned on text"
+            f"{data.name} has no labels: put the images of each class into a folder, or give "
+            "captioned data and a preset that is conditioned on text"
         )
     classes = len(data.classes) or int(labels.max()) + 1
     return dataclasses.replace(c, num_classes=classes, class_names=tuple(data.classes))
@@ -52,7 +53,7 @@ def prior_config(
 
 @torch.no_grad()
 def evaluate_prior(prior: Prior, ids: Tensor, conditions: Tensor) -> tuple[dict, str]:
-    """Bits per token of validation ids (n, K): by position with their conditions, and without them."""
+    """Bits per token of validation ids (n, K), conditional (by position) and unconditional."""
 
     def bits(unconditional: bool) -> Tensor:
         """Mean bits by position, (K,)."""
@@ -78,7 +79,8 @@ def evaluate_prior(prior: Prior, ids: Tensor, conditions: Tensor) -> tuple[dict,
 
 
 class PriorTask(Task):
-    """A Prior on the ids of a tokenizer, of all views of the images that recipe.flip and `crops` ask for.
+    """A Prior on the ids of a tokenizer, of all views of the images that recipe.flip and `crops`
+    ask for.
 
     The ids are computed once, see `token_cache.views` and `extract_ids`.
     """
@@ -133,7 +135,8 @@ class PriorTask(Task):
         return evaluate_prior(model, *self.val)
 
     def picture(self, model: Prior, title: str) -> Figure:
-        """A sample for each of 8 validation conditions, decoded from more and more tokens, all from the same noise."""
+        """Samples for 8 validation conditions, decoded from more and more tokens, from equal
+        noise."""
         c, g = self.tok.config, torch.Generator().manual_seed(0)
         ids = model.generate(self.shown, generator=g)
         noise = torch.randn(len(ids), c.in_channels, c.image_size, c.image_size, generator=g)
@@ -145,7 +148,8 @@ def check_captions(name: str, captions: list[str]) -> None:
     """Raises ValueError if captions would be wrong for mirrored images."""
     if any(re.search(r"\b(left|right)\b", caption) for caption in captions):
         raise ValueError(
-            f"captions of {name} contain left or right, which flip=True would make wrong: give flip=False"
+            f"captions of {name} contain left or right, which flip=True would make wrong: "
+            "give flip=False"
         )
 
 
@@ -162,9 +166,9 @@ def train_prior(
 ) -> Prior:
     """Train a Prior on the ids of the images of `data`; returns it with averaged weights.
 
-    The ids are those of `tok`, kept in the directory `cache`; vocabulary, classes and words of `config` are
-    set to those of tokenizer and data. crops: 1, or 5 to train on shifted images too. `out` gets what `fit`
-    writes; its weights load with `Prior.from_pretrained(out)`.
+    The ids are those of `tok`, kept in the directory `cache`; vocabulary, classes and words of
+    `config` are set to those of tokenizer and data. crops: 1, or 5 to train on shifted images too.
+    `out` gets what `fit` writes; its weights load with `Prior.from_pretrained(out)`.
     """
     task = PriorTask(config, recipe, tok, data, Ranks(device), crops, cache, quiet)
     return fit(task, recipe, out, quiet)

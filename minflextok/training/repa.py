@@ -1,9 +1,10 @@
-"""REPA: representation alignment with a pretrained network (Yu et al., arXiv 2410.06940; FlexTok, REPA).
+"""REPA: representation alignment with a pretrained network (Yu et al., arXiv 2410.06940; FlexTok,
+REPA).
 
-The hidden patches of one early decoder block are projected by an MLP and compared with the features that
-a frozen teacher computes from the clean image. The decoder sees only noise and a few tokens, so it can
-predict those features only from the tokens: the first tokens then represent the content that the teacher
-recognizes, rather than pixels.
+The hidden patches of one early decoder block are projected by an MLP and compared with the features
+that a frozen teacher computes from the clean image. The decoder sees only noise and a few tokens,
+so it can predict those features only from the tokens: the first tokens then represent the content
+that the teacher recognizes, rather than pixels.
 """
 
 from collections.abc import Callable
@@ -27,8 +28,8 @@ DINOV2 = {  # models of facebookresearch/dinov2 on torch.hub
 class Repa(nn.Module):
     """A 3-layer MLP from the decoder's width to the teacher's, and the loss 1 - cosine similarity.
 
-    mean (teacher_dim,): the teacher's mean feature. It is subtracted, because a component that all images
-    share would make all similarities near 1 (features after a ReLU are never negative).
+    mean (teacher_dim,): the teacher's mean feature. It is subtracted, because a component that all
+    images share would make all similarities near 1 (features after a ReLU are never negative).
     """
 
     def __init__(self, dim: int, mean: Tensor):
@@ -43,9 +44,11 @@ class Repa(nn.Module):
         )
 
     def forward(self, patches: Tensor, features: Tensor) -> Tensor:
-        """patches (B, P, D) in row-major order, features (B, teacher_dim, h, w) of the same images -> scalar.
+        """patches (B, P, D) in row-major order, features (B, teacher_dim, h, w) of the same images
+        -> scalar.
 
-        The loss is a mean over patches. Features of another grid are resized to that of the patches.
+        The loss is a mean over patches. Features of another grid are resized to that of the
+        patches.
         """
         P, aspect = patches.shape[1], features.shape[2] / features.shape[3]
         rows = round((P * aspect) ** 0.5)  # both grids have one aspect ratio
@@ -81,8 +84,8 @@ def load_dinov2(name: str, device: str | torch.device) -> Teacher:
         net = torch.hub.load("facebookresearch/dinov2", DINOV2[name], trust_repo=True)
     except Exception as e:
         raise OSError(
-            f"teacher={name!r} could not be downloaded ({first_line(e)}): offline, give weights of a "
-            "trained teacher"
+            f"teacher={name!r} could not be downloaded ({first_line(e)}): offline, give weights of "
+            "a trained teacher"
         ) from None
     net = net.to(device).requires_grad_(False).eval()
     imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -21,10 +21,11 @@ except ImportError:  # Windows
 
 
 class Ranks:
-    """The distributed context: rank and world size as torchrun set them, 0 and 1 without it, and the device."""
+    """The distributed context: rank and world size (0 and 1 without torchrun), and the device."""
 
     def __init__(self, device: str | None = None):
-        """device: "cpu", "cuda" (the GPU of this rank) or a device by number; default: a GPU if there is one."""
+        """device: "cpu", "cuda" (the GPU of this rank) or a device by number; default: a GPU if
+        there is one."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -60,7 +61,8 @@ class Ranks:
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """Yields a list of the signals SIGTERM and SIGINT that this process received, in place of ending it.
+    """Yields a list of the signals SIGTERM and SIGINT that this process received, in place of
+    ending it.
 
     Python allows signal handlers on the main thread only; on another thread the list stays empty.
     """
@@ -80,7 +82,7 @@ def stop_on_signal() -> Iterator[list[int]]:
 
 
 def peak_memory(device: torch.device | str = "cpu") -> float | None:
-    """The largest memory in GB used so far: of the tensors on a GPU, else of this process; None if unknown."""
+    """The largest memory used so far in GB: of tensors on a GPU, else of the process (or None)."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
     if sys.platform == "linux":  # where getrusage includes the memory of the parent at the fork

@@ -1,7 +1,8 @@
-"""The token ids of a whole data set, extracted once by a tokenizer and kept as a memory-mapped array.
+"""The token ids of a whole data set, extracted once by a tokenizer and kept as a memory-mapped
+array.
 
-The name of a file is a hash of all that its content depends on: the tokenizer's fingerprint, the images
-and their views. Files are written whole or not at all, and never change.
+The name of a file is a hash of all that its content depends on: the tokenizer's fingerprint, the
+images and their views. Files are written whole or not at all, and never change.
 """
 
 import hashlib
@@ -28,8 +29,9 @@ CACHE_DIR = Path.home() / ".cache" / "minflextok" / "ids"
 def views(images: Tensor, flip: bool, crops: int) -> Tensor:
     """The views of each image that a prior is trained on: (B, 3, H, W) uint8 -> (B, V, 3, H, W).
 
-    The first view is the image itself. crops = 5 adds the image shifted by 1/16 of its side towards each
-    corner, padded by reflection; flip adds the mirror image of each view. V = crops * (1 + flip).
+    The first view is the image itself. crops = 5 adds the image shifted by 1/16 of its side towards
+    each corner, padded by reflection; flip adds the mirror image of each view. V = crops * (1 +
+    flip).
     """
     found = [images]
     if crops == 5:
@@ -47,7 +49,7 @@ def views(images: Tensor, flip: bool, crops: int) -> Tensor:
 
 
 def identity(data: Dataset) -> str:
-    """A hash of the pixels of a data set in memory, else of the names, sizes and dates of its files."""
+    """A hash of the pixels of a data set in memory, else of names, sizes and dates of its files."""
     digest = hashlib.sha256(f"{data.name} {getattr(data, 'size', None)}".encode())
     if isinstance(data, Images):
         digest.update(data.images.cpu().contiguous().numpy())
@@ -69,8 +71,8 @@ def extract_ids(
 ) -> tuple[np.ndarray, Tensor | None]:
     """Ids of every view of every image, (N, V, K) memory-mapped, and the labels (N,) or None.
 
-    The file is in the directory `cache` (default ~/.cache/minflextok/ids), and written if it is not there.
-    Under torchrun one rank writes it and the others wait.
+    The file is in the directory `cache` (default ~/.cache/minflextok/ids), and written if it is not
+    there. Under torchrun one rank writes it and the others wait.
     """
     folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
     views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
@@ -104,7 +106,8 @@ def extract_ids(
 def write_ids(
     f: BinaryIO, tok: FlexTok, data: Dataset, flip: bool, crops: int, quiet: bool, batch_size: int
 ) -> Tensor | None:
-    """Write the ids as an .npy file of the smallest type that represents them; returns the labels (N,), if all are known.
+    """Write the ids as an .npy file of the smallest type that represents them; returns the labels
+    (N,), if all are known.
 
     The number of images of a stream is known only at its end, so the header is written twice.
     """

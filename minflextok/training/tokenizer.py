@@ -9,23 +9,24 @@ from torch import Tensor
 
 from ..config import TokenizerConfig, TrainConfig
 from ..data import Dataset, to_float
+from ..draws import seeded_noise
 from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
-from ..flow import seeded_noise
 from ..precision import autocast
 from ..tokenizer import FlexTok
 from ..vae import VAE
 from ..weights import fingerprint, start_from
 from .batches import check_image_size, describe_data, image_batches, split_validation
-from .loop import Run, Task, fit
+from .loop import Task, fit
 from .objective import TokenizerObjective
 from .repa import Repa, Teacher, load_teacher
+from .run import Run
 from .runtime import Ranks
 
 
 def nested_prob(progress: float, c: TrainConfig) -> float:
-    """The share of images with nested dropout: 0 until c.nested_from of the run, 1 after c.nested_full,
-    linear in between."""
+    """The share of images with nested dropout: 0 until c.nested_from of the run, 1 after
+    c.nested_full, linear in between."""
     if c.nested_from < progress < c.nested_full:
         return (progress - c.nested_from) / (c.nested_full - c.nested_from)
     return float(progress >= c.nested_full)
@@ -33,7 +34,7 @@ def nested_prob(progress: float, c: TrainConfig) -> float:
 
 @torch.no_grad()
 def evaluate_tokenizer(tok: FlexTok, x: Tensor) -> tuple[dict, str]:
-    """One-step PSNR by number of tokens, and how many ids each register uses, on images or latents x."""
+    """One-step PSNR by number of tokens, and ids used per register, on images or latents x."""
     ids = torch.cat([tok.encode_latents(part) for part in x.split(256)])
     psnrs = one_step_psnr(tok, x, ids)
     used, perplexity = code_usage(ids, tok.config.vocab_size)
@@ -53,10 +54,10 @@ def evaluate_tokenizer(tok: FlexTok, x: Tensor) -> tuple[dict, str]:
 class TokenizerTask(Task):
     """A FlexTok and its objective, on uint8 images; with a VAE, on its latents of them.
 
-    vae: frozen, for a config of latents. teacher: aligns a decoder block with its features of the images
-    (REPA); a name for `load_teacher`, or a function. init: weights to initialize the model from, of a
-    model that may have another number of registers. cls: the model, FlexTok or a subclass; objective:
-    the class of its training objective.
+    vae: frozen, for a config of latents. teacher: aligns a decoder block with its features of the
+    images (REPA); a name for `load_teacher`, or a function. init: weights to initialize the model
+    from, of a model that may have another number of registers. cls: the model, FlexTok or a
+    subclass; objective: the class of its training objective.
     """
 
     def __init__(
@@ -111,7 +112,8 @@ class TokenizerTask(Task):
 
     @torch.no_grad()
     def mean_features(self, images: Tensor) -> Tensor:
-        """The mean of the teacher's features over images (n, 3, H, W) uint8 and their positions: (D,)."""
+        """The teacher's features of images (n, 3, H, W) uint8, a mean over images and positions:
+        (D,)."""
         means = [
             self.teacher(self.to_device(part)).float().mean((0, 2, 3)) for part in images.split(64)
         ]
@@ -129,7 +131,7 @@ class TokenizerTask(Task):
             return (self.vae.posterior(images)[0] * self.vae.config.scaling_factor).float()
 
     def batches(self, run: Run) -> Iterator[tuple[Tensor, ...]]:
-        """Images or latents, the draws of the objective and, with a teacher, its features of the images."""
+        """Images or latents, the draws of the objective and, with a teacher, its features."""
         B = run.recipe.batch_size
         for images, g in image_batches(self.train, run):
             with torch.no_grad(), autocast(self.ranks.device, self.bf16):
@@ -182,7 +184,8 @@ def train_tokenizer(
     init: str | None = None,
     objective: type[TokenizerObjective] = TokenizerObjective,
 ) -> FlexTok:
-    """Train a FlexTok on uint8 images; returns it with averaged weights. Arguments as for `TokenizerTask`.
+    """Train a FlexTok on uint8 images; returns it with averaged weights. Arguments as for
+    `TokenizerTask`.
 
     `out` gets what `fit` writes; its weights load with `FlexTok.from_pretrained(out)`.
     """

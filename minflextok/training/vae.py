@@ -16,14 +16,15 @@ from ..evaluation.figures import image_grid
 from ..evaluation.metrics import psnr
 from ..vae import VAE, kl_divergence
 from .batches import check_image_size, describe_data, image_batches, split_validation
-from .loop import Run, Task, fit
+from .loop import Task, fit
 from .losses import Distance, VAEObjective, gradient_distance, lpips_distance
+from .run import Run
 from .runtime import Ranks
 
 
 def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Distance | None]:
-    """The distance that config.perceptual names. If LPIPS cannot be loaded on all ranks, `gradients`
-    takes its place, and the returned config says so."""
+    """The distance that config.perceptual names. If LPIPS cannot be loaded on all ranks,
+    `gradients` takes its place, and the returned config says so."""
     if config.perceptual != "lpips":
         return config, gradient_distance if config.perceptual == "gradients" else None
     distance, problem = None, "another rank could not load it"
@@ -34,8 +35,9 @@ def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Dis
     if ranks.mean(distance is not None) == 1:
         return config, distance
     warnings.warn(
-        f"perceptual='lpips' cannot be used ({problem}): training with 'gradients' instead, which gives "
-        'blurrier images. Install the package with pip install "minflextok[lpips]"; offline, put '
+        f"perceptual='lpips' cannot be used ({problem}): training with 'gradients' instead, which "
+        'gives blurrier images. Install the package with pip install "minflextok[lpips]"; offline, '
+        "put "
         "vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints",
         stacklevel=4,
     )
@@ -44,8 +46,8 @@ def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Dis
 
 @torch.no_grad()
 def evaluate_vae(vae: VAE, images: Tensor) -> tuple[dict, str]:
-    """PSNR of reconstructions from the mode, KL in nats per image, and the standard deviation of the
-    unscaled latents, overall and per channel. images: (n, 3, H, W) uint8."""
+    """PSNR of reconstructions from the mode, KL in nats per image, and the standard deviation of
+    the unscaled latents, overall and per channel. images: (n, 3, H, W) uint8."""
     means, kls, psnrs = [], [], []
     for part in images.split(32):
         x = to_float(part).to(vae.quant_conv.weight.device)
@@ -113,8 +115,8 @@ def train_vae(
 ) -> VAE:
     """Train a VAE on uint8 images; returns it with averaged weights.
 
-    Its scaling_factor gives the latents of the validation images a standard deviation of 1. `out` gets
-    what `fit` writes; its weights load with `VAE.from_pretrained(out)`.
+    Its scaling_factor gives the latents of the validation images a standard deviation of 1. `out`
+    gets what `fit` writes; its weights load with `VAE.from_pretrained(out)`.
     """
     task = VAETask(config, recipe, data, Ranks(device))
     vae = fit(task, recipe, out, quiet).vae

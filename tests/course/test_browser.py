@@ -1,7 +1,7 @@
-"""The widgets in a real JupyterLab, in a real browser: run all, drag, press keys, look at the pictures that are shown.
+"""The widgets in a browser: run all cells, drag sliders, press keys, compare pictures.
 
-Needs Playwright and a Chromium, neither of which `make test` downloads; the reason for skipping says how to get them.
-Screenshots are left in outputs/browser/.
+This needs Playwright and Chromium, which `make test` does not download; the skip message names the
+commands. Screenshots are written to outputs/browser/.
 """
 
 import json
@@ -23,10 +23,13 @@ from conftest import ROOT
 from PIL import Image
 
 from minflextok import FlexTok
-from minflextok.course.board import png
+from minflextok.course.pictures import png
 from minflextok.data import load_dataset, to_float
 
-HOW = """.venv/bin/pip install -e ".[browser]", then .venv/bin/playwright install chromium (or your system's chromium)"""
+HOW = (
+    '.venv/bin/pip install -e ".[browser]", then .venv/bin/playwright install chromium '
+    "(or your system's chromium)"
+)
 api = pytest.importorskip("playwright.sync_api", reason=f"no Playwright: {HOW}")
 
 NOTEBOOKS = (
@@ -34,7 +37,7 @@ NOTEBOOKS = (
     "07_token_budget",
     "08_prior",
     "09_text",
-)  # those of the course that have widgets
+)  # the notebooks with widgets
 SHOTS = ROOT / "outputs" / "browser"
 SIX = """
 import torch
@@ -44,7 +47,7 @@ from minflextok.data import load_dataset, to_float
 images = to_float(load_dataset("cifar10-sample", "test").images[:6])
 tok = FlexTok.from_pretrained("cifar10-tiny")
 torch.manual_seed(0)
-prior = Prior(PRIOR_PRESETS["cifar10-tiny"]).eval()  # untrained: any ids are as good to look at
+prior = Prior(PRIOR_PRESETS["cifar10-tiny"]).eval()  # untrained: the ids do not matter here
 ---
 widgets.budget_slider(tok, images, steps=4)
 ---
@@ -58,12 +61,12 @@ widgets.prior_sampler(prior, tok, steps=4)
 ---
 widgets.prompt_explorer(Prior.from_pretrained("shapes"), FlexTok.from_pretrained("shapes"), steps=4)
 """
-SLOW = 90_000  # milliseconds that a busy machine may take for what a reader waits for
+SLOW = 90_000  # milliseconds; a limit for a busy machine
 HARMLESS: tuple[str, ...] = ()  # console errors of JupyterLab itself, by their exact text
 
 
 def browser_path(p) -> str | None:
-    """Playwright's own Chromium, or the system's; None where there is none."""
+    """Playwright's Chromium, or that of the system; None if there is none."""
     own = p.chromium.executable_path
     return (
         own
@@ -76,7 +79,7 @@ def browser_path(p) -> str | None:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """The address of a JupyterLab of its own over copies of the notebooks, with nothing of the user's settings."""
+    """The address of a JupyterLab with copies of the notebooks and without the user's settings."""
     home = tmp_path_factory.mktemp("lab")
     work = home / "notebooks"
     work.mkdir()
@@ -85,9 +88,7 @@ def lab(tmp_path_factory):
     cells = [nbformat.v4.new_code_cell(source.strip()) for source in SIX.split("---")]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), work / "six.ipynb")
-    quiet = (
-        home / "config" / "labconfig" / "page_config.json"
-    )  # no question about news from the network
+    quiet = home / "config" / "labconfig" / "page_config.json"  # no prompt about news
     quiet.parent.mkdir(parents=True)
     quiet.write_text(
         json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}})
@@ -121,17 +122,17 @@ def lab(tmp_path_factory):
             lambda: next((home / "runtime").glob("jpserver-*.json"), None), 60, home / "log"
         )
         about = json.loads(wait_for(info.read_text, 5))
-        wait_for(lambda: answers(about["url"]), 60, home / "log")
+        wait_for(lambda: is_up(about["url"]), 60, home / "log")
         yield f"{about['url']}lab/workspaces/{{0}}/tree/{{0}}.ipynb?token={about['token']}"
     finally:
-        server.terminate()  # and with it the kernels
+        server.terminate()  # and its kernels
         try:
             server.wait(30)
         except subprocess.TimeoutExpired:
             server.kill()
 
 
-def answers(url: str) -> bool:
+def is_up(url: str) -> bool:
     try:
         return urlopen(f"{url}api", timeout=5).status == 200
     except OSError:
@@ -162,7 +163,10 @@ def browser():
 
 @pytest.fixture
 def opened(lab, browser):
-    """A function that opens a notebook, runs all its cells and gives the page; at the end the console must be clean."""
+    """A function that opens a notebook, runs all cells and returns the page.
+
+    At the end of the test the console must hold no errors.
+    """
     errors, page = [], browser.new_page(viewport={"width": 1280, "height": 1000})
     page.set_default_timeout(SLOW)
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -177,13 +181,14 @@ def opened(lab, browser):
         page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
         page.locator(
             ".jp-InputPrompt", has_text="[*]"
-        ).first.wait_for()  # a stored notebook has numbers already
+        ).first.wait_for()  # the stored notebook already shows numbers
         api.expect(page.locator(".jp-InputPrompt", has_text="[*]")).to_have_count(
             0, timeout=4 * SLOW
         )
         assert (
             page.locator(
-                "[data-mime-type='application/vnd.jupyter.stderr'], .jp-RenderedText[data-mime-type*='error']"
+                "[data-mime-type='application/vnd.jupyter.stderr'],"
+                " .jp-RenderedText[data-mime-type*='error']"
             ).count()
             == 0
         )
@@ -194,7 +199,7 @@ def opened(lab, browser):
     assert [e for e in errors if e not in HARMLESS] == []
 
 
-# ---- what a reader does ----------------------------------------------------------------------------------------------
+# ---- actions of a reader -------------------------------------------------------------------------
 
 
 def sources(board) -> list[str]:
@@ -202,7 +207,7 @@ def sources(board) -> list[str]:
 
 
 def pictures(board) -> list[str]:
-    """The sources of the pictures of a board, all of which the browser has drawn and can tell in words."""
+    """The sources of all pictures of a board; each must be drawn and have an alternative text."""
     assert all(
         board.locator("img").evaluate_all(
             "images => images.map(i => i.complete && i.naturalWidth > 0 && i.alt)"
@@ -215,7 +220,7 @@ def pixels(source: str) -> np.ndarray:
     return np.asarray(Image.open(BytesIO(b64decode(source.split(",")[1]))), float)
 
 
-def says(board, text: str) -> None:
+def expect_text(board, text: str) -> None:
     api.expect(board.get_by_role("status")).to_contain_text(text, timeout=SLOW)
 
 
@@ -224,7 +229,7 @@ def handle(board, label: str):
 
 
 def drag(page, board, label: str, to: float) -> None:
-    """Along the whole slider and back to a share `to` of it, in many small moves and with the button held."""
+    """Drag over the whole slider and back to the fraction `to`, in many small moves."""
     handle(board, label).scroll_into_view_if_needed()
     knob = handle(board, label).bounding_box()
     box = board.locator(".widget-slider", has_text=label).locator(".noUi-base").bounding_box()
@@ -236,12 +241,14 @@ def drag(page, board, label: str, to: float) -> None:
 
 
 def follows(knob, key: str) -> float:
-    """Milliseconds, by the browser's clock, from the key's arrival to the first frame with a new picture."""
+    """Milliseconds in the browser from a key press to the first frame with a new picture."""
     knob.evaluate("""knob => {
-        const images = [...knob.closest('.minflextok-board').querySelectorAll('img')], old = images.map(i => i.src).join();
+        const board = knob.closest('.minflextok-board');
+        const sources = () => [...board.querySelectorAll('img')].map(i => i.src).join();
+        const old = sources();
         window.drawn = new Promise(done => knob.addEventListener('keydown', () => {
             const start = performance.now();
-            const look = () => [...knob.closest('.minflextok-board').querySelectorAll('img')].map(i => i.src).join() !== old
+            const look = () => sources() !== old
                 ? done(performance.now() - start) : requestAnimationFrame(look);
             look();
         }, {once: true, capture: true}));
@@ -255,7 +262,7 @@ def shot(board, name: str) -> None:
     board.screenshot(path=SHOTS / f"{name}.png")
 
 
-# ---- the tests -------------------------------------------------------------------------------------------------------
+# ---- the tests -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -283,35 +290,35 @@ def test_the_six_widgets(opened):
     boards = page.locator(".minflextok-board")
     assert boards.count() == 6
     budget, swap, path, nested, prior, prompts = boards.all()
-    for board in boards.all():  # the still pictures make room for what is alive
+    for board in boards.all():  # live widgets hide their static pictures
         output = board.locator("xpath=ancestor::*[contains(@class, 'jp-OutputArea-child')]")
         assert output.locator("xpath=preceding-sibling::*").is_hidden()
 
     budget.scroll_into_view_if_needed()
     original, most, residual = pictures(budget)
     drag(page, budget, "tokens", 0.0)
-    says(budget, "1 of 16 tokens")
+    expect_text(budget, "1 of 16 tokens")
     same, least, missing = pictures(budget)
     assert same == original and least != most and missing != residual
     assert (pixels(missing) - 127.5).std() > (
         pixels(residual) - 127.5
-    ).std()  # fewer tokens, more left over
-    tok = FlexTok.from_pretrained("cifar10-tiny")  # and it is what the package decodes
+    ).std()  # fewer tokens, a larger residual
+    tok = FlexTok.from_pretrained("cifar10-tiny")  # the same picture as from the package
     images = to_float(load_dataset("cifar10-sample", "test").images[:6])
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     expected = png(tok.decode(tok.encode(images, 1), steps=4, noise=noise), 3)
     assert abs(pixels(least) - np.asarray(Image.open(BytesIO(expected)), float)).max() <= 2
     handle(budget, "tokens").press("End")
-    says(budget, "16 of 16 tokens")
+    expect_text(budget, "16 of 16 tokens")
     assert pictures(budget) == [original, most, residual]
     drag(page, budget, "tokens", 0.5)
     value = handle(budget, "tokens").get_attribute("aria-valuetext")
-    says(budget, f"{value} of 16 tokens")  # the last one, however many were passed
+    expect_text(budget, f"{value} of 16 tokens")  # the last setting, however many were passed
     shot(budget, "budget_slider")
     handle(budget, "tokens").press("End")
-    for k in range(15, 0, -1):  # every setting is decoded once; from then on they are kept
+    for k in range(15, 0, -1):  # decode every setting once; later they are cached
         handle(budget, "tokens").press("ArrowLeft")
-        says(budget, f"{k} of 16 tokens")
+        expect_text(budget, f"{k} of 16 tokens")
     took = sorted(
         follows(handle(budget, "tokens"), key) for key in ["ArrowRight"] * 8 + ["ArrowLeft"] * 8
     )
@@ -319,64 +326,64 @@ def test_the_six_widgets(opened):
     assert took[8] < 150
 
     handle(swap, "up to token").press("Home")
-    says(swap, "no token is swapped")
+    expect_text(swap, "no token is swapped")
     _, own, swapped = pictures(swap)
     assert own == swapped
     drag(page, swap, "up to token", 1.0)
-    says(swap, "tokens 1 to 16")
+    expect_text(swap, "tokens 1 to 16")
     upper, lower = np.split(pixels(pictures(swap)[2]), 2)
     assert (np.concatenate([lower, upper]) == pixels(own)).all()
     handle(swap, "up to token").press("ArrowLeft")
-    says(swap, "tokens 1 to 15")
+    expect_text(swap, "tokens 1 to 15")
     shot(swap, "token_swap")
 
     drag(page, path, "step", 0.0)
-    says(path, "step 0 of 10: t = 1.00")
+    expect_text(path, "step 0 of 10: t = 1.00")
     noise = pictures(path)[1]
     handle(path, "step").press("End")
-    says(path, "step 10 of 10: t = 0.00")
+    expect_text(path, "step 10 of 10: t = 0.00")
     assert pictures(path)[1] == pictures(path)[2] != noise
     drag(page, path, "step", 0.7)
-    says(path, "step 7 of 10")
+    expect_text(path, "step 7 of 10")
     shot(path, "trajectory_scrubber")
 
     _, mask, _ = pictures(nested)
     handle(nested, "draw").press("ArrowRight")
-    says(nested, "draw 2:")
+    expect_text(nested, "draw 2:")
     assert pictures(nested)[1] != mask
     nested.locator("select").select_option("uniform")
     drag(page, nested, "draw", 1.0)
-    says(nested, "draw 16:")
+    expect_text(nested, "draw 16:")
     shot(nested, "nested_dropout_view")
 
     (samples,) = pictures(prior)
     handle(prior, "shared ids").press("End")
-    says(prior, "16 of 16 ids shared")
+    expect_text(prior, "16 of 16 ids shared")
     tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
     assert all((tile == tiles[0]).all() for tile in tiles) and pictures(prior) != [samples]
     prior.locator("select").select_option("3")
-    says(prior, "3, temperature 1.0: 16 of 16 ids shared")
+    expect_text(prior, "3, temperature 1.0: 16 of 16 ids shared")
     drag(page, prior, "shared ids", 0.25)
-    says(prior, "3, temperature 1.0: 4 of 16 ids shared")
+    expect_text(prior, "3, temperature 1.0: 4 of 16 ids shared")
     tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
     assert all((tile != tiles[0]).any() for tile in tiles[1:])
     drag(page, prior, "temperature", 0.0)
-    says(prior, "3, temperature 0.0: 4 of 16 ids shared")
+    expect_text(prior, "3, temperature 0.0: 4 of 16 ids shared")
     tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
-    assert all((tile == tiles[0]).all() for tile in tiles)  # the likeliest ids, every time
+    assert all((tile == tiles[0]).all() for tile in tiles)  # the most likely ids, every time
     shot(prior, "prior_sampler")
 
     caption = prompts.locator("input[type=text]")
     before = pictures(prompts)
     caption.fill("a red hexagon")
     caption.press("Enter")
-    says(prompts, "cannot read the caption 'a red hexagon'")
+    expect_text(prompts, "cannot read the caption 'a red hexagon'")
     assert pictures(prompts) == before
     prompts.locator("select").select_option("a large blue square")
-    says(prompts, "✓ as told")
+    expect_text(prompts, "✓ matches")
     assert caption.input_value() == "a large blue square" and pictures(prompts) != before
-    handle(prompts, "tokens").press("Home")  # one token cannot say all of it
+    handle(prompts, "tokens").press("Home")  # one token cannot encode the whole scene
     api.expect(prompts.locator("img")).not_to_have_attribute(
-        "alt", f"samples: {'; '.join(['✓ as told'] * 6)}", timeout=SLOW
+        "alt", f"samples: {'; '.join(['✓ matches'] * 6)}", timeout=SLOW
     )
     shot(prompts, "prompt_explorer")

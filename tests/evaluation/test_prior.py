@@ -63,7 +63,7 @@ def labelled(n=20):
     images = torch.randint(0, 256, (n, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(
         torch.uint8
     )
-    return Images("noise", images, torch.arange(n) % 5, list("abcde"))
+    return Images("noise", images, torch.arange(n) % 5, list("abcde"), split="test")
 
 
 def captioned(n=24):

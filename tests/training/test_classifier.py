@@ -1,11 +1,12 @@
-"""The judge: its augmentation, its training command, and the weights that are shipped."""
+"""Classifiers: the network, its augmentation, its training, and the shipped evaluation
+classifier."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import check_resume, lines
 
 from minflextok import TrainConfig
 from minflextok.cli.parser import main
@@ -13,20 +14,20 @@ from minflextok.config import WEIGHTS_DIR, ClassifierConfig
 from minflextok.data import CIFAR10_CLASSES, Images, load_dataset, to_float
 from minflextok.evaluation.classifier import Classifier, accuracy
 from minflextok.presets import CLASSIFIER_PRESETS
-from minflextok.training.classifier import random_crop, train_judge
+from minflextok.training.classifier import random_crop, train_classifier
 
 SMALL = ClassifierConfig(
     image_size=8, widths=(8, 12), strides=(2, 1), num_features=6, num_classes=3
 )
 
 
-def coloured(n=64):
-    """Images whose class is their colour."""
+def colored(n=64):
+    """Images whose class is their color."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 3
     images = torch.randint(0, 60, (n, 3, 8, 8), generator=g)
     images[torch.arange(n), labels] += 150
-    return Images("colours", images.to(torch.uint8), labels, ["red", "green", "blue"])
+    return Images("colors", images.to(torch.uint8), labels, ["red", "green", "blue"])
 
 
 RECIPE = TrainConfig(
@@ -42,18 +43,18 @@ RECIPE = TrainConfig(
 
 
 def test_shapes_of_logits_features_and_maps():
-    judge = Classifier(SMALL).eval()
+    classifier = Classifier(SMALL).eval()
     x = torch.rand(2, 3, 8, 8) * 2 - 1
     assert (
-        judge(x).shape == (2, 3)
-        and judge.features(x).shape == (2, 6)
-        and judge.maps(x).shape == (2, 12, 4, 4)
+        classifier(x).shape == (2, 3)
+        and classifier.features(x).shape == (2, 6)
+        and classifier.maps(x).shape == (2, 12, 4, 4)
     )
-    torch.testing.assert_close(judge(x), judge.head(judge.features(x)))
-    assert (judge.features(x) >= 0).all()
+    torch.testing.assert_close(classifier(x), classifier.head(classifier.features(x)))
+    assert (classifier.features(x) >= 0).all()
     labels = torch.tensor([0, 2])
     torch.testing.assert_close(
-        judge(x, labels), F.cross_entropy(judge(x), labels, label_smoothing=0.1)
+        classifier(x, labels), F.cross_entropy(classifier(x), labels, label_smoothing=0.1)
     )
     assert Classifier(CLASSIFIER_PRESETS["teacher"]).eval().maps(torch.zeros(1, 3, 32, 32)).shape[
         2:
@@ -102,39 +103,25 @@ def test_random_crop_shifts_and_mirrors_the_rim():
             assert torch.equal(out[1, :, i, j], x[1, :, row, column])
 
 
-def test_it_learns_and_its_weights_come_back(tmp_path):
-    judge = train_judge(SMALL, RECIPE, coloured(), tmp_path, "cpu", quiet=True)
-    assert accuracy(judge, coloured()) > 0.95
+def run(out, data=None):
+    return train_classifier(SMALL, RECIPE, data or colored(), out, "cpu", quiet=True)
+
+
+def test_it_learns_and_its_weights_load_again(tmp_path):
+    classifier = run(tmp_path)
+    assert accuracy(classifier, colored()) > 0.95
     again = Classifier.from_pretrained(tmp_path)
-    x = to_float(coloured().images)
-    torch.testing.assert_close(judge(x), again(x))
-    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [r["step"] for r in logged if "accuracy" in r] == [30, 60]
+    x = to_float(colored().images)
+    torch.testing.assert_close(classifier(x), again(x))
+    assert [step for step, _ in lines(tmp_path, "accuracy")] == [30, 60]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    from minflextok.training import loop as train
-
-    straight = train_judge(SMALL, RECIPE, coloured(), tmp_path / "a", "cpu", quiet=True)
-    real, calls = train.training_step, []
-
-    def step(*a, **k):
-        calls.append(1)
-        if len(calls) > 40:
-            raise KeyboardInterrupt
-        return real(*a, **k)
-
-    monkeypatch.setattr(train, "training_step", step)
-    with pytest.raises(KeyboardInterrupt):
-        train_judge(SMALL, RECIPE, coloured(), tmp_path / "b", "cpu", quiet=True)
-    monkeypatch.setattr(train, "training_step", real)
-    resumed = train_judge(SMALL, RECIPE, coloured(), tmp_path / "b", "cpu", quiet=True)
-    for a, b in zip(straight.state_dict().values(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    check_resume(run, tmp_path, 40, "accuracy")
 
 
 def test_data_that_does_not_fit(tmp_path):
-    data = coloured()
+    data = colored()
     for changed, match in [
         (Images("x", data.images), "labelled"),
         (Images("x", data.images, data.labels + 1), "num_classes=4"),
@@ -142,7 +129,7 @@ def test_data_that_does_not_fit(tmp_path):
         (data.select(torch.arange(5)), "at least 10"),
     ]:
         with pytest.raises(ValueError, match=match):
-            train_judge(SMALL, RECIPE, changed, tmp_path, "cpu")
+            run(tmp_path, changed)
 
 
 def test_the_command(tmp_path):

@@ -1,7 +1,9 @@
-"""The exercises of the course, one module a notebook: what goes in, what should come out, and how one goes astray.
+"""The exercises of the course, one module per notebook.
 
-The answers here are slow and in plain loops: they judge, they do not teach. A module holds EXERCISES, a dict from
-name to Exercise; `check("fsq.bound", f)` takes "bound" of the module `fsq`.
+Each exercise has seeded inputs, a reference solution and known misconceptions with their hints.
+The reference solutions are slow and use plain loops: they check answers and are no example of good
+code. A module holds EXERCISES, a dict from name to Exercise; `check("fsq.bound", f)` uses the entry
+"bound" of the module `fsq`.
 """
 
 from collections.abc import Callable, Iterable
@@ -15,46 +17,50 @@ import torch
 
 @dataclass(frozen=True)
 class Exercise:
-    inputs: Callable[
-        [torch.Generator], Iterable[tuple]
-    ]  # argument tuples, small ones first: tensors, numbers, functions
+    # tuples of arguments (tensors, numbers, functions), small ones first
+    inputs: Callable[[torch.Generator], Iterable[tuple]]
+    # the reference solution
     solution: Callable
-    misconceptions: list[
-        tuple[Callable, str]
-    ]  # (a wrong answer, the hint for those who give the same)
-    observe: Callable = lambda f, *args: f(
-        *args
-    )  # what is compared; a dict or tuple names or lists several things
-    tolerance: float = 1e-4  # relative and absolute
+    # pairs (a wrong solution, the hint for answers that equal it on all inputs)
+    misconceptions: list[tuple[Callable, str]]
+    # what is compared for f and one input; a dict or a tuple is compared entry by entry
+    observe: Callable = lambda f, *args: f(*args)
+    # relative and absolute
+    tolerance: float = 1e-4
 
 
 def find(name: str) -> Exercise:
-    """The exercise called "module.exercise"."""
+    """The exercise "module.exercise"; ValueError if there is none."""
     known = names()
     if name not in known:
-        raise ValueError(f"no exercise {name!r}; there are {', '.join(known)}")
+        raise ValueError(f"no exercise {name!r}: give one of {', '.join(known)}")
     module, exercise = name.split(".")
     return import_module(f"{__name__}.{module}").EXERCISES[exercise]
 
 
 def names() -> list[str]:
+    """All exercises, as "module.exercise"."""
     modules = [m.name for m in iter_modules(__path__)]
-    return [
-        f"{m}.{exercise}"
-        for m in modules
-        for exercise in import_module(f"{__name__}.{m}").EXERCISES
-    ]
+    return [f"{m}.{e}" for m in modules for e in import_module(f"{__name__}.{m}").EXERCISES]
+
+
+def misconceptions() -> list[str]:
+    """The hints of all exercises, as lines: the errors that a teacher can expect."""
+    lines = []
+    for name in names():
+        lines += ["", name, *(f"  - {hint}" for _, hint in find(name).misconceptions)]
+    return lines
 
 
 def randint(g: torch.Generator, low: int, high: int) -> int:
-    """A whole number from low to high, both included."""
+    """A random integer from low to high, both included."""
     return int(torch.randint(low, high + 1, (), generator=g))
 
 
-def values(f: Callable, *args) -> dict[str, Any]:
-    """To observe a differentiable f of one tensor: its value, and the gradient of the value's sum weighted 1, 2, 3, ..."""
-    x = args[0].clone().requires_grad_()
-    out = f(x, *args[1:])
+def value_and_gradient(f: Callable, x: torch.Tensor, *args) -> dict[str, Any]:
+    """The value of f(x, ...), and the gradient of its sum weighted by 1, 2, 3, ..."""
+    x = x.clone().requires_grad_()
+    out = f(x, *args)
     if not isinstance(out, torch.Tensor):
         return out
     gradient = torch.zeros_like(x)

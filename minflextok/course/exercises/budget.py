@@ -1,4 +1,4 @@
-"""07 the token budget."""
+"""Exercises of notebook 07: the token budget."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ bytes of k ids ------------------------------------------------------------------------------------------------
+# ---- ★ bytes of k ids ----------------------------------------------------------------------------
 
 
-def rates(g: torch.Generator) -> Iterator[tuple]:
+def budget_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield from ((1, 2560), (16, 2560), (3, 2), (32, 12_800), (256, 64_000))
     for _ in range(3):
         yield randint(g, 2, 60), randint(g, 3, 9000)
@@ -20,7 +20,7 @@ def rates(g: torch.Generator) -> Iterator[tuple]:
 
 def num_bytes(k: int, vocab: int) -> int:
     n = 0
-    while 256**n < vocab**k:  # exact, in whole numbers
+    while 256**n < vocab**k:  # exact, with integers
         n += 1
     return n
 
@@ -49,7 +49,7 @@ def natural_logarithm(k: int, vocab: int) -> int:
     return math.ceil(k * math.log(vocab) / 8)
 
 
-# ---- ★ PSNR ----------------------------------------------------------------------------------------------------------
+# ---- ★ PSNR --------------------------------------------------------------------------------------
 
 
 def image_pairs(g: torch.Generator) -> Iterator[tuple]:
@@ -65,7 +65,7 @@ def image_pairs(g: torch.Generator) -> Iterator[tuple]:
 
 
 def psnr(a: Tensor, b: Tensor, peak: float = 4.0) -> Tensor:
-    """peak: what stands above the mean squared error, the square of the range."""
+    """peak: the numerator, the square of the range."""
     out = []
     for x, y in zip(a, b, strict=True):
         errors = [
@@ -83,7 +83,7 @@ def range_not_squared(a: Tensor, b: Tensor) -> Tensor:
     return psnr(a, b, 2.0)
 
 
-def range_of_bytes(a: Tensor, b: Tensor) -> Tensor:
+def range_of_uint8(a: Tensor, b: Tensor) -> Tensor:
     return psnr(a, b, 255.0**2)
 
 
@@ -91,11 +91,11 @@ def one_error_for_all(a: Tensor, b: Tensor) -> Tensor:
     return psnr(a.flatten()[None], b.flatten()[None])[0]
 
 
-def upside_down(a: Tensor, b: Tensor) -> Tensor:
+def inverted_fraction(a: Tensor, b: Tensor) -> Tensor:
     return -psnr(a, b)
 
 
-# ---- ★★ ids as bytes that may be cut anywhere ------------------------------------------------------------------------
+# ---- ★★ ids as bytes that can be truncated -------------------------------------------------------
 
 
 def id_rows(g: torch.Generator) -> Iterator[tuple]:
@@ -114,7 +114,7 @@ def from_digits(digits: str) -> list[int]:
     return [int(digits[i : i + 8], 2) for i in range(0, len(digits), 8)]
 
 
-def each_from_the_low_end(ids: list[int], bits: int) -> list[int]:
+def lowest_bit_first(ids: list[int], bits: int) -> list[int]:
     return from_digits("".join(format(i, f"0{bits}b")[::-1] for i in ids))
 
 
@@ -122,12 +122,12 @@ def bytes_of_each(ids: list[int], bits: int) -> list[int]:
     return [byte for i in ids for byte in pack([i], 8 * math.ceil(bits / 8))]
 
 
-def filled_in_front(ids: list[int], bits: int) -> list[int]:
+def padded_in_front(ids: list[int], bits: int) -> list[int]:
     digits = "".join(format(i, f"0{bits}b") for i in ids)
     return from_digits("0" * (-len(digits) % 8) + digits)
 
 
-def as_few_bits_as_go(ids: list[int], bits: int) -> list[int]:
+def no_leading_zeros(ids: list[int], bits: int) -> list[int]:
     return from_digits("".join(format(i, "b") for i in ids))
 
 
@@ -135,13 +135,13 @@ def last_first(ids: list[int], bits: int) -> list[int]:
     return pack(ids[::-1], bits)
 
 
-def as_numbers(f: Callable, ids: list[int], bits: int):
-    """To observe a list or bytes alike."""
+def as_list(f: Callable, ids: list[int], bits: int):
+    """The answer as a list, whether it is a list or bytes."""
     out = f(ids, bits)
     return list(out) if isinstance(out, bytes | bytearray | tuple) else out
 
 
-# ---- ★★ the Frechet distance of two Gaussians ------------------------------------------------------------------------
+# ---- ★★ the Fréchet distance of two Gaussians ----------------------------------------------------
 
 
 def gaussians(g: torch.Generator) -> Iterator[tuple]:
@@ -172,12 +172,12 @@ def root_of_each_entry(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Ten
     return of_covariances(mean_a, mean_b, cov_a + cov_b - 2 * (cov_a @ cov_b).sqrt())
 
 
-def roots_apart(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+def product_of_roots(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
     return of_covariances(mean_a, mean_b, cov_a + cov_b - 2 * root(cov_a) @ root(cov_b))
 
 
 def diagonals(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    return roots_apart(mean_a, cov_a.diag().diag(), mean_b, cov_b.diag().diag())
+    return product_of_roots(mean_a, cov_a.diag().diag(), mean_b, cov_b.diag().diag())
 
 
 def not_doubled(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ def its_root(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Te
     return frechet(mean_a, cov_a, mean_b, cov_b).sqrt()
 
 
-# ---- ★★★ what the tokens leave open ----------------------------------------------------------------------------------
+# ---- ★★★ the variance between samples of one image -----------------------------------------------
 
 
 def repeated_samples(g: torch.Generator) -> Iterator[tuple]:
@@ -234,25 +234,27 @@ def deviation(samples: Tensor) -> Tensor:
 
 EXERCISES = {
     "num_bytes": Exercise(
-        rates,
+        budget_inputs,
         num_bytes,
         [
             (
                 whole_bytes_each,
-                "each id was rounded up to whole bytes. Packed together they share them: round once.",
+                "each id was rounded up to whole bytes. Ids that are packed together share "
+                "bytes: round up once, at the end.",
             ),
             (
                 whole_bits_each,
-                "each id was rounded up to whole bits. One of 2,560 ids holds 11.3 bits, not 12; as digits of one "
-                "large number k ids take k log2(vocab) bits, and only that is rounded up.",
+                "each id was rounded up to whole bits. One of 2,560 ids holds 11.3 bits, not "
+                "12. As digits of one large number, k ids take k log2(vocab) bits, and only "
+                "this total is rounded up.",
             ),
             (
                 rounded_down,
-                "rounded down: the last bits have no place. A file holds whole bytes, so round up.",
+                "rounded down: the last bits do not fit. A file holds whole bytes, so round up.",
             ),
             (not_rounded, "a file holds whole bytes: round up."),
-            (in_bits, "those are bits; a byte has eight."),
-            (natural_logarithm, "the natural logarithm counts nats. Bits want log2."),
+            (in_bits, "this is the number of bits; a byte has eight."),
+            (natural_logarithm, "the natural logarithm gives nats. Bits need log2."),
         ],
     ),
     "psnr": Exercise(
@@ -261,20 +263,26 @@ EXERCISES = {
         [
             (
                 range_of_one,
-                "6 dB too low: you took a range of 1. Images in [-1, 1] have the range 2, and its square is 4.",
+                "6 dB too low: you used a range of 1. Images in [-1, 1] have the range 2, and "
+                "its square is 4.",
             ),
-            (range_not_squared, "3 dB too low: the range stands there squared, 2 squared is 4."),
             (
-                range_of_bytes,
-                "255 is the range of bytes. These images are in [-1, 1]: the range is 2.",
+                range_not_squared,
+                "3 dB too low: the formula has the square of the range, and 2 squared is 4.",
+            ),
+            (
+                range_of_uint8,
+                "255 is the range of uint8 images. These images are in [-1, 1]: the range is 2.",
             ),
             (
                 one_error_for_all,
-                "one error for the whole batch. Each image has its own; average the decibels afterwards.",
+                "this is one error for the whole batch. Compute one error per image; average "
+                "the decibels afterwards.",
             ),
             (
-                upside_down,
-                "upside down: the range's square over the error, so that smaller errors give more decibels.",
+                inverted_fraction,
+                "the fraction is inverted: divide the square of the range by the error, so that "
+                "smaller errors give more decibels.",
             ),
         ],
     ),
@@ -283,51 +291,57 @@ EXERCISES = {
         pack,
         [
             (
-                each_from_the_low_end,
-                "each id's lowest bit came first. The highest comes first, as one writes numbers.",
+                lowest_bit_first,
+                "the lowest bit of each id came first. The highest bit comes first, as in a "
+                "written number.",
             ),
             (
                 bytes_of_each,
-                "each id got whole bytes of its own. The next id begins at the next BIT.",
+                "each id was stored in whole bytes. The next id starts at the next BIT.",
             ),
             (
-                filled_in_front,
-                "the zeros that fill the last byte stand in front, and move every id. They go to the end.",
+                padded_in_front,
+                "the zeros that complete the last byte are at the beginning, so every id is "
+                "shifted. Put them at the end.",
             ),
             (
-                as_few_bits_as_go,
-                "leading zeros went missing: each id takes exactly `bits` bits, or nobody finds the next.",
+                no_leading_zeros,
+                "leading zeros are missing: each id takes exactly `bits` bits. Otherwise a "
+                "reader cannot know where the next id starts.",
             ),
             (
                 last_first,
-                "the last id came first. A file that is cut off must keep the first ones.",
+                "the last id came first. A file that is truncated must keep the first ids.",
             ),
         ],
-        observe=as_numbers,
+        observe=as_list,
     ),
     "frechet": Exercise(
         gaussians,
         frechet,
         [
-            (no_root, "the root of the product is missing: tr(A + B - 2 (A B)^(1/2))."),
+            (no_root, "the square root of the product is missing: tr(A + B - 2 (A B)^(1/2))."),
             (
                 root_of_each_entry,
-                "that is the root of each entry. A matrix's root is the matrix R with R R = A B; its trace is "
-                "the sum of the roots of the eigenvalues.",
+                "this is the square root of each entry. The root of a matrix is the matrix R "
+                "with R R = A B; its trace is the sum of the roots of the eigenvalues.",
             ),
             (
-                roots_apart,
-                "A^(1/2) B^(1/2) is (A B)^(1/2) only where A and B commute. Root the product.",
+                product_of_roots,
+                "A^(1/2) B^(1/2) equals (A B)^(1/2) only if A and B commute. Take the root of "
+                "the product.",
             ),
             (
                 diagonals,
-                "only the variances were used. Features correlate, and the distance sees that.",
+                "only the variances were used. Features are correlated, and the distance "
+                "depends on the whole covariance.",
             ),
-            (not_doubled, "the root counts twice."),
+            (not_doubled, "the root has the factor 2."),
             (length_not_squared, "the distance of the means is squared."),
             (
                 its_root,
-                "that is the distance. What is called FID is its square, without a root at the end.",
+                "this is the distance. The number called FID is its square, without a root at "
+                "the end.",
             ),
         ],
         tolerance=1e-3,
@@ -338,25 +352,29 @@ EXERCISES = {
         [
             (
                 divided_by_m,
-                "divided by M. The mean was taken from the same samples, so divide by M - 1: with few samples it "
-                "matters.",
+                "divided by M. The mean was estimated from the same samples, so divide by M - "
+                "1: the difference matters with few samples.",
             ),
             (
                 between_images,
-                "that is how the B images differ. The first axis holds an image's samples: variance over it.",
+                "this is the variance between the B images. The samples of one image are on the "
+                "first axis: take the variance over it.",
             ),
             (
                 pixels_too,
-                "all pixels of all samples went into one variance, so an image's own contrast counts. Variance over "
-                "the samples first, pixel by pixel; then the mean.",
+                "all pixels of all samples went into one variance, which includes the contrast "
+                "of the image itself. Take the variance over the samples first, for each pixel; "
+                "then the mean over the pixels.",
             ),
             (
                 of_the_mean_pixel,
-                "the pixels were averaged first, and what moves inside the image was lost. Variance first.",
+                "the pixels were averaged first, which removes all changes inside the image. "
+                "Take the variance first.",
             ),
             (
                 deviation,
-                "that is the mean standard deviation; variances add up, deviations do not.",
+                "this is the mean standard deviation. Variances add up, standard deviations do "
+                "not.",
             ),
         ],
     ),

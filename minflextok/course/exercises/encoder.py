@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: attention, registers, who sees whom."""
+"""Exercises of notebook 02: attention, registers, the attention mask."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- attention: one head, masked -------------------------------------------------------------------------------------
+# ---- attention: one head, masked -----------------------------------------------------------------
 
 
 def _attention_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -54,40 +54,43 @@ ATTENTION = Exercise(
         ),
         (
             lambda q, k, v, mask: _attention(q, k, v, mask, 1 / q.shape[1]),
-            "the logits are divided by d: it is the square root of d.",
+            "the logits are divided by d: divide by the square root of d.",
         ),
         (
             lambda q, k, v, mask: (
                 (q @ k.T / q.shape[1] ** 0.5).masked_fill(mask, float("-inf")).softmax(-1) @ v
             ),
-            "the mask is the wrong way round: True is what a query sees, so hide ~mask. (nan is a row with all keys hidden.)",
+            "the mask is inverted: True means that the query attends to the key, so ~mask "
+            "gets -inf. (A row of nan is a query without any key.)",
         ),
         (
             lambda q, k, v, mask: _attention(q, k, v, mask, q.shape[1] ** -0.5, masked_after=True),
-            "masked after the softmax: the weights of a row no longer add up to 1. Set the logits to -inf before it.",
+            "masked after the softmax: the weights of a row no longer add up to 1. Set the "
+            "logits to -inf before the softmax.",
         ),
         (
             lambda q, k, v, mask: (
                 (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf")).softmax(0) @ v
             ),
-            "the softmax runs over the queries. Each query (row) shares out its attention over the keys: the last axis.",
+            "the softmax is over the queries. The weights of each query (row) add up to 1 "
+            "over the keys: the last axis.",
         ),
         (lambda q, k, v, mask: attention(q, k, v, torch.ones_like(mask)), "the mask is not used."),
         (
             lambda q, k, v, mask: attention(q, k, v, mask.T),
-            "the mask is transposed: its rows are queries, its columns keys.",
+            "the mask is transposed: rows are queries, columns are keys.",
         ),
         (
             lambda q, k, v, mask: (
                 (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, 0.0).softmax(-1) @ v
             ),
-            "a logit of 0 is not nothing: exp(0) = 1 is a full share. Hidden keys get -inf.",
+            "a logit of 0 does not remove a key: exp(0) = 1. Masked keys get -inf.",
         ),
     ],
 )
 
 
-# ---- split_heads -----------------------------------------------------------------------------------------------------
+# ---- split_heads ---------------------------------------------------------------------------------
 
 
 def _heads_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -112,22 +115,24 @@ SPLIT_HEADS = Exercise(
     [
         (
             lambda x, head_dim: x.reshape(-1, len(x), head_dim),
-            "the shape is right, the contents are not: a view straight to (H, N, d) mixes positions into one head. Go by way of "
-            "(N, H, d) and swap the axes.",
+            "the shape is right, the contents are not: a view straight to (H, N, d) mixes "
+            "positions into one head. First view as (N, H, d), then swap the axes.",
         ),
         (
             lambda x, head_dim: split_heads(x, head_dim).transpose(0, 1),
-            "this is (N, H, d): swap the first two axes, so that each head is an (N, d) matrix of its own.",
+            "this is (N, H, d): swap the first two axes, so that each head has its own (N, "
+            "d) matrix.",
         ),
         (
             lambda x, head_dim: x.reshape(len(x), head_dim, -1).permute(2, 0, 1),
-            "each head takes every H-th channel. Head h takes the channels h * d to (h + 1) * d, side by side.",
+            "each head takes every H-th channel. Head h takes the consecutive channels h * "
+            "d to (h + 1) * d.",
         ),
     ],
 )
 
 
-# ---- prefix_mask -----------------------------------------------------------------------------------------------------
+# ---- prefix_mask ---------------------------------------------------------------------------------
 
 
 def prefix_mask(P: int, K: int) -> Tensor:
@@ -148,38 +153,48 @@ PREFIX_MASK = Exercise(
     [
         (
             _masked(lambda q, k, P: k <= q),
-            "causal throughout: a patch sees only the patches before it. All patches see all patches; registers are ordered.",
+            "causal everywhere: a patch attends only to earlier patches. All patches attend "
+            "to all patches; only registers are ordered.",
         ),
         (
             _masked(lambda q, k, P: k <= P or k <= q),
-            "off by one: all patches see register 0, at index P. The patches are the indices below P.",
+            "off by one: all patches attend to register 0, at index P. The patches are the "
+            "indices below P.",
         ),
         (
             _masked(lambda q, k, P: q < P or k <= q),
-            "the rows of the patches are all True, so patches see registers. Everybody sees the patches: those are columns.",
+            "the rows of the patches are all True, so patches attend to registers. Every "
+            "position attends to the patches: these are columns.",
         ),
         (
             _masked(lambda q, k, P: k < P),
-            "registers see the patches alone. A register also sees itself and those before it.",
+            "registers attend only to patches. A register also attends to itself and to the "
+            "registers before it.",
         ),
-        (_masked(lambda q, k, P: k < P or k < q), "a register sees itself too: key <= query."),
+        (
+            _masked(lambda q, k, P: k < P or k < q),
+            "a register also attends to itself: key <= query.",
+        ),
         (
             _masked(lambda q, k, P: k < P or q >= P),
-            "registers see all registers here, later ones too. Then the first ids would depend on how many follow.",
+            "registers attend to all registers, including later ones. Then the first ids "
+            "would depend on the number of registers after them.",
         ),
         (
             _masked(lambda q, k, P: True),
-            "everybody sees everybody: no order among registers, and patches that look at registers.",
+            "every position attends to every position: the registers have no order, and "
+            "patches attend to registers.",
         ),
         (
             _masked(lambda q, k, P: q < P or q <= k),
-            "rows and columns are exchanged: a row is a query, and says what it sees.",
+            "rows and columns are exchanged: a row is a query, and its True entries are the "
+            "keys it attends to.",
         ),
     ],
 )
 
 
-# ---- block: pre-norm residual -----------------------------------------------------------------------------------------
+# ---- block: pre-norm residual --------------------------------------------------------------------
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -229,7 +244,7 @@ def _parallel(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
     return x + attn(_norm(x)) + mlp(_norm(x))
 
 
-def _thrown_away(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+def _no_norm(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
     x = x + attn(x)
     return x + mlp(x)
 
@@ -243,28 +258,31 @@ BLOCK = Exercise(
     block,
     [
         (
-            _thrown_away,
-            "the norm is missing (or computed and thrown away): the branches must see layer_norm(x), not x.",
+            _no_norm,
+            "the norm is missing, or it was computed and not used: the branches take "
+            "layer_norm(x), not x.",
         ),
         (
             _post_norm,
-            "this is post-norm: the sum is normalised. In pre-norm only what a branch reads is, and x itself runs "
-            "through untouched.",
+            "this is post-norm: the sum is normalized. In pre-norm only the input of each "
+            "branch is normalized, and x itself is passed on unchanged.",
         ),
         (
             _normed_residual,
-            "what is added to is normalised too: x + attn(layer_norm(x)), with the plain x outside.",
+            "the residual is normalized too: x + attn(layer_norm(x)), where the first x is "
+            "not normalized.",
         ),
         (
             _parallel,
-            "the MLP reads the x from before the attention: it comes after it, and reads its result.",
+            "the MLP reads the x from before the attention. It comes after the attention "
+            "and reads its result.",
         ),
-        (_no_residual, "nothing is carried past the branches: x + branch(layer_norm(x)), twice."),
+        (_no_residual, "the residual connections are missing: x + branch(layer_norm(x)), twice."),
     ],
 )
 
 
-# ---- reach: who depends on whom after several blocks -----------------------------------------------------------------
+# ---- reach: which output depends on which input after several blocks -----------------------------
 
 
 def _reach_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -290,7 +308,7 @@ def _power(mask: Tensor, depth: int) -> Tensor:
     return torch.linalg.matrix_power(mask.double(), depth) > 0
 
 
-def _powers(mask: Tensor, depth: int) -> Tensor:
+def _any_power(mask: Tensor, depth: int) -> Tensor:
     return torch.stack([_power(mask, d) for d in range(1, depth + 1)]).any(0)
 
 
@@ -300,27 +318,29 @@ REACH = Exercise(
     [
         (
             lambda mask, depth: mask,
-            "this is one block. What i sees in block 2 has itself seen others in block 1.",
+            "this is one block. A position that i attends to in block 2 has attended to "
+            "others in block 1.",
         ),
         *(
             (
                 f,
-                "the residual is missing: x + ... carries a position's own content past a block, so each position also sees "
-                "itself. Put the diagonal in first.",
+                "the residual is missing: x + ... passes on each position's own content, so "
+                "each position also depends on itself. Add the diagonal first.",
             )
-            for f in (_power, _powers)
+            for f in (_power, _any_power)
         ),
         (
             lambda mask, depth: reach(mask, 1),
-            "one block, with the residual. Now let it act `depth` times.",
+            "this is one block with the residual. Apply it `depth` times.",
         ),
         (
             lambda mask, depth: reach(mask, depth).T,
-            "transposed: row i tells what output i depends on.",
+            "transposed: row i marks the inputs that output i depends on.",
         ),
         (
             lambda mask, depth: reach(mask, len(mask)),
-            "looks without end: `depth` blocks carry content over at most `depth` looks.",
+            "this has no limit on the number of steps: through `depth` blocks, content "
+            "passes through at most `depth` attention steps.",
         ),
     ],
 )

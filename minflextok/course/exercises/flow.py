@@ -1,4 +1,4 @@
-"""05 rectified flow."""
+"""Exercises of notebook 05: rectified flow."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,7 @@ def points(g: torch.Generator) -> Iterator[tuple]:
         yield a, b, torch.rand(B, generator=g)
 
 
-# ---- ★ where a line begins and ends ----------------------------------------------------------------------------------
+# ---- ★ both ends of a line from x_t and v --------------------------------------------------------
 
 
 def ends(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def ends_swapped(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return ends(x_t, v, t)[::-1]
 
 
-def ends_uphill(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def ends_wrong_sign(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return ends(x_t, -v, t)
 
 
@@ -40,7 +40,7 @@ def ends_whole_step(x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return x_t - v, x_t + v
 
 
-# ---- ★ a training pair -----------------------------------------------------------------------------------------------
+# ---- ★ a training pair ---------------------------------------------------------------------------
 
 
 def pair(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,16 +68,16 @@ def one_t_for_all(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return pair(x, noise, t[:1].expand(len(t)))
 
 
-# ---- ★★ and ★★★ walking ----------------------------------------------------------------------------------------------
+# ---- ★★ and ★★★ ODE solvers ----------------------------------------------------------------------
 
 
-def bent(x: Tensor, t: float) -> Tensor:
+def curved(x: Tensor, t: float) -> Tensor:
     return torch.stack([x[:, 1] + 2 * t, -x[:, 0] + t * t], dim=1)
 
 
-def walks(g: torch.Generator) -> Iterator[tuple]:
+def sampling_inputs(g: torch.Generator) -> Iterator[tuple]:
     for B, steps in ((1, 2), (3, 1), (2, 5), (4, randint(g, 6, 12))):
-        yield bent, torch.randn(B, 2, generator=g), steps
+        yield curved, torch.randn(B, 2, generator=g), steps
 
 
 def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
@@ -88,11 +88,11 @@ def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
-def upwards(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def wrong_sign(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(lambda x, t: -velocity(x, t), noise, steps)
 
 
-def asks_where_it_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def evaluates_at_the_end(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(lambda x, t: velocity(x, t - 1 / steps), noise, steps)
 
 
@@ -123,7 +123,7 @@ def heun(
     age: float = 1.0,
     weight: float = 0.5,
 ) -> Tensor:
-    """move, age: how far the second question goes along, in place and in time; weight: that of each answer."""
+    """move, age: how far x and t move before the second evaluation; weight: of each velocity."""
     x, h = noise, 1 / steps
     for i in range(steps):
         t = 1 - i * h
@@ -133,7 +133,7 @@ def heun(
     return x
 
 
-def only_euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def euler_only(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(velocity, noise, steps)
 
 
@@ -149,7 +149,7 @@ def not_halved(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return heun(velocity, noise, steps, weight=1.0)
 
 
-def from_where_euler_arrives(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+def moves_twice(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     x, h = noise, 1 / steps
     for i in range(steps):
         first = velocity(x, 1 - i * h)
@@ -158,10 +158,10 @@ def from_where_euler_arrives(velocity: Velocity, noise: Tensor, steps: int) -> T
     return x
 
 
-# ---- ★★★ projected guidance ------------------------------------------------------------------------------------------
+# ---- ★★★ adaptive projected guidance -------------------------------------------------------------
 
 
-def guided(g: torch.Generator) -> Iterator[tuple]:
+def guidance_inputs(g: torch.Generator) -> Iterator[tuple]:
     for B, scale, threshold in ((1, 3.0, 1.0), (2, 1.0, 0.5), (3, 7.5, 2.5), (4, 2.0, 100.0)):
         cond = torch.randn(B, 2, generator=g)
         yield cond, cond + 2 * torch.randn(B, 2, generator=g), scale, threshold
@@ -214,7 +214,7 @@ def not_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) ->
     return apg(cond, uncond, scale, float("inf"))
 
 
-def always_that_long(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+def always_threshold_long(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
     longer = cond - 1e6 * (cond - uncond)  # the same direction, and long enough to be clipped
     return cond - (apg(cond, longer, scale, threshold) - cond)
 
@@ -230,16 +230,19 @@ EXERCISES = {
         [
             (
                 ends_t_reversed,
-                "t = 1 is noise here: from x_t it is t steps of v down to x, and 1 - t steps up to the noise.",
+                "t = 1 is noise here: from x_t subtract t * v to reach x, and add (1 - t) * v "
+                "to reach the noise.",
             ),
-            (ends_swapped, "these are the two ends, in the other order: x first, then the noise."),
+            (ends_swapped, "these are the two ends in the wrong order: x first, then the noise."),
             (
-                ends_uphill,
-                "v points from the image to the noise (v = noise - x), so the way to x is against it.",
+                ends_wrong_sign,
+                "v points from the image to the noise (v = noise - x), so the image is in the "
+                "direction of -v.",
             ),
             (
                 ends_whole_step,
-                "you went a whole v both ways. x_t has t of the way behind it and 1 - t before it.",
+                "you added and subtracted all of v. x_t is at t * v from x, and at (1 - t) * v "
+                "from the noise.",
             ),
         ],
     ),
@@ -247,110 +250,124 @@ EXERCISES = {
         points,
         pair,
         [
-            (pair_t_reversed, "t is reversed: here t = 1 is noise and t = 0 the image."),
-            (target_reversed, "the target points the wrong way. dx_t/dt = noise - x."),
+            (pair_t_reversed, "t is reversed: here t = 1 is noise and t = 0 is the image."),
+            (target_reversed, "the target has the wrong sign: dx_t/dt = noise - x."),
             (
                 both_reversed,
-                "a consistent flow, but of the other convention (SiT: t = 1 is the image). Here t = 1 is noise.",
+                "this is a consistent flow in the other convention (SiT: t = 1 is the image). "
+                "Here t = 1 is noise.",
             ),
             (
                 target_noise,
-                "that is the target of a diffusion model that predicts noise. A flow predicts the velocity.",
+                "this is the target of a diffusion model that predicts noise. A flow predicts "
+                "the velocity.",
             ),
             (
                 one_t_for_all,
-                "all points got the t of the first one; t[:, None] gives each its own.",
+                "all points got the t of the first one; t[:, None] gives each point its own t.",
             ),
         ],
     ),
     "euler": Exercise(
-        walks,
+        sampling_inputs,
         euler,
         [
             (
-                upwards,
-                "it walks upwards. Time falls from 1 to 0, so each step SUBTRACTS velocity / steps.",
+                wrong_sign,
+                "the sign is wrong. Time falls from 1 to 0, so each step SUBTRACTS velocity / "
+                "steps.",
             ),
             (
-                asks_where_it_arrives,
-                "the velocity is asked at the t where the step arrives. Ask where it starts: 1 first, "
-                "1/steps last, never 0.",
+                evaluates_at_the_end,
+                "the velocity is evaluated at the t where the step ends. Evaluate it where the "
+                "step starts: at 1 first, at 1/steps last, never at 0.",
             ),
-            (time_from_0, "t runs from 0 up in yours. It starts at the noise, t = 1."),
+            (time_from_0, "your t runs from 0 upwards. Sampling starts at the noise, t = 1."),
             (
                 time_from_0_upwards,
-                "that samples a flow of the other convention (noise at t = 0). Here noise is at t = 1.",
+                "this samples a flow of the other convention (noise at t = 0). Here noise is at "
+                "t = 1.",
             ),
             (
                 both_ends_included,
-                "linspace(1, 0, steps) asks at 0, where the walk has arrived. The last to ask at is 1/steps.",
+                "linspace(1, 0, steps) evaluates the velocity at 0, where sampling has ended. "
+                "The last evaluation is at t = 1/steps.",
             ),
             (
                 whole_steps,
-                "each step goes a whole velocity. It covers 1/steps of the time, so divide.",
+                "each step adds a whole velocity. A step covers 1/steps of the time, so divide "
+                "by steps.",
             ),
         ],
     ),
     "heun": Exercise(
-        walks,
+        sampling_inputs,
         heun,
         [
             (
-                only_euler,
-                "that is Euler. Take the second velocity, where the Euler step arrives, and average both.",
+                euler_only,
+                "this is the Euler method. Evaluate a second velocity at the end of the Euler "
+                "step, and average both.",
             ),
             (
                 does_not_move,
-                "the second velocity is asked at the old place. Ask where the Euler step arrives.",
+                "the second velocity is evaluated at the old x. Evaluate it at the end of the "
+                "Euler step.",
             ),
             (
                 at_the_same_time,
-                "the second velocity is asked at the old time. The Euler step arrives at t - h.",
+                "the second velocity is evaluated at the old t. The Euler step ends at t - h.",
             ),
             (
-                from_where_euler_arrives,
-                "you moved twice: Euler's step is only for asking. The mean moves x from where it was.",
+                moves_twice,
+                "you moved twice: the Euler step is only used to evaluate the second velocity. "
+                "The mean velocity moves x from where it was before.",
             ),
             (
                 not_halved,
-                "two velocities are added without the half, so each step goes twice as far.",
+                "two velocities are added without the factor 1/2, so each step is twice as long.",
             ),
         ],
     ),
     "apg": Exercise(
-        guided,
+        guidance_inputs,
         apg,
         [
             (
                 apg_with_s,
-                "scale where scale - 1 belongs: it is added to cond, so that scale = 1 must change nothing.",
+                "this has scale instead of scale - 1. The result starts from cond, so scale = 1 "
+                "must change nothing.",
             ),
-            (keeps_parallel, "you kept the part along cond, which is the one to leave out."),
+            (keeps_parallel, "you kept the part parallel to cond. This is the part to remove."),
             (
                 no_projection,
-                "the part along cond is still in it. Subtract it: diff - (diff . c) / (c . c) c.",
+                "the part parallel to cond is still included. Subtract it: diff - (diff . c) / "
+                "(c . c) c.",
             ),
             (
                 length_not_squared,
-                "the part along cond is (diff . c) / (c . c) c: divide by the SQUARE of cond's length.",
+                "the part parallel to cond is (diff . c) / (c . c) c: divide by the SQUARE of "
+                "the length of cond.",
             ),
             (
                 projected_first,
-                "the order: clip the whole difference first, then leave out its part along cond.",
+                "the order is wrong: clip the whole difference first, then remove its part "
+                "parallel to cond.",
             ),
             (
                 each_number_clipped,
-                "you clipped number by number. Clipped is the LENGTH of each difference.",
+                "you clipped each number. Clip the LENGTH of each difference.",
             ),
             (
                 not_clipped,
-                "the difference is not clipped: where it is longer than threshold, scale it to that length.",
+                "the difference is not clipped: if it is longer than threshold, scale it to "
+                "this length.",
             ),
             (
-                always_that_long,
-                "shorter differences were stretched to the threshold. Clipping only shortens.",
+                always_threshold_long,
+                "shorter differences were lengthened to the threshold. Clipping only shortens.",
             ),
-            (from_uncond, "it starts at uncond, as CFG does. APG starts at cond."),
+            (from_uncond, "this starts from uncond, as CFG does. APG starts from cond."),
         ],
     ),
 }

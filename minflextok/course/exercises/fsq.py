@@ -1,4 +1,4 @@
-"""Exercises of notebook 03: finite scalar quantisation."""
+"""Exercises of notebook 03: finite scalar quantization."""
 
 import math
 from collections.abc import Iterator
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import Exercise, randint, values
+from . import Exercise, randint, value_and_gradient
 
 
 def _levels(g: torch.Generator, least: int = 2, most: int = 9) -> tuple[int, ...]:
     return tuple(randint(g, least, most) for _ in range(randint(g, 1, 5)))
 
 
-# ---- bound: squash, so that rounding gives L values ------------------------------------------------------------------
+# ---- bound: so that rounding gives L values ------------------------------------------------------
 
 
 def _bound_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -45,9 +45,8 @@ def _bound_each(f):
 def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     L = torch.tensor(levels)
     half, offset = (L - 1) / 2, torch.where(L % 2 == 0, 0.5, 0.0)
-    return (
-        torch.tanh(z + torch.atanh(offset / half)) * half - offset
-    )  # an infinite atanh is no error here
+    # In torch an infinite atanh is no error.
+    return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
 
 BOUND = Exercise(
@@ -56,22 +55,25 @@ BOUND = Exercise(
     [
         (
             _bound_each(lambda z, L: _bounded(z, L, 0.0)),
-            "no offset for an even number of levels: tanh then reaches from -1.5 to 1.5 for L = 4, and rounding gives five "
-            "values, -2, -1, 0, 1, 2. Subtract 1/2 where L is even.",
+            "no offset for an even number of levels: for L = 4, tanh then ranges from -1.5 "
+            "to 1.5, and rounding gives five values, -2, -1, 0, 1, 2. Subtract 1/2 if L is "
+            "even.",
         ),
         (
             _bound_each(lambda z, L: _bounded(z, L, 0.5)),
-            "the offset of 1/2 was taken for odd numbers of levels too: they have a level at zero already.",
+            "the offset of 1/2 is also applied to odd numbers of levels. These have a level "
+            "at zero already.",
         ),
         (
             _bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0, shift=False)),
-            "the offset is subtracted outside the tanh and not made up for inside: z = 0 lands on -1/2, on the border of two "
-            "levels. Add atanh(offset / half) to z first.",
+            "the offset is subtracted outside the tanh but not compensated inside: z = 0 is "
+            "mapped to -1/2, the border between two levels. Add atanh(offset / half) to z "
+            "first.",
         ),
         (
             _no_slack,
-            "half is (L - 1) / 2 here. Take 1.001 times that, as published weights do; without it the artanh is "
-            "infinite for L = 2.",
+            "half is (L - 1) / 2 here. Use 1.001 times this value, as published weights do; "
+            "without it atanh is infinite for L = 2.",
         ),
         (
             _bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0) + (L % 2 == 0)),
@@ -79,17 +81,17 @@ BOUND = Exercise(
         ),
         (
             lambda z, levels: bound(z, levels).round(),
-            "that is rounded already. This function only squashes.",
+            "this is rounded already. This function only bounds z.",
         ),
         (
             _bound_each(lambda z, L: math.tanh(z)),
-            "tanh alone keeps all within (-1, 1), whatever L is: multiply by half = (L - 1) * 1.001 / 2.",
+            "tanh alone is in (-1, 1) for every L: multiply by half = (L - 1) * 1.001 / 2.",
         ),
     ],
 )
 
 
-# ---- straight_through: round forward, identity backward --------------------------------------------------------------
+# ---- straight_through: round forward, identity backward ------------------------------------------
 
 
 def _straight_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -117,12 +119,14 @@ STRAIGHT_THROUGH = Exercise(
     [
         (
             lambda z: z.round(),
-            "the values are right and the gradient is zero: rounding is flat nearly everywhere, and in z + z.round() - z both z "
-            "cancel in the backward pass too. Detach what rounding adds.",
+            "the values are right and the gradient is zero: rounding is flat almost "
+            "everywhere, and in z + z.round() - z both z cancel in the backward pass too. "
+            "Detach the change made by rounding.",
         ),
         (
             lambda z: z.round() + (z - z.round()).detach(),
-            "the wrong part is detached: the value is z again, unrounded, and the gradient is that of rounding, zero.",
+            "the wrong part is detached: the value is z, not rounded, and the gradient is "
+            "that of rounding, zero.",
         ),
         (
             lambda z: z + 0.0,
@@ -130,14 +134,14 @@ STRAIGHT_THROUGH = Exercise(
         ),
         (
             lambda z: z + z.round().detach(),
-            "the detached part is what rounding adds, z.round() - z, not the rounded value itself.",
+            "detach the change made by rounding, z.round() - z, not the rounded value itself.",
         ),
     ],
-    observe=values,
+    observe=value_and_gradient,
 )
 
 
-# ---- codes_to_ids: mixed radix, rounded ------------------------------------------------------------------------------
+# ---- codes_to_ids: mixed radix, rounded ----------------------------------------------------------
 
 
 def _all_digits(g: torch.Generator, levels: tuple[int, ...]) -> tuple:
@@ -150,7 +154,7 @@ def _ids_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield torch.tensor([[-1.0, -1.0], [0.0, -1.0], [-1.0, 0.0], [0.5, 1.0]]), (4, 3)
     for _ in range(6):
         yield _all_digits(g, _levels(g))
-    yield _all_digits(g, (250, 98, 8))  # where code * centre falls a little short of a whole number
+    yield _all_digits(g, (250, 98, 8))  # code * center is slightly below a whole number
 
 
 def _codes_to_ids(
@@ -159,9 +163,8 @@ def _codes_to_ids(
     ids = []
     for row in codes:
         number, places = 0, list(zip(row, levels, strict=True))
-        for code, L in (
-            reversed(places) if first_is_least else places
-        ):  # from the most significant digit down
+        # From the most significant digit down.
+        for code, L in reversed(places) if first_is_least else places:
             number = number * L + to_int((code * (L // 2)).item()) + L // 2
         ids.append(number)
     return torch.tensor(ids)
@@ -195,34 +198,38 @@ CODES_TO_IDS = Exercise(
     [
         (
             lambda codes, levels: _codes_to_ids(codes, levels, first_is_least=False),
-            "the order of the digits: the first channel is the least significant, as the units are. Its place is worth 1, the "
-            "second's L_1, the third's L_1 * L_2.",
+            "the order of the digits is reversed: the first channel is the least "
+            "significant digit. Its place value is 1, that of the second L_1, that of the "
+            "third L_1 * L_2.",
         ),
         (
             lambda codes, levels: _codes_to_ids(codes, levels, to_int=int),
-            "truncated where it should be rounded: -125 / 125 * 125 and its like come out as a whole number minus a hair, and "
-            ".long() cuts that to the next one. It is safe for some levels and wrong for others.",
+            "truncated instead of rounded: products such as -125 / 125 * 125 can be "
+            "slightly below a whole number in floating point, and .long() then truncates "
+            "them to the wrong integer. This is safe for some levels and wrong for others.",
         ),
         (
             _one_base,
-            "every place counts in powers of the first L: the levels differ, so the worth of a place is the product of "
-            "the levels before it (as in hours, minutes, seconds).",
+            "every place value is a power of the first L. The levels differ, so a place "
+            "value is the product of the levels before it (as in hours, minutes, seconds).",
         ),
         (
             _own_level_too,
-            "each place is worth one level too much: the first is worth 1, the second L_1. A product of the levels BEFORE it.",
+            "each place value has one level too many: the first is 1, the second L_1. It is "
+            "the product of the levels BEFORE it.",
         ),
         (
             lambda codes, levels: (
                 _codes_to_ids(codes, levels) - _codes_to_ids(torch.zeros(1, len(levels)), levels)
             ),
-            "the digits must start at 0: code -1 is digit 0 where L is even, so add the centre L // 2 to code * centre.",
+            "digits start at 0: code -1 is digit 0 if L is even, so add the center L // 2 "
+            "to code * center.",
         ),
     ],
 )
 
 
-# ---- perplexity: how many ids are in use, in effect ------------------------------------------------------------------
+# ---- perplexity: the effective number of ids in use ----------------------------------------------
 
 
 def _usage_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -248,30 +255,32 @@ PERPLEXITY = Exercise(
             lambda ids, vocab_size: (
                 float("nan") if 0 in _shares(ids, vocab_size) else perplexity(ids, vocab_size)
             ),
-            "0 * log 0 is nan in floating point and 0 in the limit: leave unused ids out of the sum, or clamp p from below inside "
-            "the logarithm.",
+            "0 * log 0 is nan in floating point and 0 in the limit: leave unused ids out of "
+            "the sum, or clamp p from below inside the logarithm.",
         ),
         (
             lambda ids, vocab_size: math.log(perplexity(ids, vocab_size)),
-            "this is the entropy in nats. Its exponential is the perplexity: the number of equally likely ids with that entropy.",
+            "this is the entropy in nats. Its exponential is the perplexity: the number of "
+            "equally likely ids with this entropy.",
         ),
         (
             lambda ids, vocab_size: 2 ** math.log(perplexity(ids, vocab_size)),
-            "the logarithm is to base e and the power to base 2: take both to one base.",
+            "the logarithm has base e and the power has base 2: use the same base for both.",
         ),
         (
             lambda ids, vocab_size: math.exp(math.log(perplexity(ids, vocab_size)) / math.log(2)),
-            "the logarithm is to base 2 and the power to base e: take both to one base.",
+            "the logarithm has base 2 and the power has base e: use the same base for both.",
         ),
         (
             lambda ids, vocab_size: float(len(set(ids.tolist()))),
-            "this counts the ids that occur at all; the perplexity also tells how evenly they do.",
+            "this counts the ids that occur at all. The perplexity also measures how evenly "
+            "they are used.",
         ),
     ],
 )
 
 
-# ---- quantise: all of it, with its gradient ----------------------------------------------------------------------------
+# ---- quantise: the whole function, with its gradient ---------------------------------------------
 
 
 def _quantise(
@@ -296,28 +305,30 @@ QUANTISE = Exercise(
     [
         (
             lambda z, levels: z + (quantise(z, levels) - z).detach(),
-            "straight-through around everything: the codes are right, but the gradient of tanh is lost, and saturated latents "
-            "are pushed on as if they could still move. Only the rounding is to be skipped.",
+            "this is straight-through around the whole function: the codes are right, but "
+            "the gradient of tanh is lost, so saturated latents still get a full gradient. "
+            "Apply straight-through to the rounding only.",
         ),
         (
             lambda z, levels: quantise(z, levels).detach(),
-            "no gradient at all comes back: the rounding cuts it.",
+            "there is no gradient: the rounding blocks it.",
         ),
         (
             lambda z, levels: _quantise(z, levels, offset=False),
-            "no offset for even numbers of levels: L = 4 gives five values.",
+            "no offset for an even number of levels: L = 4 gives five values.",
         ),
         (
             lambda z, levels: _quantise(z, levels) * torch.tensor([L // 2 for L in levels]),
-            "the rounded values are not scaled: divide by the centre, L // 2, so that codes lie in [-1, 1].",
+            "the rounded values are not scaled: divide by the center, L // 2, so that codes "
+            "are in [-1, 1].",
         ),
         (
             lambda z, levels: _quantise(z, levels, to_one="half"),
-            "divided by (L - 1) / 2: for an even L the digits run from -L/2, so the lowest code falls below -1. Divide by the "
-            "centre, L // 2.",
+            "divided by (L - 1) / 2: for an even L the rounded values start at -L/2, so the "
+            "lowest code is below -1. Divide by the center, L // 2.",
         ),
     ],
-    observe=values,
+    observe=value_and_gradient,
 )
 
 

@@ -1,4 +1,4 @@
-"""04 nested dropout."""
+"""Exercises of notebook 04: nested dropout."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from . import Exercise
 
-# ---- ★ the error of each prefix of principal components --------------------------------------------------------------
+# ---- ★ the error of each prefix of principal components ------------------------------------------
 
 
 def spectra(g: torch.Generator) -> Iterator[tuple]:
     for D in (3, 2, 5, 8):
         values = 0.1 + 4 * torch.rand(D, generator=g)
-        yield (torch.cat([values[1:].sort().values, values[:1]]),)  # in no order that helps
+        yield (torch.cat([values[1:].sort().values, values[:1]]),)  # not sorted
 
 
 def prefix_errors(eigenvalues: Tensor) -> Tensor:
@@ -21,12 +21,12 @@ def prefix_errors(eigenvalues: Tensor) -> Tensor:
     return torch.tensor([sum(largest_first[k:]) for k in range(len(largest_first) + 1)])
 
 
-def unsorted(eigenvalues: Tensor) -> Tensor:
+def not_sorted(eigenvalues: Tensor) -> Tensor:
     return torch.tensor([eigenvalues[k:].sum().item() for k in range(len(eigenvalues) + 1)])
 
 
 def smallest_first(eigenvalues: Tensor) -> Tensor:
-    return unsorted(eigenvalues.sort().values)
+    return not_sorted(eigenvalues.sort().values)
 
 
 def kept_variance(eigenvalues: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def without_k_0(eigenvalues: Tensor) -> Tensor:
     return prefix_errors(eigenvalues)[1:]
 
 
-# ---- ★★ how often each register is kept ------------------------------------------------------------------------------
+# ---- ★★ how often each register is kept ----------------------------------------------------------
 
 
 def distributions(g: torch.Generator) -> Iterator[tuple]:
@@ -71,13 +71,13 @@ def only_the_last(p: Tensor) -> Tensor:
     return p
 
 
-# ---- ★★ registers as the decoder sees them ---------------------------------------------------------------------------
+# ---- ★★ registers with the mask token ------------------------------------------------------------
 
 
 def registers(g: torch.Generator) -> Iterator[tuple]:
     for B, K, D in ((2, 3, 2), (3, 4, 3), (4, 6, 2), (2, 5, 4)):
         keep_k = torch.randint(1, K, (B,), generator=g)
-        keep_k[-1] = K if keep_k[0] < K - 1 else 1  # lengths that differ
+        keep_k[-1] = K if keep_k[0] < K - 1 else 1  # different lengths
         draw = [torch.randn(*shape, generator=g) for shape in ((B, K, D), (K, D), (D,))]
         yield (*draw, keep_k)
 
@@ -123,7 +123,7 @@ def one_too_many(
     return embed(registers, positions, mask_token, keep_k + 1)
 
 
-# ---- ★★★ the loss of a linear autoencoder, without sampling ----------------------------------------------------------
+# ---- ★★★ the loss of a linear autoencoder, without sampling --------------------------------------
 
 
 def autoencoders(g: torch.Generator) -> Iterator[tuple]:
@@ -134,7 +134,7 @@ def autoencoders(g: torch.Generator) -> Iterator[tuple]:
 
 
 def prefix_loss(cov: Tensor, enc: Tensor, dec: Tensor, weight: Tensor) -> Tensor:
-    """E|x - dec (weight * enc x)|^2, a sum over all entries."""
+    """E|x - dec (weight * enc x)|^2, as a sum over all entries."""
     D, total = len(cov), torch.zeros(())
     left = torch.eye(D) - dec @ torch.diag(weight) @ enc
     for i in range(D):
@@ -175,20 +175,24 @@ EXERCISES = {
         prefix_errors,
         [
             (
-                unsorted,
-                "the first principal component is that of the LARGEST eigenvalue; yours come in the order given.",
+                not_sorted,
+                "the first principal component has the LARGEST eigenvalue; you used the "
+                "eigenvalues in the given order.",
             ),
             (
                 smallest_first,
-                "yours keep the SMALLEST eigenvalues first. The best first number is that of the largest.",
+                "you kept the SMALLEST eigenvalues first. The best first component is that of "
+                "the largest.",
             ),
             (
                 kept_variance,
-                "that is the variance that the first k components keep. The error is what they leave out.",
+                "this is the variance that the first k components keep. The error is the "
+                "variance of the other components.",
             ),
             (
                 without_k_0,
-                "k = 0 is a prefix too: nothing is kept and all the variance is lost. D + 1 numbers.",
+                "k = 0 is a prefix too: nothing is kept, and the error is the whole variance. "
+                "Return D + 1 numbers.",
             ),
         ],
     ),
@@ -198,16 +202,19 @@ EXERCISES = {
         [
             (
                 kept_off_by_one,
-                "off by one: j counts from 0, so keep_k = k keeps registers 0 to k - 1, and register 0 always.",
+                "off by one: j counts from 0, so keep_k = k keeps registers 0 to k - 1, and "
+                "register 0 is always kept.",
             ),
-            (dropped_prob, "that is how often each register is dropped."),
+            (dropped_prob, "this is the probability that each register is dropped."),
             (
                 shorter_draws,
-                "you added up the shorter lengths. Register j is kept by the longer ones, k > j.",
+                "you added the probabilities of the shorter lengths. Register j is kept by the "
+                "longer ones, k > j.",
             ),
             (
                 only_the_last,
-                "p[k - 1] is how often k is drawn; register j is kept by every k that is larger than j.",
+                "p[k - 1] is the probability of drawing k. Register j is kept by every k that "
+                "is larger than j.",
             ),
         ],
     ),
@@ -217,16 +224,17 @@ EXERCISES = {
         [
             (
                 masked_before_positions,
-                "the mask went in before the positions were added, so a dropped register still tells "
-                "where it is. Add positions first, then replace.",
+                "the mask token was inserted before the positions were added, so a dropped "
+                "register still has its position. Add positions first, then replace.",
             ),
             (
                 no_positions,
-                "the kept registers have no position: registers + positions, where they are kept.",
+                "the kept registers have no position: kept registers are registers + positions.",
             ),
             (
                 one_k_for_all,
-                "all images got the k of the first one. keep_k[:, None] compares each row with its own.",
+                "all images got the k of the first one. keep_k[:, None] compares each row with "
+                "its own k.",
             ),
             (
                 zeroed,
@@ -234,11 +242,13 @@ EXERCISES = {
             ),
             (
                 appended,
-                "one mask token was appended. Each dropped register is REPLACED by it: the length stays K.",
+                "one mask token was appended. Each dropped register is REPLACED by it: the "
+                "length stays K.",
             ),
             (
                 one_too_many,
-                "off by one: registers 0 to k - 1 are kept, so register k is the first that is dropped.",
+                "off by one: registers 0 to k - 1 are kept, so register k is the first dropped "
+                "one.",
             ),
         ],
     ),
@@ -248,15 +258,18 @@ EXERCISES = {
         [
             (
                 mean_mask,
-                "you averaged the mask and then took one loss. The mean of squares is not the square of the mean: "
-                "take the loss of each prefix, then average.",
+                "you averaged the mask and then computed one loss. The mean of squares is not "
+                "the square of the mean: compute the loss of each prefix, then average.",
             ),
             (
                 rescaled,
-                "kept units are divided by their probability, as in ordinary dropout. Nested dropout does not rescale: "
-                "at test time prefixes are cut too.",
+                "kept units are divided by their probability, as in ordinary dropout. Nested "
+                "dropout does not rescale: prefixes are used at test time too.",
             ),
-            (equal_weights, "every prefix counts alike in yours; prefix k counts p[k - 1]."),
+            (
+                equal_weights,
+                "every prefix has the same weight. The weight of prefix k is p[k - 1].",
+            ),
             (one_unit_less, "off by one: p[0] belongs to k = 1, where one unit is kept, not none."),
         ],
     ),

@@ -9,16 +9,15 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- patchify and back -----------------------------------------------------------------------------------------------
+# ---- patchify and back ---------------------------------------------------------------------------
 
 
 def _image_inputs(g: torch.Generator) -> Iterator[tuple]:
     yield torch.arange(16.0).view(1, 4, 4), 2
     yield torch.arange(16.0).view(2, 2, 4), 2
     for _ in range(5):
-        p, C, h, w = (
-            randint(g, low, high) for low, high in ((2, 4), (2, 3), (2, 3), (4, 5))
-        )  # w > h
+        # W > h.
+        p, C, h, w = (randint(g, low, high) for low, high in ((2, 4), (2, 3), (2, 3), (4, 5)))
         yield torch.randn(C, h * p, w * p, generator=g), p
 
 
@@ -44,16 +43,17 @@ PATCHIFY = Exercise(
     [
         (
             lambda x, p: rearrange(x, "c (h a) (w b) -> (h w) (c a b)", a=p, b=p),
-            "inside a patch the channels come first here. The order is row, column, channel: the three numbers of a pixel stand "
-            "side by side.",
+            "inside a patch the channels come first. The order is row, column, channel: the "
+            "three numbers of a pixel are consecutive.",
         ),
         (
             lambda x, p: rearrange(x, "c (h a) (w b) -> (w h) (a b c)", a=p, b=p),
-            "the patches are taken down the columns. They go row by row, left to right, as one reads.",
+            "the patches are in column-major order. The order is row by row, left to right "
+            "(row-major).",
         ),
         (
             lambda x, p: rearrange(x, "c (h a) (w b) -> (h w) (b a c)", a=p, b=p),
-            "the pixels of each patch are transposed: down its columns instead of along its rows.",
+            "the pixels of each patch are transposed: column by column instead of row by row.",
         ),
         (
             lambda x, p: rearrange(x, "c (h a) (w b) -> h w (a b c)", a=p, b=p),
@@ -61,13 +61,14 @@ PATCHIFY = Exercise(
         ),
         (
             lambda x, p: x.permute(1, 2, 0).reshape(-1, p * p * len(x)),
-            "a patch here is a run of pixels along one row of the image, not a square. Split H and W into (h, p) and (w, p) "
-            "first, then move the axes.",
+            "your patches are runs of pixels along one image row, not squares. Split H and "
+            "W into (h, p) and (w, p) first, then move the axes.",
         ),
         (
             lambda x, p: x.reshape(-1, p * p * len(x)),
-            "reshape alone only cuts the memory into runs: a patch then is a piece of one row (or channel), not a square. Split H "
-            "and W into (h, p) and (w, p) first, then move the axes.",
+            "reshape alone keeps the memory order: your patch is a piece of one row (or "
+            "channel), not a square. Split H and W into (h, p) and (w, p) first, then move "
+            "the axes.",
         ),
     ],
 )
@@ -97,29 +98,32 @@ UNPATCHIFY = Exercise(
             lambda rows, p, h, w: rearrange(
                 rows, "(h w) (c a b) -> c (h a) (w b)", h=h, w=w, a=p, b=p
             ),
-            "this undoes a patchify with channels first. Here a patch holds row, column, channel, and both ways must agree.",
+            "this inverts a patchify with channels first. Here the order in a patch is row, "
+            "column, channel, and both functions must use the same order.",
         ),
         (
             lambda rows, p, h, w: rearrange(
                 rows, "(w h) (a b c) -> c (h a) (w b)", h=h, w=w, a=p, b=p
             ),
-            "the patches are laid down the columns. Patch n stands in row n // w and column n % w of the grid.",
+            "the patches are placed in column-major order. Patch n is at row n // w and "
+            "column n % w of the grid.",
         ),
         (
             lambda rows, p, h, w: rearrange(
                 rows, "(h w) (b a c) -> c (h a) (w b)", h=h, w=w, a=p, b=p
             ),
-            "each patch is transposed in its place.",
+            "each patch is transposed.",
         ),
         (
             lambda rows, p, h, w: rows.reshape(-1, h * p, w * p),
-            "reshape alone lays the numbers down in memory order: the pixels of a patch end up side by side in one image row.",
+            "reshape alone keeps the memory order: the pixels of a patch end up side by "
+            "side in one image row.",
         ),
     ],
 )
 
 
-# ---- positions on a line and on a grid -------------------------------------------------------------------------------
+# ---- positions on a line and on a grid -----------------------------------------------------------
 
 
 def _axis_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -146,7 +150,7 @@ def _axis(length: int, dim: int, exponent: float, steps: int) -> Tensor:
 
 
 def _rising(length: int, dim: int) -> Tensor:
-    """In single precision, where angles of thousands of radians come out otherwise."""
+    """The same in single precision, where angles of thousands of radians are inexact."""
     angles = torch.arange(length)[:, None] * 10000.0 ** (torch.arange(dim // 2) / (dim // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
@@ -157,25 +161,29 @@ AXIS = Exercise(
     [
         (
             lambda length, dim: rearrange(axis(length, dim), "i (two n) -> i (n two)", two=2),
-            "sine and cosine alternate here. All n sines come first, then all n cosines (either works for a model; a table that "
-            "disagrees with trained weights does not).",
+            "sine and cosine alternate. All n sines come first, then all n cosines. (A "
+            "model could be trained with either order, but the table must agree with "
+            "trained weights.)",
         ),
         (
             lambda length, dim: torch.cat(axis(length, dim).chunk(2, dim=-1)[::-1], dim=-1),
-            "cosines first. The sines come first, then the cosines.",
+            "the cosines come first. The sines come first, then the cosines.",
         ),
         (
             lambda length, dim: _axis(length, dim, -1, dim),
-            "the exponent is j / dim. There are n = dim / 2 frequencies, and they run through the whole range: j / n.",
+            "the exponent is j / dim. There are n = dim / 2 frequencies over the whole "
+            "range: j / n.",
         ),
         (
             lambda length, dim: _axis(length, dim, -1, dim // 2 - 1),
-            "the exponent reaches 1: in yours j / n runs from 0 to 1, as linspace does. j ends at n - 1.",
+            "your exponent reaches 1: j / n runs from 0 to 1 as with linspace. The last j "
+            "is n - 1.",
         ),
         *(
             (
                 rising,
-                "the frequencies rise: 10000^(+j/n). Neighbours then turn by thousands of radians; the exponent is negative.",
+                "the frequencies rise: 10000^(+j/n). Neighboring positions then differ by "
+                "thousands of radians; the exponent is negative.",
             )
             for rising in (lambda length, dim: _axis(length, dim, 1, dim // 2), _rising)
         ),
@@ -208,17 +216,18 @@ POSITIONS_2D = Exercise(
     [
         (
             lambda table: positions_2d(table).transpose(0, 1),
-            "row and column are exchanged: the first half of the channels tells the row (the first index), the other the column.",
+            "row and column are exchanged: the first half of the channels encodes the row "
+            "(the first index), the second half the column.",
         ),
         (
             _added,
-            "row and column are added in the same channels, so (r, c) and (c, r) get one and the same vector. Give each its own "
-            "half.",
+            "row and column are added in the same channels, so (r, c) and (c, r) get the "
+            "same vector. Use one half of the channels for each.",
         ),
         (
             lambda table: table[:, None] + table[None, :],
-            "row and column are added, so (r, c) and (c, r) get one and the same vector, and the width is half. Put them side by "
-            "side.",
+            "row and column are added, so (r, c) and (c, r) get the same vector, and the "
+            "width is half. Concatenate them.",
         ),
         (
             lambda table: positions_2d(table).flatten(0, 1),

@@ -1,4 +1,4 @@
-"""08 the GPT prior."""
+"""Exercises of notebook 08: the GPT prior."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from . import Exercise
 
-# ---- ★ what goes in, what should come out ------------------------------------------------------------------------------
+# ---- ★ inputs and targets ------------------------------------------------------------------------
 
 
-def rows_of_ids(g: torch.Generator) -> Iterator[tuple]:
+def id_rows(g: torch.Generator) -> Iterator[tuple]:
     for B, K in ((1, 3), (2, 4), (3, 1), (2, 6)):
         yield torch.randint(100, (B, K), generator=g), 100 + torch.randint(10, (B,), generator=g)
 
@@ -41,7 +41,7 @@ def shift_around(ids: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     return ids.roll(1, 1), ids
 
 
-# ---- ★★ who sees whom --------------------------------------------------------------------------------------------------
+# ---- ★★ causal attention -------------------------------------------------------------------------
 
 
 def queries(g: torch.Generator) -> Iterator[tuple]:
@@ -56,31 +56,34 @@ def queries(g: torch.Generator) -> Iterator[tuple]:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, beyond: int = 1, first: int | None = None, scaled: bool = True
 ) -> Tensor:
-    """Query m stands at position first + m (default: the last of them at N - 1) and sees positions below that + beyond."""
+    """Query m is at position p = first + m and attends to the positions below p + beyond.
+
+    first: by default such that the last query is at N - 1.
+    """
     M, N, d = len(q), len(k), q.shape[1]
     at = N - M if first is None else first
     rows = []
     for m in range(M):
-        seen = range(max(0, min(N, at + m + beyond)))
-        weights = [math.exp(float(q[m] @ k[n]) / (d**0.5 if scaled else 1)) for n in seen]
+        keys = range(max(0, min(N, at + m + beyond)))
+        weights = [math.exp(float(q[m] @ k[n]) / (d**0.5 if scaled else 1)) for n in keys]
         rows.append(
             sum(
-                (w / sum(weights) * v[n] for w, n in zip(weights, seen, strict=True)),
+                (w / sum(weights) * v[n] for w, n in zip(weights, keys, strict=True)),
                 torch.zeros(v.shape[1]),
             )
         )
     return torch.stack(rows)
 
 
-def sees_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def no_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, beyond=len(k))
 
 
-def sees_next(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attends_to_next(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, beyond=2)
 
 
-def sees_only_before(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def excludes_itself(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rows = attention(q, k, v, beyond=0)
     return (
         rows if len(q) < len(k) else torch.cat([torch.full_like(rows[:1], float("nan")), rows[1:]])
@@ -95,7 +98,7 @@ def not_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, scaled=False)
 
 
-# ---- ★★ from logits to probabilities -----------------------------------------------------------------------------------
+# ---- ★★ from logits to probabilities -------------------------------------------------------------
 
 
 def settings(g: torch.Generator) -> Iterator[tuple]:
@@ -124,37 +127,34 @@ def probabilities(
     top_k: int,
     top_p: float,
     crossing: bool = True,
-    heated_p: bool = True,
-    whole_p: bool = False,
-    renormalised: bool = True,
+    scaled_p: bool = True,
+    p_of_all: bool = False,
+    renormalized: bool = True,
 ) -> Tensor:
-    heated = [x / temperature for x in logits.tolist()]
-    order = sorted(range(len(heated)), key=lambda i: -heated[i])
+    scaled = [x / temperature for x in logits.tolist()]
+    order = sorted(range(len(scaled)), key=lambda i: -scaled[i])
     best = order[:top_k]
-    seen = heated if heated_p else logits.tolist()
-    p = dict(
-        zip(
-            order if whole_p else best,
-            softmax([seen[i] for i in (order if whole_p else best)]),
-            strict=True,
-        )
-    )
-    kept, held = [], 0.0
+    counted = order if p_of_all else best  # the ids over which top-p is computed
+    values = scaled if scaled_p else logits.tolist()
+    p = dict(zip(counted, softmax([values[i] for i in counted]), strict=True))
+    kept, mass = [], 0.0
     for i in best:
-        if held < top_p if crossing else held + p[i] <= top_p + 1e-9:
+        if mass < top_p if crossing else mass + p[i] <= top_p + 1e-9:
             kept.append(i)
-        held += p[i]
+        mass += p[i]
     kept = kept or best[:1]
-    whole = softmax(heated)
-    total = sum(whole[i] for i in kept) if renormalised else 1.0
-    return torch.tensor([whole[i] / total if i in kept else 0.0 for i in range(len(heated))])
+    p_all = softmax(scaled)
+    total = sum(p_all[i] for i in kept) if renormalized else 1.0
+    return torch.tensor([p_all[i] / total if i in kept else 0.0 for i in range(len(scaled))])
 
 
-def cools_probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def divides_probabilities(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     return probabilities(logits.softmax(-1), temperature, top_k, top_p)
 
 
-def heats_instead(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def multiplies_by_temperature(
+    logits: Tensor, temperature: float, top_k: int, top_p: float
+) -> Tensor:
     return probabilities(logits, 1 / temperature, top_k, top_p)
 
 
@@ -165,23 +165,23 @@ def drops_the_crossing_one(logits: Tensor, temperature: float, top_k: int, top_p
 def top_p_before_temperature(
     logits: Tensor, temperature: float, top_k: int, top_p: float
 ) -> Tensor:
-    return probabilities(logits, temperature, top_k, top_p, heated_p=False)
+    return probabilities(logits, temperature, top_k, top_p, scaled_p=False)
 
 
 def top_p_of_all(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    return probabilities(logits, temperature, top_k, top_p, whole_p=True)
+    return probabilities(logits, temperature, top_k, top_p, p_of_all=True)
 
 
-def not_renormalised(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    return probabilities(logits, temperature, top_k, top_p, renormalised=False)
+def not_renormalized(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    return probabilities(logits, temperature, top_k, top_p, renormalized=False)
 
 
-# ---- ★★★ one position at a time ----------------------------------------------------------------------------------------
+# ---- ★★★ one position at a time, with a KV cache -------------------------------------------------
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, list], Tensor]
 
 
-def sentences(g: torch.Generator) -> Iterator[tuple]:
+def step_inputs(g: torch.Generator) -> Iterator[tuple]:
     for N, D in ((1, 2), (2, 2), (5, 3)):
         yield (
             torch.randn(N, D, generator=g),
@@ -190,10 +190,10 @@ def sentences(g: torch.Generator) -> Iterator[tuple]:
         )
 
 
-def walk(
+def run_steps(
     step: Step, tokens: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor
 ) -> Tensor:
-    """What a learner's step gives for token after token, with one cache."""
+    """The results of `step` for one token after the other, with one cache."""
     cache: list = []
     out = [step(token, positions, wq, wk, wv, cache) for token in tokens]
     return torch.stack(out) if all(isinstance(x, Tensor) for x in out) else out[0]
@@ -211,11 +211,10 @@ def step(
 ) -> Tensor:
     x = token + positions[len(cache)]
     new = (wk @ x, wv @ x)
-    seen = [*cache, *([] if late and cache else [new])][-keep:]
+    used = [*cache, *([] if late and cache else [new])][-keep:]
     cache.append(new)
-    return attention(
-        (wq @ x)[None], torch.stack([k for k, _ in seen]), torch.stack([v for _, v in seen])
-    )[0]
+    keys, values = (torch.stack(parts) for parts in zip(*used, strict=True))
+    return attention((wq @ x)[None], keys, values)[0]
 
 
 def always_position_0(
@@ -236,13 +235,13 @@ def position_too_late(
     return step(token, positions.roll(-1, 0), wq, wk, wv, cache)
 
 
-def forgets_itself(
+def appends_late(
     token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
 ) -> Tensor:
     return step(token, positions, wq, wk, wv, cache, late=True)
 
 
-def forgets_the_past(
+def uses_only_the_new_key(
     token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
 ) -> Tensor:
     return step(token, positions, wq, wk, wv, cache, keep=1)
@@ -260,82 +259,85 @@ def transposed(
     return step(token, positions, wq.T, wk.T, wv.T, cache)
 
 
-# ---- ★ guidance --------------------------------------------------------------------------------------------------------
+# ---- ★ guidance ----------------------------------------------------------------------------------
 
 
-def two_answers(g: torch.Generator) -> Iterator[tuple]:
+def logit_pairs(g: torch.Generator) -> Iterator[tuple]:
     for B, V, scale in ((1, 3, 1.0), (1, 3, 0.0), (2, 4, 3.0), (2, 4, 1.5)):
         yield torch.randn(B, V, generator=g), torch.randn(B, V, generator=g), scale
 
 
-def guided(told: Tensor, untold: Tensor, scale: float) -> Tensor:
+def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
     return torch.tensor(
         [
             [b + scale * (a - b) for a, b in zip(*rows, strict=True)]
-            for rows in zip(told.tolist(), untold.tolist(), strict=True)
+            for rows in zip(cond.tolist(), uncond.tolist(), strict=True)
         ]
     )
 
 
-def adds_s(told: Tensor, untold: Tensor, scale: float) -> Tensor:
-    return guided(told, untold, scale + 1)
+def scale_plus_one(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    return guided(cond, uncond, scale + 1)
 
 
-def from_told(told: Tensor, untold: Tensor, scale: float) -> Tensor:
-    return guided(untold, told, scale)
+def exchanged(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    return guided(uncond, cond, scale)
 
 
-def from_untold_with_less(told: Tensor, untold: Tensor, scale: float) -> Tensor:
-    return guided(told, untold, scale - 1)
+def scale_minus_one(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    return guided(cond, uncond, scale - 1)
 
 
-def scales_told(told: Tensor, untold: Tensor, scale: float) -> Tensor:
-    return scale * told
+def scales_cond(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
+    return scale * cond
 
 
 EXERCISES = {
     "shift": Exercise(
-        rows_of_ids,
+        id_rows,
         shift,
         [
             (
                 shift_copies,
-                "position i is given the very id that it should predict, so it learns to copy. Put `first` in front "
-                "and leave out the last id.",
+                "the input at position i is the id that it should predict, so the model learns "
+                "to copy. Put `first` at the beginning and leave out the last id.",
             ),
             (
                 shift_without_class,
-                "the first id is never predicted and the class never seen: put `first` in front of the row.",
+                "the first id is never predicted, and the class is not an input: put `first` "
+                "before the ids.",
             ),
             (
                 shift_whole,
-                "one input too many: behind the last id there is nothing left to predict.",
+                "one input too many: after the last id there is nothing to predict.",
             ),
             (
                 shift_wrong_way,
-                "shifted the wrong way: the INPUTS lag one behind; what should come out is the ids as they are.",
+                "shifted in the wrong direction: the INPUTS are delayed by one; the targets are "
+                "the ids as they are.",
             ),
-            (shift_around, "the last id has come round to the front, where the class belongs."),
+            (shift_around, "the last id was moved to the beginning, where the class belongs."),
         ],
     ),
     "causal_attention": Exercise(
         queries,
         attention,
         [
-            (sees_all, "there is no mask: a position sees what comes after it."),
+            (no_mask, "there is no mask: a position attends to later positions."),
             (
-                sees_next,
-                "off by one: position i sees i + 1, the id that it should predict. The last it may see is itself.",
+                attends_to_next,
+                "off by one: position i attends to i + 1, the id that it should predict. The "
+                "last position it attends to is i itself.",
             ),
             (
-                sees_only_before,
-                "off by one: a position sees itself too (its input is the id before). Else the first sees "
-                "nothing, and the softmax over nothing is NaN.",
+                excludes_itself,
+                "off by one: a position also attends to itself (its input is the previous id). "
+                "Otherwise the first position has no key, and the softmax over no key is NaN.",
             ),
             (
                 queries_at_the_start,
-                "right where M = N, but your M queries stand at the first M positions. They are the LAST M: "
-                "query m is position N - M + m.",
+                "right for M = N, but your M queries are at the first M positions. They are the "
+                "LAST M: query m is position N - M + m.",
             ),
             (not_scaled, "divide the logits by the square root of d."),
         ],
@@ -345,73 +347,86 @@ EXERCISES = {
         probabilities,
         [
             (
-                cools_probabilities,
-                "the temperature divides logits, not probabilities: softmax comes after it.",
+                divides_probabilities,
+                "the temperature divides logits, not probabilities: apply it before the softmax.",
             ),
             (
-                heats_instead,
-                "you multiplied by the temperature. Divide: a high temperature makes logits alike.",
+                multiplies_by_temperature,
+                "you multiplied by the temperature. Divide: a high temperature makes the "
+                "probabilities more equal.",
             ),
             (
                 drops_the_crossing_one,
-                "top-p keeps the id that crosses the share too: keep an id if those BEFORE it hold less "
-                "than top_p. Else a single id of 90% would leave nothing at top_p = 0.8.",
+                "top-p also keeps the id that crosses the limit: keep an id if the "
+                "probabilities BEFORE it add up to less than top_p. Otherwise top_p = 0.8 would "
+                "keep nothing if one id has 90%.",
             ),
             (
                 top_p_before_temperature,
-                "the share of top-p is counted at temperature 1. The temperature comes first, for all "
-                "that follows.",
+                "top-p was computed at temperature 1. Apply the temperature first, to "
+                "everything that follows.",
             ),
             (
                 top_p_of_all,
-                "after top-k only k ids are left: their probabilities add up to 1 before top-p counts.",
+                "after top-k only k ids are left: renormalize their probabilities to 1 before "
+                "top-p.",
             ),
-            (not_renormalised, "what is left should add up to 1."),
+            (not_renormalized, "renormalize the remaining probabilities to 1."),
         ],
     ),
     "step": Exercise(
-        sentences,
+        step_inputs,
         step,
         [
             (
                 always_position_0,
-                "every token was placed at position 0. With a cache the new one is alone in its batch, but as "
-                "many stand before it as the cache holds.",
+                "every token was placed at position 0. With a cache, the new token is the only "
+                "input, but its position is the length of the cache.",
             ),
             (no_position, "the position is missing: x = token + positions[len(cache)]."),
             (
                 position_too_late,
-                "off by one: the first token stands at position 0. Was the cache longer already when you "
-                "asked for its length?",
+                "off by one: the first token is at position 0. Did you append to the cache "
+                "before you took its length?",
             ),
             (
-                forgets_itself,
-                "the new key and value came into the cache after attending. A position sees itself: append first.",
+                appends_late,
+                "the new key and value were appended after the attention. A position attends to "
+                "itself: append first.",
             ),
             (
-                forgets_the_past,
-                "only the new key is attended to. The cache holds all before it; use them all.",
+                uses_only_the_new_key,
+                "only the new key is used. The cache holds the keys and values of all previous "
+                "tokens: use them all.",
             ),
             (not_scaled_step, "divide the logits by the square root of D."),
-            (transposed, "that is x @ w, the transposed matrix. Here q = wq @ x."),
+            (transposed, "this is x @ w, with the transposed matrix. Here q = wq @ x."),
         ],
-        observe=walk,
+        observe=run_steps,
     ),
     "guided": Exercise(
-        two_answers,
+        logit_pairs,
         guided,
         [
             (
-                adds_s,
-                "at scale 1 guidance must change nothing: start from `untold`, or add scale - 1 times the difference to "
-                "`told`.",
+                scale_plus_one,
+                "guidance must change nothing at scale 1: start from the unconditional logits, "
+                "or add scale - 1 times the difference to the conditional ones.",
             ),
-            (from_told, "told and untold are exchanged: the step goes from `untold` past `told`."),
             (
-                from_untold_with_less,
-                "scale - 1 belongs with `told` as the start. From `untold` it is scale.",
+                exchanged,
+                "the conditional and the unconditional logits are exchanged: guidance moves "
+                "from unconditional past conditional.",
             ),
-            (scales_told, "`untold` plays no part: what pushes is the difference between both."),
+            (
+                scale_minus_one,
+                "the factor scale - 1 belongs to a start from the conditional logits. From the "
+                "unconditional logits the factor is scale.",
+            ),
+            (
+                scales_cond,
+                "the unconditional logits are not used: guidance adds the difference between both.",
+            ),
         ],
     ),
 }

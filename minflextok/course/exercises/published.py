@@ -1,4 +1,4 @@
-"""11 the published models."""
+"""Exercises of notebook 11: the published models."""
 
 import ast
 import json
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ a literal, read without running it ----------------------------------------------------------------------------
+# ---- ★ a literal, parsed without running it ------------------------------------------------------
 
 TEXTS = (
     "{'levels': [8, 8, 8, 5, 5, 5], 'drop_quant_p': 0.0}",
@@ -62,7 +62,7 @@ evaluates, without_builtins = (
 as_json = or_false(json.loads)
 
 
-# ---- ★★ one key that stands for many ---------------------------------------------------------------------------------
+# ---- ★★ one key that represents n equal keys -----------------------------------------------------
 
 
 def merged_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -105,7 +105,7 @@ def n_times_the_value(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor
     return (keys @ q).softmax(0) @ with_last(values, lambda x: n * x)
 
 
-# ---- ★★ positions of a guided step -----------------------------------------------------------------------------------
+# ---- ★★ positions of a guided step ---------------------------------------------------------------
 
 
 def step_sizes(g: torch.Generator) -> Iterator[tuple]:
@@ -120,7 +120,7 @@ def guided_positions(P: int, K: int, k: int) -> int:
     return P + len(kept) + bool(dropped) + P + 1
 
 
-def no_stand_in(P: int, K: int, k: int) -> int:
+def dropped_left_out(P: int, K: int, k: int) -> int:
     return 2 * P + k + 1
 
 
@@ -128,7 +128,7 @@ def one_too_many(P: int, K: int, k: int) -> int:
     return 2 * P + k + 2
 
 
-def both_halves_alike(P: int, K: int, k: int) -> int:
+def same_size_for_both(P: int, K: int, k: int) -> int:
     return 2 * (P + min(k + 1, K))
 
 
@@ -140,14 +140,14 @@ def everything(P: int, K: int, k: int) -> int:
     return 2 * (P + K)
 
 
-# ---- ★★ a mean from the means of parts -------------------------------------------------------------------------------
+# ---- ★★ a mean from the means of its parts -------------------------------------------------------
 
 
 def parts(g: torch.Generator) -> Iterator[tuple]:
     yield torch.tensor([1.0, 4.0]), torch.tensor([3, 1])
     for n in (2, 3, 5):
         sizes = torch.randint(1, 9, (n,), generator=g)
-        sizes[0] += 9  # never all equal
+        sizes[0] += 9  # not all equal
         yield torch.randn(n, generator=g), sizes
 
 
@@ -174,7 +174,7 @@ def divided_by_parts(means: Tensor, sizes: Tensor) -> Tensor:
     return (means * sizes).mean()
 
 
-# ---- ★★★ days of a run -----------------------------------------------------------------------------------------------
+# ---- ★★★ days of a training run ------------------------------------------------------------------
 
 
 def training_runs(g: torch.Generator) -> Iterator[tuple]:
@@ -200,13 +200,12 @@ def days(
     of_matrix: float = 2,
     pairs: float = 1,
 ) -> float:
-    """of_matrix: operations for each weight and position; pairs: how much of attention's N x N is counted."""
+    """of_matrix: operations per weight and position; pairs: share of attention pairs."""
     total = 0.0
     for _ in range(depth):
         total += of_matrix * 12 * D * D * N  # the matrices
-        total += (
-            pairs * 2 * of_matrix * N * N * D
-        )  # each position against each: q k^T, and its product with v
+        # All pairs of positions: q k^T, and the weights with v.
+        total += pairs * 2 * of_matrix * N * N * D
     return passes * total * images / speed / 86400
 
 
@@ -241,16 +240,19 @@ EXERCISES = {
         [
             (
                 evaluates,
-                "that is eval: it RUNS the text. `[8] * 2` is harmless; what stands in a downloaded file need not be.",
+                "this is eval: it RUNS the text. `[8] * 2` is harmless, but a downloaded file "
+                "may hold other code.",
             ),
             (
                 without_builtins,
-                "eval without builtins still runs the text: `[8] * 2` was computed, and from any object, such as "
-                "(), there are well-known ways back to everything. Parse, do not run.",
+                "eval without builtins still runs the text: it computed `[8] * 2`, and there "
+                "are well-known ways from any object, such as (), back to all builtins. Parse "
+                "the text, do not run it.",
             ),
             (
                 as_json,
-                "JSON is another language: it has no single quotes, no tuples, and its truth is `true`.",
+                "JSON is another language: it has no single quotes and no tuples, and writes "
+                "True as `true`.",
             ),
         ],
     ),
@@ -260,16 +262,18 @@ EXERCISES = {
         [
             (
                 counted_once,
-                "the last key weighs as much as ONE. n exp(l) = exp(l + log n): add log n to its logit.",
+                "the last key has the weight of ONE key. n exp(l) = exp(l + log n): add log n "
+                "to its logit.",
             ),
             (
                 n_times_the_logit,
-                "n times the logit is exp(n l), the n-th POWER. n exp(l) = exp(l + log n).",
+                "n times the logit gives exp(n l), the n-th POWER. n exp(l) = exp(l + log n).",
             ),
-            (n_added, "n was added where log n belongs."),
+            (n_added, "n was added to the logit instead of log n."),
             (
                 n_times_the_value,
-                "its value counts n times, but the weights still add up to 1 as if it stood there once.",
+                "the last value is multiplied by n, but the softmax weights still count its key "
+                "once.",
             ),
         ],
     ),
@@ -278,16 +282,18 @@ EXERCISES = {
         guided_positions,
         [
             (
-                no_stand_in,
-                "the dropped registers need one position that stands for all of them (none if k = K).",
+                dropped_left_out,
+                "the dropped registers need one position that represents all of them (none if k "
+                "= K).",
             ),
-            (one_too_many, "with k = K nothing is dropped, and nothing need stand for it."),
+            (one_too_many, "for k = K no register is dropped, so there is no extra position."),
             (
-                both_halves_alike,
-                "the unconditional half hides all registers: they are equal, and one stands for all K.",
+                same_size_for_both,
+                "the unconditional half has no visible register: all K are equal, and one "
+                "position represents them.",
             ),
-            (one_half, "guidance asks twice: with tokens, and without."),
-            (everything, "that is the plain computation, with K registers in both halves."),
+            (one_half, "guidance evaluates the decoder twice: with the tokens and without."),
+            (everything, "this is the plain computation, with K registers in both halves."),
         ],
     ),
     "combine": Exercise(
@@ -296,10 +302,11 @@ EXERCISES = {
         [
             (
                 unweighted,
-                "parts of different sizes counted alike. Each image counts alike: weigh a part by its size.",
+                "parts of different sizes got the same weight. Each image has the same weight, "
+                "so weight a part by its size.",
             ),
-            (sum_of_means, "those are means: added up they grow with the number of parts."),
-            (not_divided, "the sum over all images; divide by how many there are."),
+            (sum_of_means, "this is the sum of the means: it grows with the number of parts."),
+            (not_divided, "this is the sum over all images; divide it by their number."),
             (divided_by_parts, "divided by the number of parts. Divide by the number of images."),
         ],
     ),
@@ -309,20 +316,21 @@ EXERCISES = {
         [
             (
                 forward_only,
-                "that is the forward pass. The backward pass costs twice as much again: 3 in all.",
+                "this is the forward pass. The backward pass costs twice as much, so the total "
+                "is 3 times the forward pass.",
             ),
             (
                 backward_as_forward,
-                "the backward pass has two gradients for each product, of the weights and of the inputs: it "
-                "costs twice the forward pass.",
+                "the backward pass has two gradients for each product, of the weights and of "
+                "the inputs: it costs twice the forward pass.",
             ),
-            (multiply_adds, "a multiply-add is two operations."),
-            (without_attention, "attention itself is missing: 4 N^2 D a block."),
+            (multiply_adds, "one multiply-add is two operations."),
+            (without_attention, "the attention products are missing: 4 N^2 D for each block."),
             (
                 half_of_attention,
                 "attention has two products of N x N x D: q k^T, and the weights with v.",
             ),
-            (hours, "those are hours."),
+            (hours, "this is the number of hours."),
         ],
     ),
 }

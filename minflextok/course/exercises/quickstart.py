@@ -1,4 +1,4 @@
-"""00 quickstart."""
+"""Exercises of notebook 00: quickstart."""
 
 import math
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ rows of different lengths -------------------------------------------------------------------------------------
+# ---- ★ sequences of different lengths ------------------------------------------------------------
 
 
-def rows(g: torch.Generator) -> Iterator[tuple]:
+def id_rows(g: torch.Generator) -> Iterator[tuple]:
     for B, K in ((2, 4), (1, 3), (3, 6), (5, 8)):
         lengths = torch.randint(1, K, (B,), generator=g)
-        lengths[-1] = K - 1 if lengths[0] < K - 1 else 1  # lengths that differ
+        lengths[-1] = K - 1 if lengths[0] < K - 1 else 1  # different lengths
         yield torch.randint(1, 2560, (B, K), generator=g), lengths
 
 
@@ -44,7 +44,7 @@ def without_the_first(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
     return tuple(row[int(k) :] for row, k in zip(ids, lengths, strict=True))
 
 
-# ---- ★★ digits -------------------------------------------------------------------------------------------------------
+# ---- ★★ digits -----------------------------------------------------------------------------------
 
 
 def numbers(g: torch.Generator) -> Iterator[tuple]:
@@ -66,7 +66,7 @@ def highest_first(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return digits(ids, levels[::-1]).flip(1)
 
 
-def backwards(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+def reversed_digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return digits(ids, levels).flip(1)
 
 
@@ -82,25 +82,26 @@ def own_level(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.stack([ids // L % L for L in levels], dim=1)
 
 
-def not_whole(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+def not_integer(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
     return ids[:, None] / places % torch.tensor(levels)
 
 
-# ---- ★★ how many tokens does this image need? ------------------------------------------------------------------------
+# ---- ★★ how many tokens does this image need? ----------------------------------------------------
 
 
 def curves(g: torch.Generator) -> Iterator[tuple]:
     for B, budgets in ((2, (1, 2, 4)), (3, (1, 2, 4, 8)), (6, (1, 2, 4, 8, 16))):
         psnrs = (10 + torch.rand(B, len(budgets), generator=g) * 6).sort(1).values
-        psnrs[-1] = torch.linspace(8, 11.9, len(budgets))  # one that never gets there
+        psnrs[-1] = torch.linspace(8, 11.9, len(budgets))  # never reaches the target
         psnrs[0] = torch.linspace(11, 14, len(budgets))
         yield psnrs, budgets, 12.0
+    # Not monotone: more tokens can be worse for one image.
     yield (
         torch.tensor([[13.0, 11.9, 14.0]]),
         (1, 2, 4),
         12.0,
-    )  # more tokens need not be better, image by image
+    )
     yield torch.full((randint(g, 1, 2), 2), 12.0), (1, 2), 12.0
 
 
@@ -112,15 +113,15 @@ def shortest(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor(out)
 
 
-def its_place(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def index_of_budget(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor([budgets.index(k) for k in shortest(psnrs, budgets, target).tolist()])
 
 
-def places_of_argmax(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def index_from_argmax(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return (psnrs >= target).int().argmax(1)
 
 
-def never_is_first(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def never_gives_smallest(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor(budgets)[(psnrs >= target).int().argmax(1)]
 
 
@@ -137,23 +138,33 @@ def must_exceed(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tenso
     return shortest(psnrs, budgets, target + 1e-9)
 
 
-def one_for_all(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+def one_budget_for_all(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return shortest(psnrs.mean(0, keepdim=True), budgets, target).expand(len(psnrs))
 
 
 EXERCISES = {
     "shorten": Exercise(
-        rows,
+        id_rows,
         shorten,
         [
-            (the_last, "you kept the last ids. The beginning of a row is what stands alone."),
+            (
+                the_last,
+                "you kept the last ids. A prefix of the sequence can be decoded: keep the first "
+                "ids.",
+            ),
             (
                 filled_with_0,
-                "0 is an id like any other, and would be decoded. A shorter row is shorter.",
+                "0 is an id like any other and would be decoded. A shorter sequence has fewer ids.",
             ),
-            (one_length, "all rows got the first one's length. Each image has its own."),
-            (one_more, "one id too many: a row of length k ends before index k."),
-            (without_the_first, "that cuts the beginning off. Keep it, and cut the end."),
+            (
+                one_length,
+                "all sequences got the length of the first one. Each image has its own length.",
+            ),
+            (one_more, "one id too many: a sequence of length k ends before index k."),
+            (
+                without_the_first,
+                "this removes the beginning. Keep the beginning and remove the end.",
+            ),
         ],
     ),
     "digits": Exercise(
@@ -162,45 +173,57 @@ EXERCISES = {
         [
             (
                 highest_first,
-                "you took the last level as the lowest place. The first channel is the lowest here.",
+                "you used the last level as the lowest place. The first channel is the lowest "
+                "place here.",
             ),
-            (backwards, "the right digits, from the other end: the lowest place comes first."),
+            (
+                reversed_digits,
+                "the digits are right, but in reverse order: the lowest place comes first.",
+            ),
             (
                 never_divided,
-                "after taking a digit, divide by its L: the rest is what the next digit is of.",
+                "after taking a digit, divide by its L before you take the next digit.",
             ),
             (
                 one_base,
-                "you divided by powers of the first L. A place is worth the product of the levels before it.",
+                "you divided by powers of the first L. A place value is the product of the "
+                "levels before it.",
             ),
             (
                 own_level,
-                "you divided by the digit's own L. A place is worth the product of the levels before it: the first, 1.",
+                "you divided by the digit's own L. A place value is the product of the levels "
+                "before it; the first is 1.",
             ),
-            (not_whole, "digits are whole numbers: divide without rest (//)."),
+            (not_integer, "digits are integers: use integer division (//)."),
         ],
     ),
     "shortest": Exercise(
         curves,
         shortest,
         [
-            (its_place, "those are places in `budgets`. Tell the number of tokens."),
+            (index_of_budget, "these are indices into `budgets`. Return the number of tokens."),
             (
-                places_of_argmax,
-                "those are places in `budgets`, not numbers of tokens; and argmax says 0 where none reaches it.",
+                index_from_argmax,
+                "these are indices into `budgets`, not numbers of tokens; and argmax returns 0 "
+                "if no budget reaches the target.",
             ),
             (
-                never_is_first,
-                "an image that never reaches the target got the least budget. It needs all there is.",
+                never_gives_smallest,
+                "an image that never reaches the target got the smallest budget. It gets the "
+                "largest.",
             ),
-            (longest_below, "that is the longest budget that does not reach it."),
+            (longest_below, "this is the largest budget that does not reach the target."),
             (
                 by_counting,
-                "you counted the budgets below the target, which is right only where the PSNR rises with every "
-                "budget. Take the first that reaches it.",
+                "you counted the budgets below the target, which is right only if the PSNR "
+                "rises with every budget. Take the first budget that reaches the target.",
             ),
-            (must_exceed, "the target itself is good enough: >=."),
-            (one_for_all, "one budget for all, by their mean. Each image has its own."),
+            (must_exceed, "the target itself is enough: use >=."),
+            (
+                one_budget_for_all,
+                "this is one budget for all images, from their mean. Each image has its own "
+                "budget.",
+            ),
         ],
     ),
 }

@@ -1,4 +1,4 @@
-"""10 FlexTok among its relatives."""
+"""Exercises of notebook 10: FlexTok compared with related tokenizers."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ the token of a pixel ------------------------------------------------------------------------------------------
+# ---- ★ the token of a pixel ----------------------------------------------------------------------
 
 
 def pixels(g: torch.Generator) -> Iterator[tuple]:
@@ -20,7 +20,7 @@ def pixels(g: torch.Generator) -> Iterator[tuple]:
 
 def raster(row: int, column: int, patch: int, width: int) -> int:
     index = 0
-    for top in range(0, row + patch, patch):  # patches as one reads
+    for top in range(0, row + patch, patch):  # patches in row-major order
         for left in range(0, width, patch):
             if top <= row < top + patch and left <= column < left + patch:
                 return index
@@ -48,7 +48,7 @@ def from_one(row: int, column: int, patch: int, width: int) -> int:
     return raster(row, column, patch, width) + 1
 
 
-# ---- ★ what a grid costs ---------------------------------------------------------------------------------------------
+# ---- ★ the rate of a 2D grid ---------------------------------------------------------------------
 
 
 def grids(g: torch.Generator) -> Iterator[tuple]:
@@ -79,7 +79,7 @@ def bytes_per_pixel(size: int, patch: int, vocab: int) -> tuple[int, float]:
     return grid_rate(size, patch, vocab)[0], grid_rate(size, patch, vocab)[1] / 8
 
 
-# ---- ★★ the best single answer, and a draw ---------------------------------------------------------------------------
+# ---- ★★ the best single estimate, and a sample ---------------------------------------------------
 
 
 def possibilities(g: torch.Generator) -> Iterator[tuple]:
@@ -91,7 +91,7 @@ def possibilities(g: torch.Generator) -> Iterator[tuple]:
 
 
 def squared_error(x: Tensor, p: Tensor, answer: Tensor) -> float:
-    """Of one answer (D,), expected over what the image may be: mean over its pixels."""
+    """The expected squared error of one estimate (D,): mean over the pixels."""
     return sum(
         float(q)
         * sum((a - b) ** 2 for a, b in zip(y.tolist(), answer.tolist(), strict=True))
@@ -113,7 +113,7 @@ def best_guess(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     )
 
 
-def all_alike(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+def equal_weights(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return best_guess(x, torch.full_like(p, 1 / len(p)))
 
 
@@ -122,7 +122,7 @@ def plain_mean(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return mean, squared_error(x, p, mean), best_guess(x, p)[2]
 
 
-def likeliest(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+def most_likely(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     mode = x[p.argmax()]
     return mode, squared_error(x, p, mode), best_guess(x, p)[2]
 
@@ -137,18 +137,18 @@ def summed(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return mean, error * x.shape[1], other * x.shape[1]
 
 
-def draws_alike(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+def equal_draws(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     mean, error, _ = best_guess(x, p)
     return mean, error, sum(squared_error(x, p, y) for y in x) / len(x)
 
 
-# ---- ★★ tail token drop ----------------------------------------------------------------------------------------------
+# ---- ★★ tail token drop --------------------------------------------------------------------------
 
 
 def rows_of_tokens(g: torch.Generator) -> Iterator[tuple]:
     for B, K, D in ((2, 3, 1), (3, 4, 2), (4, 6, 2)):
         keep = torch.randint(1, K, (B,), generator=g)
-        keep[-1] = K if keep[0] < K - 1 else 1  # lengths that differ
+        keep[-1] = K if keep[0] < K - 1 else 1  # different lengths
         yield torch.randn(B, K, D, generator=g), keep
 
 
@@ -162,7 +162,7 @@ def head_drop(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
     return tuple(row[len(row) - k :] for row, k in zip(tokens, keep.tolist(), strict=True))
 
 
-def drops_so_many(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+def keeps_the_others(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
     return tuple(row[: len(row) - k] for row, k in zip(tokens, keep.tolist(), strict=True))
 
 
@@ -179,11 +179,11 @@ def one_more(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
     return tail_drop(tokens, (keep + 1).clamp(max=tokens.shape[1]))
 
 
-# ---- ★★★ both decoders at every budget -------------------------------------------------------------------------------
+# ---- ★★★ a regressor and a sampler at every budget -----------------------------------------------
 
 
-def worlds(g: torch.Generator) -> Iterator[tuple]:
-    """Equally likely images, and their ids: some images share a prefix of two ids or all three."""
+def image_sets(g: torch.Generator) -> Iterator[tuple]:
+    """Equally likely images and their ids: some images share a prefix of two or all three ids."""
     for n, D in ((4, 1), (6, 2), (9, 3), (12, 2)):
         ids = torch.randint(2, (n, 3), generator=g)
         ids[0], ids[1], ids[2], ids[3] = (
@@ -210,7 +210,7 @@ def only_the_kth(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
     return prefix_errors(x, ids[:, k - 1 :], 1)
 
 
-def groups_alike(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+def equal_groups(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
     groups = [(ids[:, :k] == prefix).all(1) for prefix in ids[:, :k].unique(dim=0)]
     each = [prefix_errors(x[rows], ids[rows], k) for rows in groups]
     return tuple(sum(column) / len(each) for column in zip(*each, strict=True))
@@ -231,48 +231,55 @@ EXERCISES = {
         [
             (
                 down_the_columns,
-                "row and column are exchanged: patches go as one reads, along the rows.",
+                "row and column are exchanged: patches are in row-major order.",
             ),
             (
                 pixels_in_a_line,
-                "the patches of a row were counted as pixels: a row holds width // patch of them.",
+                "you multiplied by the number of pixels in a row. A row holds width // patch "
+                "patches.",
             ),
             (patches_in_a_side, "a row of patches holds width // patch of them, not patch."),
-            (of_the_pixel_row, "the pixel's row was not divided: which row of PATCHES is it in?"),
-            (from_one, "tokens count from 0."),
+            (of_the_pixel_row, "the pixel's row was not divided by patch: use the row of PATCHES."),
+            (from_one, "token indices start at 0."),
         ],
     ),
     "grid_rate": Exercise(
         grids,
         grid_rate,
         [
-            (one_side, "that is one side of the grid; its patches are the square of it."),
-            (per_value, "those are bits for each of three colour values. A pixel is all three."),
-            (per_token, "those are the bits of a token. It stands for patch * patch pixels."),
-            (bytes_per_pixel, "those are bytes a pixel; bits were asked for."),
+            (one_side, "this is one side of the grid; the number of patches is its square."),
+            (per_value, "these are bits for each of three color values. A pixel is all three."),
+            (per_token, "these are the bits of a token, which represents patch * patch pixels."),
+            (bytes_per_pixel, "these are bytes for each pixel; the exercise asks for bits."),
         ],
     ),
     "best_guess": Exercise(
         possibilities,
         best_guess,
         [
-            (all_alike, "all possibilities counted alike. Weigh each by its probability."),
             (
-                plain_mean,
-                "the answer is a mean in which all possibilities count alike. Weigh each by its probability.",
+                equal_weights,
+                "all possible images got the same weight. Weight each by its probability.",
             ),
             (
-                likeliest,
-                "you answered the likeliest image. Squared error prefers the mean, also where no image is like it.",
+                plain_mean,
+                "your mean gives all possible images the same weight. Weight each by its "
+                "probability.",
+            ),
+            (
+                most_likely,
+                "you returned the most likely image. The mean has the least squared error, even "
+                "if no image looks like it.",
             ),
             (
                 sample_to_mean,
-                "that is how far a sample is from the MEAN. The original is another draw: compare two draws.",
+                "this is the error between a sample and the MEAN. The original is another draw: "
+                "compare two draws.",
             ),
-            (summed, "errors were summed over the pixels; the mean was asked for."),
+            (summed, "errors were summed over the pixels; the exercise asks for the mean."),
             (
-                draws_alike,
-                "the drawn images counted alike. A sample is drawn with its probability, too.",
+                equal_draws,
+                "the samples got the same weight. A sample is drawn with its probability, too.",
             ),
         ],
     ),
@@ -280,32 +287,35 @@ EXERCISES = {
         rows_of_tokens,
         tail_drop,
         [
-            (head_drop, "that keeps the tail. The first tokens stay, the tail goes."),
-            (drops_so_many, "keep says how many stay, not how many go."),
+            (head_drop, "this keeps the tail. Keep the first tokens and drop the tail."),
+            (keeps_the_others, "keep is the number of tokens to keep, not the number to drop."),
             (one_length, "every image got the length of the first one."),
             (
                 zeros_instead,
-                "the tail became zeros and the rows kept their length. Here it is gone.",
+                "the tail became zeros and the length stayed the same. Here the tail is removed.",
             ),
-            (one_more, "off by one: keep = k leaves tokens 0 to k - 1."),
+            (one_more, "off by one: keep = k keeps tokens 0 to k - 1."),
         ],
     ),
     "prefix_errors": Exercise(
-        worlds,
+        image_sets,
         prefix_errors,
         [
             (
                 without_tokens,
-                "the ids were not used: the mean of ALL images. Only those with the same prefix are possible.",
+                "the ids were not used: this is the mean of ALL images. Only images with the "
+                "same prefix are possible.",
             ),
-            (only_the_kth, "grouped by one id alone. A prefix is all k of them."),
+            (only_the_kth, "grouped by one id only. A prefix is all k of them."),
             (
-                groups_alike,
-                "all prefixes counted alike. One that twice as many images have occurs twice as often.",
+                equal_groups,
+                "all prefixes got the same weight. A prefix that twice as many images share "
+                "occurs twice as often.",
             ),
             (
                 sampler_as_good,
-                "a sample's error is twice the mean's: two draws, each as far from the mean as the other.",
+                "the error of a sample is twice that of the mean: two draws, each at the same "
+                "distance from the mean.",
             ),
             (one_id_more, "off by one: k ids are known, columns 0 to k - 1."),
         ],

@@ -1,4 +1,4 @@
-"""09 text conditioning."""
+"""Exercises of notebook 09: text conditioning."""
 
 import math
 from collections import Counter
@@ -10,9 +10,9 @@ from torch import Tensor
 from . import Exercise, randint
 
 Words = tuple[str, ...]
-Named = tuple[str | None, str, str]  # size or None, colour, shape
+Named = tuple[str | None, str, str]  # size or None, color, shape
 
-# ---- ★ words to numbers ------------------------------------------------------------------------------------------------
+# ---- ★ words to word ids -------------------------------------------------------------------------
 
 
 def captions(g: torch.Generator) -> Iterator[tuple]:
@@ -64,10 +64,10 @@ def bag_of_words(texts: list[str], words: Words) -> Tensor:
     )
 
 
-# ---- ★★ looking at a text ----------------------------------------------------------------------------------------------
+# ---- ★★ cross-attention --------------------------------------------------------------------------
 
 
-def looks(g: torch.Generator) -> Iterator[tuple]:
+def attention_inputs(g: torch.Generator) -> Iterator[tuple]:
     for M, L, d, words in ((1, 2, 2, 2), (2, 3, 2, 2), (3, 4, 4, 1), (2, 5, 3, 4)):
         mask = torch.arange(L) < words
         yield (
@@ -94,7 +94,7 @@ def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def sees_padding(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attends_to_padding(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return cross_attention(q, k, v, torch.ones_like(mask))
 
 
@@ -122,7 +122,7 @@ def causal_too(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(later, float("-inf")).softmax(-1) @ v
 
 
-# ---- ★★ what an image shows, what was asked ----------------------------------------------------------------------------
+# ---- ★★ does the image show what the caption says? -----------------------------------------------
 
 
 def pictures(g: torch.Generator) -> Iterator[tuple]:
@@ -142,10 +142,8 @@ def pictures(g: torch.Generator) -> Iterator[tuple]:
 
 def shows_exactly(found: list[Named], wanted: list[Named]) -> bool:
     rest = list(found)
-    for size, colour, shape in sorted(
-        wanted, key=lambda w: w[0] is None
-    ):  # those with a size choose first
-        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+    for size, color, shape in sorted(wanted, key=lambda w: w[0] is None):  # those with a size first
+        fits = [t for t in rest if t[1:] == (color, shape) and size in (None, t[0])]
         if not fits:
             return False
         rest.remove(fits[0])
@@ -156,7 +154,7 @@ def extras_allowed(found: list[Named], wanted: list[Named]) -> bool:
     return all(any(t[1:] == w[1:] and w[0] in (None, t[0]) for t in found) for w in wanted)
 
 
-def nothing_need_be_there(found: list[Named], wanted: list[Named]) -> bool:
+def missing_allowed(found: list[Named], wanted: list[Named]) -> bool:
     return all(any(t[1:] == w[1:] and w[0] in (None, t[0]) for w in wanted) for t in found)
 
 
@@ -168,7 +166,7 @@ def sizes_ignored(found: list[Named], wanted: list[Named]) -> bool:
     return Counter(t[1:] for t in found) == Counter(t[1:] for t in wanted)
 
 
-def attributes_apart(found: list[Named], wanted: list[Named]) -> bool:
+def attributes_separately(found: list[Named], wanted: list[Named]) -> bool:
     sizes = [w[0] for w in wanted if w[0]]
     return (
         Counter(t[1] for t in found) == Counter(t[1] for t in wanted)
@@ -177,33 +175,33 @@ def attributes_apart(found: list[Named], wanted: list[Named]) -> bool:
     )
 
 
-def first_come(found: list[Named], wanted: list[Named]) -> bool:
+def in_given_order(found: list[Named], wanted: list[Named]) -> bool:
     rest = list(found)
-    for size, colour, shape in wanted:
-        fits = [t for t in rest if t[1:] == (colour, shape) and size in (None, t[0])]
+    for size, color, shape in wanted:
+        fits = [t for t in rest if t[1:] == (color, shape) and size in (None, t[0])]
         if not fits:
             return False
         rest.remove(fits[0])
     return not rest
 
 
-def in_this_order(found: list[Named], wanted: list[Named]) -> bool:
+def order_matters(found: list[Named], wanted: list[Named]) -> bool:
     return len(found) == len(wanted) and all(
         shows_exactly([t], [w]) for t, w in zip(found, wanted, strict=True)
     )
 
 
-# ---- ★★ a negative control ---------------------------------------------------------------------------------------------
+# ---- ★★ a negative control -----------------------------------------------------------------------
 
 
-def complexities(g: torch.Generator) -> Iterator[tuple]:
+def caption_sizes(g: torch.Generator) -> Iterator[tuple]:
     yield ([1, 1],)
     yield ([1, 2, 1, 2, 1],)
     yield (torch.arange(1, 5).repeat(randint(g, 3, 5))[torch.randperm(12, generator=g)].tolist(),)
 
 
 def properties(f: Callable, counts: list[int]) -> dict:
-    """Many answers are right; this is what they share."""
+    """Many answers are right; these are the properties that they share."""
     others = f(counts)
     if not isinstance(others, list | tuple | Tensor):
         return others
@@ -243,37 +241,45 @@ EXERCISES = {
         [
             (
                 numbers_from_0,
-                "0 is taken: it pads. With words numbered from 0, the first word and no word are the same.",
+                "0 is the padding. If words are numbered from 0, the first word and the padding "
+                "are the same.",
             ),
-            (pads_in_front, "pad behind the words: position 0 is the first word of every caption."),
+            (pads_in_front, "pad after the words: position 0 is the first word of every caption."),
             (cuts_to_the_shortest, "captions were cut to the shortest. Pad all to the LONGEST."),
             (
                 bag_of_words,
-                "the words are sorted, and who is above whom is lost. Keep their order.",
+                "the words are sorted, so the order of the objects is lost (what is above "
+                "what). Keep the order of the words.",
             ),
         ],
     ),
     "cross_attention": Exercise(
-        looks,
+        attention_inputs,
         cross_attention,
         [
-            (sees_padding, "padding is attended to: give it the logit -inf before the softmax."),
+            (
+                attends_to_padding,
+                "the padding is attended to: give it the logit -inf before the softmax.",
+            ),
             (
                 mask_inverted,
-                "the mask is True at words. You hid the words and looked at the padding.",
+                "the mask is True at words. You masked the words and attended to the padding.",
             ),
             (
                 masked_after_softmax,
-                "masked after the softmax, the weights of the words no longer add up to 1. Mask the logits.",
+                "masked after the softmax: the weights of the words no longer add up to 1. Mask "
+                "the logits.",
             ),
-            (zero_logits, "a logit of 0 is no mask, it still gets a share. Use -inf."),
+            (zero_logits, "a logit of 0 does not remove a key: exp(0) = 1. Use -inf."),
             (
                 over_queries,
-                "the softmax runs over the queries. For each query, the weights of all WORDS add up to 1.",
+                "the softmax is over the queries. For each query, the weights of all WORDS add "
+                "up to 1.",
             ),
             (
                 causal_too,
-                "a causal mask does not belong here: every position may see the whole text.",
+                "this has a causal mask. In cross-attention every position may attend to the "
+                "whole text.",
             ),
         ],
     ),
@@ -283,41 +289,47 @@ EXERCISES = {
         [
             (
                 extras_allowed,
-                "it should show nothing else: an image full of everything would meet every caption.",
+                "the image must show nothing else. Otherwise an image with every possible "
+                "object would match every caption.",
             ),
             (
-                nothing_need_be_there,
-                "what is there was asked for, but not all that was asked for is there: an empty image "
-                "passes yours.",
+                missing_allowed,
+                "every object in the image was asked for, but not every requested object is "
+                "there: an empty image passes your test.",
             ),
-            (none_is_a_size, "None says that the caption leaves the size open: any will do."),
-            (sizes_ignored, "where the caption tells a size, it must be that one."),
             (
-                attributes_apart,
-                "colours and shapes are counted apart, so a red square and a blue circle pass for a red "
-                "circle and a blue square. Which colour goes with which shape is the hard part: test it.",
+                none_is_a_size,
+                "None means that the caption does not state a size: any size matches.",
             ),
-            (in_this_order, "an image has no first thing: the order of the list must not matter."),
+            (sizes_ignored, "if the caption states a size, the size must match."),
             (
-                first_come,
-                "a thing of any size took the very one that another asks for by its size. Those that tell a size "
-                "choose first.",
+                attributes_separately,
+                "colors and shapes are counted separately, so a red square and a blue circle "
+                "match a red circle and a blue square. The hard part for a model is which color "
+                "belongs to which shape: test it.",
+            ),
+            (order_matters, "an image has no first object: the order of the list must not matter."),
+            (
+                in_given_order,
+                "a request without a size took the object that another request needs for its "
+                "size. Match the requests with a size first.",
             ),
         ],
     ),
     "others": Exercise(
-        complexities,
+        caption_sizes,
         others,
         [
             (same_captions, "every image keeps its own caption, so there is no control."),
             (
                 the_next_one,
-                "the next caption may say more or less than its own, and fails for that alone: compare like "
-                "with like.",
+                "the next caption may have more or fewer objects than the image's own, and may "
+                "fail for this reason alone: choose one with the same number.",
             ),
             (
                 first_of_its_kind,
-                "each first caption of its kind is still its own, and the others are not used.",
+                "the first caption of each complexity still gets itself, and the other captions "
+                "are not used.",
             ),
         ],
         observe=properties,

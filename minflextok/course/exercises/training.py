@@ -1,4 +1,4 @@
-"""06 training."""
+"""Exercises of notebook 06: training."""
 
 import math
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ the learning rate ---------------------------------------------------------------------------------------------
+# ---- ★ the learning rate -------------------------------------------------------------------------
 
 
-def moments(g: torch.Generator) -> Iterator[tuple]:
+def lr_inputs(g: torch.Generator) -> Iterator[tuple]:
     for step in (0, 2, 3, 5, 7, 9):
         yield step, 10, 1.0, 4, 0.1
     for _ in range(6):
@@ -40,7 +40,7 @@ def after_warmup(step: int, steps: int, peak: float, warmup: int, end: float) ->
     )
 
 
-def falls_to_0(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+def ends_at_0(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
     return lr(step, steps, peak, warmup, 0)
 
 
@@ -52,7 +52,7 @@ def end_in_full(step: int, steps: int, peak: float, warmup: int, end: float) -> 
     return max(lr(step, steps, peak, warmup, 0), end * peak)
 
 
-def done_a_step_early(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+def ends_a_step_early(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
     return no_warmup(step, steps - 1, peak, warmup, end) * min(1, (step + 1) / warmup)
 
 
@@ -61,7 +61,7 @@ def quarter_wave(step: int, steps: int, peak: float, warmup: int, end: float) ->
     return peak * cosine * min(1, (step + 1) / warmup)
 
 
-# ---- ★★ nested dropout, mixed in -------------------------------------------------------------------------------------
+# ---- ★★ nested dropout, phased in ----------------------------------------------------------------
 
 
 def batches(g: torch.Generator) -> Iterator[tuple]:
@@ -102,14 +102,14 @@ def one_coin_for_both(
     return mix(drawn, u, u, nested_prob, null_prob, K)
 
 
-def null_dies_out(
+def null_disappears(
     drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
 ) -> Mixed:
     keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
     return keep_k, null & (u >= nested_prob)
 
 
-def null_among_the_cut(
+def null_only_if_cut(
     drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
 ) -> Mixed:
     keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
@@ -129,7 +129,7 @@ def all_a_little(
     return (K + nested_prob * (drawn - K)).round().long(), w < null_prob
 
 
-# ---- ★★ averaged weights ---------------------------------------------------------------------------------------------
+# ---- ★★ the moving average of the weights --------------------------------------------------------
 
 
 def histories(g: torch.Generator) -> Iterator[tuple]:
@@ -138,7 +138,7 @@ def histories(g: torch.Generator) -> Iterator[tuple]:
 
 
 def ema(start: Tensor, weights: Tensor, decay: float, first: int = 0, often: int = 1) -> Tensor:
-    """first: what the first step is called; often: how many updates a step makes."""
+    """first: the number of the first step; often: updates per step."""
     average = start.clone()
     for step in range(len(weights)):
         d = min(decay, (step + first + 1) / (step + first + 10))
@@ -179,7 +179,7 @@ def plain_mean(start: Tensor, weights: Tensor, decay: float) -> Tensor:
     return weights.mean(0)
 
 
-# ---- ★★ the PSNR of the mean image -----------------------------------------------------------------------------------
+# ---- ★★ the PSNR of the one-step estimate --------------------------------------------------------
 
 
 def estimates(g: torch.Generator) -> Iterator[tuple]:
@@ -207,7 +207,7 @@ def not_clipped(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return sum(found) / len(found)
 
 
-def uphill(x: Tensor, noise: Tensor, v: Tensor) -> float:
+def wrong_sign(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return one_step_psnr(x, noise, -v)
 
 
@@ -228,7 +228,7 @@ def natural_logarithm(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return one_step_psnr(x, noise, v) * math.log(10)
 
 
-# ---- ★★★ the loss that is left -----------------------------------------------------------------------------------------
+# ---- ★★★ the lowest possible loss ----------------------------------------------------------------
 
 
 def spectra(g: torch.Generator) -> Iterator[tuple]:
@@ -268,53 +268,59 @@ def deviations(variances: Tensor, t: Tensor) -> Tensor:
     return floor(variances**2, t)
 
 
-def of_the_image(variances: Tensor, t: Tensor) -> Tensor:
+def variance_of_image(variances: Tensor, t: Tensor) -> Tensor:
     return t**2 * floor(variances, t)
 
 
-def of_the_noise(variances: Tensor, t: Tensor) -> Tensor:
+def variance_of_noise(variances: Tensor, t: Tensor) -> Tensor:
     return (1 - t) ** 2 * floor(variances, t)
 
 
-def nothing_known(variances: Tensor, t: Tensor) -> Tensor:
+def unconditional_variance(variances: Tensor, t: Tensor) -> Tensor:
     return (1 + variances.mean()).expand(len(t))
 
 
 EXERCISES = {
     "lr": Exercise(
-        moments,
+        lr_inputs,
         lr,
         [
             (
                 no_warmup,
-                "there is no warmup: the first `warmup` steps have (step + 1) / warmup of the cosine's rate.",
+                "there is no warmup: in the first `warmup` steps, multiply the cosine's rate by "
+                "(step + 1) / warmup.",
             ),
             (
                 from_rate_0,
-                "the first step has rate 0, a batch for nothing. Step 0 is the first of warmup steps: step + 1.",
+                "the first step has rate 0 and trains nothing. Step 0 is the first of `warmup` "
+                "steps: use step + 1.",
             ),
             (
                 after_warmup,
-                "your cosine begins after the warmup. Here it runs over all steps, and warmup is a factor on it.",
+                "your cosine starts after the warmup. Here it runs over all steps, and the "
+                "warmup is a factor.",
             ),
-            (falls_to_0, "the rate should end at end * peak, not at 0."),
+            (ends_at_0, "the rate should end at end * peak, not at 0."),
             (
                 end_on_top,
-                "end is added on top, so the rate begins above peak. From 1 to end: end + (1 - end) * cosine.",
+                "end is added, so the rate starts above peak. The factor from 1 to end is end + "
+                "(1 - end) * cosine.",
             ),
             (
                 end_in_full,
-                "you cut the cosine off at end * peak, flat from there and in the warmup too. It should arrive "
-                "there when the run is over: end + (1 - end) * cosine.",
+                "you cut off the cosine at end * peak, so the rate is flat there, and in the "
+                "warmup too. It should reach end * peak at the end of the run: end + (1 - end) "
+                "* cosine.",
             ),
             (
-                done_a_step_early,
-                "your cosine is down at the last step. The share of the run that is done is step / steps: it "
-                "reaches 1 when the run is over.",
+                ends_a_step_early,
+                "your cosine ends at the last step. The progress is step / steps: it reaches 1 "
+                "after the last step.",
             ),
             (
                 quarter_wave,
-                "cos(pi / 2 * progress) falls fastest at the end. Take the half wave, (1 + cos(pi * progress)) / 2.",
+                "cos(pi / 2 * progress) falls fastest at the end. Use the half wave, (1 + "
+                "cos(pi * progress)) / 2.",
             ),
         ],
     ),
@@ -324,30 +330,34 @@ EXERCISES = {
         [
             (
                 other_share,
-                "the shares are exchanged: with probability nested_prob an image keeps its DRAWN k, else all K.",
+                "the cases are exchanged: with probability nested_prob an image keeps its DRAWN "
+                "k, otherwise all K.",
             ),
-            (one_coin_a_batch, "one coin for the whole batch. Each image has its own u."),
+            (one_coin_a_batch, "this is one coin for the whole batch. Each image has its own u."),
             (
                 one_coin_for_both,
-                "one coin decides both, so that only images cut short can lose their condition. w is for null.",
+                "one coin decides both, so only images with dropped tokens can lose their "
+                "condition. Use w for null.",
             ),
             (
-                null_dies_out,
-                "the null condition goes as nested dropout comes. Guidance needs it to the end: its coin depends "
-                "on nothing else.",
+                null_disappears,
+                "the null condition disappears as nested dropout increases. Guidance needs it "
+                "until the end: w is independent of u.",
             ),
             (
-                null_among_the_cut,
-                "only images that were cut short lose their condition. Its coin w depends on nothing else.",
+                null_only_if_cut,
+                "only images with dropped tokens lose their condition. Its coin w is "
+                "independent of u.",
             ),
             (
                 null_keeps_none,
-                "null is not keep_k = 0, which would show the mask token. The decoder has another token for it; "
-                "keep_k stays.",
+                "null is not keep_k = 0, which would give the decoder mask tokens. The decoder "
+                "has another token for null; keep_k stays as drawn.",
             ),
             (
                 all_a_little,
-                "that shortens every image a little. A growing SHARE of them should be cut to its drawn k.",
+                "this shortens every image a little. Instead, a growing SHARE of the images is "
+                "cut to the drawn k.",
             ),
         ],
     ),
@@ -357,22 +367,26 @@ EXERCISES = {
         [
             (
                 fixed_decay,
-                "the decay is the same from the first step, so the random start stays in for 1 / (1 - decay) steps. "
-                "It is min(decay, (step + 1) / (step + 10)).",
+                "the decay is the same from the first step, so the random initialization stays "
+                "in the average for 1 / (1 - decay) steps. Use min(decay, (step + 1) / (step + "
+                "10)).",
             ),
-            (roles_exchanged, "the roles are exchanged: decay is what the OLD average keeps."),
+            (roles_exchanged, "the roles are exchanged: decay is the weight of the OLD average."),
             (
                 larger_decay,
-                "you took the larger of the two decays. The smaller forgets the start sooner.",
+                "you took the larger of the two decays. The smaller one forgets the "
+                "initialization sooner.",
             ),
-            (counts_from_1, "off by one: the first step is step 0, decay 1 / 10."),
+            (counts_from_1, "off by one: the first step is step 0, with decay 1 / 10."),
             (
                 every_micro_batch,
-                "it moves twice a step. Once per optimiser step, however many micro-batches that has.",
+                "this updates twice a step. Update once per optimizer step, for any number of "
+                "micro-batches.",
             ),
             (
                 plain_mean,
-                "that is the mean of all steps. The average should forget: old * decay + new * (1 - decay).",
+                "this is the mean over all steps. The average should forget: old * decay + new "
+                "* (1 - decay).",
             ),
         ],
     ),
@@ -382,19 +396,24 @@ EXERCISES = {
         [
             (
                 not_clipped,
-                "the estimate is not an image yet: clamp it to [-1, 1], and only then compare.",
+                "the estimate is not an image yet: clamp it to [-1, 1] before you compare.",
             ),
-            (uphill, "that walks away from the image: v = noise - x, so x = noise - v."),
+            (wrong_sign, "the sign is wrong: v = noise - x, so x = noise - v."),
             (
                 peak_1,
-                "pixels go from -1 to 1, so the peak is 2 and its square 4. Yours is 6 dB too low.",
+                "pixels range from -1 to 1, so the peak is 2 and its square 4. Your value is 6 "
+                "dB too low.",
             ),
-            (peak_255, "255 is the peak of bytes. Pixels go from -1 to 1 here: the peak is 2."),
+            (
+                peak_255,
+                "255 is the peak of uint8 images. Pixels range from -1 to 1 here: the peak is 2.",
+            ),
             (
                 psnr_of_mean_error,
-                "you averaged errors and then took the logarithm. Each image has its PSNR; average those.",
+                "you averaged the errors and then took the logarithm. Compute the PSNR of each "
+                "image, then average.",
             ),
-            (natural_logarithm, "decibels take the logarithm to base 10."),
+            (natural_logarithm, "decibels use the logarithm to base 10."),
         ],
     ),
     "floor": Exercise(
@@ -402,19 +421,24 @@ EXERCISES = {
         floor,
         [
             (floor_t_reversed, "t is reversed: t = 1 is noise, so x_t = t * noise + (1 - t) * x."),
-            (not_squared, "the covariance stands squared above the variance of x_t."),
+            (not_squared, "the covariance is squared before it is divided by the variance of x_t."),
             (
                 mean_first,
-                "you averaged the variances first. The floor is not linear in them: average over channels last.",
+                "you averaged the variances first. The floor is not linear in them: average "
+                "over channels last.",
             ),
-            (summed, "that is the sum over channels. The loss is a mean."),
+            (summed, "this is the sum over channels. The loss is a mean."),
             (deviations, "you squared the variances, which are squares already."),
             (
-                of_the_image,
-                "that is what is left of x. The loss is about v, whose error is that of x divided by t.",
+                variance_of_image,
+                "this is the remaining variance of x. The loss is about v, whose error is that "
+                "of x divided by t.",
             ),
-            (of_the_noise, "that is what is left of the noise. The loss is about v = noise - x."),
-            (nothing_known, "that is the variance of v for somebody who does not look at x_t."),
+            (
+                variance_of_noise,
+                "this is the remaining variance of the noise. The loss is about v = noise - x.",
+            ),
+            (unconditional_variance, "this is the variance of v without knowledge of x_t."),
         ],
     ),
 }

@@ -1,0 +1,107 @@
+"""WebDataset shards: which files make a sample, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+from image_files import png, shard
+
+from minflextok.data import load_dataset
+
+
+def test_shards(tmp_path):
+    for s in range(2):
+        shard(
+            tmp_path / f"s-{s}.tar",
+            {f"{s}{i}.{e}": c for i in range(3) for e, c in (("png", png(s)), ("cls", b"%d" % s))},
+        )
+    data = load_dataset(str(tmp_path / "s-{0..1}.tar"))
+    assert data.images.shape == (6, 3, 8, 8) and data.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(FileNotFoundError, match="s-2.tar"):
+        load_dataset(str(tmp_path / "s-{0..2}.tar"))
+    for members, match in [
+        ({"a.png": png(), "a.cls": b"cat"}, "not a class number"),
+        ({"a.png": png(), "a.cls": b"1", "b.png": png()}, "labelled in part"),
+        ({"a.txt": b"x"}, "no readable image"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            load_dataset(shard(tmp_path / "bad.tar.gz", members))
+    with pytest.warns(UserWarning, match="bad"):
+        assert (
+            len(
+                load_dataset(
+                    shard(tmp_path / "some.tar", {"ok.png": png(), "bad.png": b"\xff\xd8nothing"})
+                )
+            )
+            == 1
+        )
+
+
+@pytest.mark.parametrize("cut", [0, 100, 5000, 20_000])
+def test_a_truncated_tar_is_an_error(tmp_path, cut):
+    whole = shard(tmp_path / "w.tar", {f"{i}.png": png(i) for i in range(20)}).read_bytes()
+    (tmp_path / "w.tar").write_bytes(whole[:cut])
+    with pytest.raises(ValueError, match="truncated"):
+        load_dataset(tmp_path / "w.tar")
+    (tmp_path / "j.tar.gz").write_bytes(b"junk" * 500)
+    with pytest.raises(ValueError, match="truncated, or no tar"):
+        load_dataset(tmp_path / "j.tar.gz")
+
+
+def test_a_truncated_shard_is_an_error(tmp_path):
+    whole = shard(
+        tmp_path / "w.tar.gz", {f"{i}.png": np.random.default_rng(i).bytes(3000) for i in range(20)}
+    ).read_bytes()
+    (tmp_path / "w.tar.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="truncated"):
+        load_dataset(tmp_path / "w.tar.gz")
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"no shards in {SHARED / 'data'}")
+def test_shards_outside_the_repository_read_the_same_way():
+    sample = load_dataset("cifar10-sample", "test")
+    full = load_dataset(f"{SHARED}/data/cifar10-{{split}}.tar.gz", "test")
+    assert len(full) == 10_000 and torch.equal(full.images[:1000], sample.images)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+def test_names_may_have_dots(tmp_path):
+    members = {
+        f"v1.2/frame.{i:04d}.{e}": c
+        for i in range(20)
+        for e, c in (("cls", b"%d" % i), ("png", png(i)))
+    }
+    data = load_dataset(shard(tmp_path / "a.tar", members))
+    assert data.labels.tolist() == list(range(20)) == data.images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    "members, match",
+    [
+        ([("a.depth.png", png()), ("a.jpg", png())], "a and a.depth look like one sample"),
+        ([("a.cls", b"1"), ("a.depth.png", png()), ("a.jpg", png())], "a.cls has no image"),
+        ([("a.jpg", png()), ("a.depth.png", png()), ("a.cls", b"1")], "look like one sample"),
+        ([("a.jpg", png()), ("a.png", png())], "a.png is a second image of a"),
+        ([("a.png", png()), ("a.png", png())], "a.png is a second image of a"),
+        ([("a.png", png()), ("b.png", png()), ("a.png", png())], "holds a.png twice"),
+        ([("a.png", png()), ("b.png", png()), ("a.cls", b"1")], "a.cls has no image"),
+        ([("a.png", png()), ("a.cls", b"1"), ("a.cls", b"2")], "holds a.cls twice"),
+        ([("a.png", png()), ("b.heic", b"x")], "cannot read b.heic"),
+    ],
+)
+def test_no_image_is_dropped_without_an_error_that_names_it(tmp_path, members, match):
+    with pytest.raises(ValueError, match=match):
+        load_dataset(shard(tmp_path / "a.tar", members))
+
+
+def test_litter_in_a_shard_is_left_out(tmp_path):
+    names = ["./a.png", "__MACOSX/._a.png", "._a.png", "b.PNG", ".ipynb_checkpoints/b.png"]
+    assert len(load_dataset(shard(tmp_path / "a.tar", {n: png() for n in names}))) == 2
+
+
+def test_equal_names_in_two_shards_are_two_images(tmp_path):
+    for i in range(2):
+        shard(tmp_path / f"{i}.tar", {"a.png": png(i)})
+    assert load_dataset(f"{tmp_path}/{{0..1}}.tar").images[:, 0, 0, 0].tolist() == [0, 1]
