@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..checks import Ids
 from ..config import TokenizerConfig
-from ..encoder import Encoder
 from ..draws import Draws, draw
+from ..encoder import Encoder
+from ..patches import embed_patches
 from ..tokenizer import FlexTok
 from ..training.objective import TokenizerObjective
 from ..transformer import layer_norm
@@ -82,7 +83,7 @@ class GridEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> latents before FSQ (B, P, F)."""
-        seq = self.embed_patches(x)  # (B, P, D)
+        seq = embed_patches(x, self.patch_size, self.patch_proj, self.positions)  # (B, P, D)
         for block in self.blocks:
             seq = block(seq)
         return self.head(layer_norm(seq))
