@@ -93,6 +93,7 @@ def prior_figure(found: dict) -> Figure:
     for ax in axes:
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7)
+        ax.title.set_fontsize(9)
     return fig
 
 
