@@ -211,10 +211,10 @@ def show_demo(a: argparse.Namespace, weights: str, data: str, guidance: float, o
     tok = load(a)
     if a.num_images < 1:
         raise ValueError(f"--num-images {a.num_images}: give at least 1")
-    data = load_dataset(a.data, "test", tok.image_size)
-    if not isinstance(data, Images):
+    test = load_dataset(a.data, "test", tok.image_size)
+    if not isinstance(test, Images):
         raise ValueError(f"{a.data} is too large for memory: give a smaller set")
-    images = to_float(data.images[: a.num_images])
+    images = to_float(test.images[: a.num_images])
     print(
         f"weights {a.weights}: up to {tok.config.num_registers} tokens of "
         f"{tok.config.bits_per_token:.1f} bits; images: the first {len(images)} of {a.data}, "

@@ -83,7 +83,7 @@ def prior(a: argparse.Namespace) -> None:
     recipe, config = recipe_of(a, preset), model_of(a, preset)
     if not (a.tokenizer or preset.tokenizer):
         raise ValueError(f"preset {a.preset} names no tokenizer: give --tokenizer")
-    tok = FlexTok.from_pretrained(a.tokenizer or preset.tokenizer)
+    tok = FlexTok.from_pretrained(str(a.tokenizer or preset.tokenizer))
     data = data_of(a, preset, tok.image_size, recipe)
     train_prior(config, recipe, tok, data, a.out, a.device, a.quiet, crops=a.crops, cache=a.cache)
 

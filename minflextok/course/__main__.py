@@ -1,6 +1,7 @@
 """Commands for authors and teachers of the course; run them from the root of the repository."""
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .exercises import misconceptions
@@ -27,14 +28,14 @@ def main() -> None:
     folder = Path("notebooks")
     if not folder.is_dir():
         parser.error("there is no folder notebooks/ here: run this from the root of the repository")
-    lines = {
+    commands: dict[str, Callable[[], Iterable]] = {
         "build": lambda: build(folder),
         "student": lambda: strip(folder, Path("student")),
         "stable": lambda: stable(folder, a.only),
         "figures": lambda: figures(folder, Path("figures"), a.only),
         "misconceptions": misconceptions,
-    }[a.command]()
-    for line in lines:
+    }
+    for line in commands[a.command]():
         print(line)
 
 

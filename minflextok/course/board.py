@@ -37,7 +37,8 @@ class Renderer:
 
     def __init__(self, make: Callable, show: Callable, near: Callable = lambda key: ()):
         self.make, self.show, self.near = make, show, near
-        self.cache, self.key, self.thread, self.seconds = {}, None, None, 0.0
+        self.cache, self.key, self.seconds = {}, None, 0.0
+        self.thread: threading.Thread | None = None
         self.lock = threading.RLock()
 
     def get(self, key):

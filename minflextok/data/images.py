@@ -88,7 +88,7 @@ def without_exif(data: bytes) -> bytes:
 def upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says. Only this tag is read; a broken one counts as none."""
     try:
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # whatever a malformed EXIF block makes Pillow raise
         turn = None
     return image if turn is None else image.transpose(turn)
@@ -107,9 +107,10 @@ def eight_bits(image: Image.Image) -> Image.Image:
             raise ValueError(f"{kind}: the range is unknown; scale them to 0..1 or 0..255")
         white = 1.0 if high <= 1 else 255.0
     else:
-        white = white_of(image, low, high)
-        if white is None:
+        found = white_of(image, low, high)
+        if found is None:
             raise ValueError(f"{kind}: the bit depth is unknown; scale them to 8 or 16 bits")
+        white = found
     scaled = values.astype(np.float64) * (255 / white)
     return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
 

@@ -125,8 +125,8 @@ def load_folder(name: str, split: str, size: int | None, workers: int) -> Images
     encoding = encoding_of(Path(files[0]).suffix)
     if size and len(files) * 3 * size**2 > IN_MEMORY_BYTES:
         return Folder(str(root), files, labels, classes, size, workers, split, encoding)
-    numbers = numbers or [None] * len(files)
-    data = in_memory(str(root), zip(files, files, numbers, strict=True), size)
+    classed: list[int | None] = [*numbers] if numbers else [None] * len(files)
+    data = in_memory(str(root), zip(files, files, classed, strict=True), size)
     data.classes, data.split, data.encoding = classes, split, encoding
     return data
 

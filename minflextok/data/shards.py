@@ -27,7 +27,7 @@ class Sample:
 
     key: str  # its name in the shard, without the extension
     url: str  # the shard
-    image: bytes | None = None
+    image: bytes = b""
     suffix: str = ""  # of the image, such as ".jpg"
     label: int | None = None
 

@@ -1,6 +1,7 @@
 """The curves of a training run, alone or beside those of a reference run: `minflextok curves`."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,9 @@ def verdict(run: dict, reference: dict) -> str:
     def value(curves: dict, curve) -> float:
         return float(np.interp(at, *curve(curves)))
 
-    rows = {"loss": lambda c: c["loss"], "ids used per register": lambda c: c["ids"]}
+    rows: dict = {"loss": lambda c: c["loss"], "ids used per register": lambda c: c["ids"]}
     common = [k for k in run["psnr"] if k in reference["psnr"]]
-    rows |= {f"PSNR at {k}": lambda c, k=k: c["psnr"][k] for k in common}
+    rows |= {f"PSNR at {k}": partial(lambda k, c: c["psnr"][k], k) for k in common}
     lines = [f"after {at:,} images, {run['name']} against {reference['name']}:"]
     lines += [
         f"  {name:22} {value(run, curve):8.3f} {value(reference, curve):8.3f}"

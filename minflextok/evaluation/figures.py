@@ -107,11 +107,10 @@ def _ticks(ax: Axes, at: dict[str, dict], label: str, scale: str, **options) -> 
 def _interval(ax: Axes, rows: dict[str, dict], style: str, **options) -> None:
     """A line through the means, with their 95% confidence intervals as bars."""
     x, y = [int(k) for k in rows], [v["mean"] for v in rows.values()]
-    bars = [
-        [v["mean"] - v["ci95"][0] for v in rows.values()],
-        [v["ci95"][1] - v["mean"] for v in rows.values()],
-    ]
-    bars = bars if all("ci95" in v for v in rows.values()) else None
+    bars = None
+    if all("ci95" in v for v in rows.values()):
+        below = [v["mean"] - v["ci95"][0] for v in rows.values()]
+        bars = [below, [v["ci95"][1] - v["mean"] for v in rows.values()]]
     ax.errorbar(x, y, yerr=bars, fmt=style, ms=4, capsize=2, lw=1.3, **options)
 
 
@@ -162,8 +161,8 @@ def _plot_captions(ax: Axes, found: dict, sampler: dict) -> None:
         rows = {k: row["met"][group] for k, row in sampler["tokens"].items()}
         _interval(ax, rows, "-", color=gray, marker=marker, label=plural(group, "thing"))
         rows = {int(k): row["met"][group]["mean"] for k, row in found["tokenizer"].items()}
-        ax.plot(rows.keys(), rows.values(), ls="--", lw=1, color=gray)
+        ax.plot(list(rows), list(rows.values()), ls="--", lw=1, color=gray)
     ax.plot([], [], "k--", lw=1, label="tokenizer alone")
     rows = {int(k): row["shuffled"]["all"]["mean"] for k, row in sampler["tokens"].items()}
-    ax.plot(rows.keys(), rows.values(), "k:", lw=1, label="another image's caption")
+    ax.plot(list(rows), list(rows.values()), "k:", lw=1, label="another image's caption")
     ax.set(title=f"captions met exactly, {sampler['name']}", ylim=(-0.02, 1.02))

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,9 +42,9 @@ SHOWN = 12  # conditions whose samples are shown in a figure
 class Collected:
     """What `PriorEvaluation.collect` finds."""
 
-    original: Scores | CaptionScores
-    tokenizer: dict[int, Scores | CaptionScores]  # reconstructions, by token budget
-    samples: list[dict[int, Scores | CaptionScores]]  # by sampler and token budget
+    original: Any  # Scores, or CaptionScores
+    tokenizer: dict[int, Any]  # reconstructions, by token budget
+    samples: list[dict[int, Any]]  # by sampler and token budget
     losses: Tensor  # sums (2, K) over real ids: conditional, unconditional
     shown: dict[int, list[Tensor]] = field(default_factory=dict)
     conditions: list = field(default_factory=list)  # of the samples shown
@@ -151,16 +152,14 @@ class PriorEvaluation:
             )
         return to_uint8(images).cpu()
 
-    def scores(self) -> Scores | CaptionScores:
+    def scores(self) -> Any:
         """Empty scores."""
         if self.classifier is None:
             return CaptionScores()
         keep = self.settings.features == "classifier"
         return Scores(self.num, self.features, self.classifier, keep)
 
-    def score(
-        self, scores: Scores | CaptionScores, images: Tensor, labels: Tensor | None, rows: slice
-    ) -> None:
+    def score(self, scores: Any, images: Tensor, labels: Tensor | None, rows: slice) -> None:
         """Add images (B, 3, H, W) uint8, made for these rows of the data, to their scores."""
         if self.classifier is None:
             scores.update(images, self.captions[rows], self.others[rows])
@@ -173,7 +172,7 @@ class PriorEvaluation:
             null = torch.full((len(ids),), unconditional, device=self.device)
             row += self.prior.token_losses(ids, conditions, null).double().sum(0).cpu()
 
-    def summary(self, by_budget: dict[int, Scores | CaptionScores], original: Scores) -> dict:
+    def summary(self, by_budget: dict[int, Any], original: Any) -> dict:
         """The metrics of each token budget."""
         return {
             str(k): scores.summary()
@@ -181,7 +180,7 @@ class PriorEvaluation:
             for k, scores in by_budget.items()
         }
 
-    def floor(self, original: Scores) -> dict:
+    def floor(self, original: Any) -> dict:
         """FID between two disjoint sets of real images: the floor at this sample size."""
         others, done = self.scores(), 0
         for stored, _ in in_order(self.data, self.settings.batch_size, 2 * self.num):
@@ -281,7 +280,8 @@ class PriorEvaluation:
         """Unconditional continuations of the first ids of real images: see `evaluate_prefixes`."""
         s = self.settings
         batches = zip(*in_order(self.data, s.batch_size, s.prefix_images), strict=True)
-        images, labels = (torch.cat(x) if x[0] is not None else None for x in batches)
+        stored, labels = (torch.cat(x) if x[0] is not None else None for x in batches)
+        images = torch.as_tensor(stored)
         asked = self.captions[: len(images)] if self.classifier is None else labels
         return evaluate_prefixes(
             self.prior, self.tok, images, asked, s, self.decode, self.contents, progress

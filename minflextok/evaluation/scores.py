@@ -86,7 +86,7 @@ class Scores:
 
     def distance(self, originals: "Scores") -> dict:
         """Frechet distance to the originals; if features are kept, its 95% confidence interval."""
-        found = {"mean": frechet_distance(self.stats, originals.stats)}
+        found: dict = {"mean": frechet_distance(self.stats, originals.stats)}
         if self.keep_features:
             a, b = (s.values["features"][: s.count] for s in (self, originals))
             found["ci95"] = list(bootstrap_frechet(a, b))

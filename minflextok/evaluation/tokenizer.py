@@ -54,9 +54,8 @@ class Evaluation:
         s, self.tok, self.data, self.settings = settings, tok, data, settings
         self.device, size = tok.device, tok.image_size
         self.budgets = s.budgets_of(weights_name, tok.config.num_registers, tok.config.budgets)
-        self.num = s.num_images
-        if self.num is None:
-            self.num = 10_000 if isinstance(data, Stream) else min(10_000, len(data))
+        most = 10_000 if isinstance(data, Stream) else min(10_000, len(data))
+        self.num = most if s.num_images is None else s.num_images
         check_count("num_images", self.num, data)
         self.classifier = Classifier.from_pretrained(s.classifier).to(self.device)
         if self.classifier.config.image_size != size:

@@ -59,7 +59,7 @@ class TokenizerObjective(nn.Module):
     ) -> Tensor:
         """The loss of images that keep at most `longest` registers each."""
         draws = Draws(noise, t, keep_k, null)
-        if features is None:
+        if features is None or self.repa is None:
             return self.tok.flow_loss(x, draws, longest)
         hidden: list[Tensor] = []
         loss = self.tok.flow_loss(x, draws, longest, hidden)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 try:
     import resource
 except ImportError:  # Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 
 class Ranks:

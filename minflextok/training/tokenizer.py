@@ -83,9 +83,11 @@ class TokenizerTask(Task):
             start_from(tok, cls.from_pretrained(init), init)
             self.sources["init"]["fingerprint"] = tok.fingerprint()
         if vae is not None:
-            tok.attach(self.vae).vae = None  # checks that the two fit; the task keeps the VAE
-        self.teacher = load_teacher(teacher, ranks.device) if isinstance(teacher, str) else teacher
-        repa = None if teacher is None else Repa(config.dec_dim, self.mean_features(val))
+            tok.attach(vae).vae = None  # checks that the two fit; the task keeps the VAE
+        self.teacher: Teacher | None = (
+            load_teacher(teacher, ranks.device) if isinstance(teacher, str) else teacher
+        )
+        repa = Repa(config.dec_dim, self.mean_features(self.teacher, val)) if self.teacher else None
         self.model = objective(tok, repa)
         self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
         if recipe.compile:
@@ -111,13 +113,11 @@ class TokenizerTask(Task):
         return to_float(images).to(self.ranks.device)
 
     @torch.no_grad()
-    def mean_features(self, images: Tensor) -> Tensor:
+    def mean_features(self, teacher: Teacher, images: Tensor) -> Tensor:
         """The teacher's features of images (n, 3, H, W) uint8, a mean over images and positions:
         (D,)."""
-        means = [
-            self.teacher(self.to_device(part)).float().mean((0, 2, 3)) for part in images.split(64)
-        ]
-        return torch.stack(means).mean(0)
+        features = [teacher(self.to_device(part)) for part in images.split(64)]
+        return torch.stack([f.float().mean((0, 2, 3)) for f in features]).mean(0)
 
     @torch.no_grad()
     def latents(self, images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def read_literal(text: str):
         return False
 
 
-def value_of(node: ast.AST):
+def value_of(node: ast.AST | None):
     if isinstance(node, ast.Constant):
         return node.value
     if isinstance(node, ast.List | ast.Tuple):
