@@ -109,7 +109,7 @@ def compile_networks(tok: FlexTok) -> None:
     """What the plain path calls, and the functions of savings.py that replace it."""
     tok.encoder.compile()
     tok.decoder.compile()
-    for name in ("latents", "modulations", "velocity"):
+    for name in ("encode_registers", "modulations", "velocity"):
         setattr(savings, name, torch.compile(getattr(savings, name)))
 
 

@@ -53,7 +53,7 @@ def encoding(tok: FlexTok, B: int, k: int) -> Work:
         return z
 
     return {
-        "on": lambda: quantized(lambda: savings.latents(tok.encoder, x, k)),
+        "on": lambda: quantized(lambda: savings.encode_registers(tok.encoder, x, k)),
         "off": lambda: quantized(lambda: tok.encoder(x)[:, :k]),
     }
 

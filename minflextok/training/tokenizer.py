@@ -14,6 +14,7 @@ from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
 from ..precision import autocast
 from ..tokenizer import FlexTok
+from ..transformer import MLP, AdaLNBlock
 from ..vae import VAE
 from ..weights import fingerprint, start_from
 from .batches import check_image_size, describe_data, image_batches, split_validation
@@ -91,8 +92,9 @@ class TokenizerTask(Task):
         self.model = objective(tok, repa)
         self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
         if recipe.compile:
-            tok.encoder.compile(dynamic=True)
-            tok.decoder.compile(dynamic=True)
+            for module in tok.modules():  # one graph for all blocks; the savings call these
+                if isinstance(module, MLP | AdaLNBlock):
+                    module.compile(dynamic=True)
 
     def check(self, data: Dataset, val: Tensor, teacher: Teacher | str | None) -> None:
         """Raises ValueError if data, VAE or teacher do not fit the config."""
