@@ -19,7 +19,7 @@ test: setup  ## linter, formatter's check, type checker, all tests, all notebook
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 format: setup  ## what the linter can fix, and the format
 	$(BIN)/ruff check --fix .
