@@ -123,7 +123,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 def test_data_that_does_not_fit(tmp_path):
     data = colored()
     for changed, match in [
-        (Images("x", data.images), "labelled"),
+        (Images("x", data.images), "labeled"),
         (Images("x", data.images, data.labels + 1), "num_classes=4"),
         (Images("x", data.images[:, :, :6], data.labels), r"\(3, 6, 8\) images"),
         (data.select(torch.arange(5)), "at least 10"),

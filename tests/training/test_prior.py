@@ -132,10 +132,10 @@ def test_another_tokenizer_is_another_run(tmp_path):
     "options, match",
     [
         (dict(data=Images("plain", data().images)), "plain has no labels"),
-        (dict(config=TEXT), "noise has no captions: a prior with text='words'"),
+        (dict(config=TEXT), "noise has no captions, which a prior with text='words' needs"),
         (
             dict(config=TEXT, data=data(captions=["a cat on the left"] * 40)),
-            "say left and right, which flip=True would make wrong",
+            "contain left or right, which flip=True would make wrong",
         ),
         (dict(data=data(5)), "noise has 5 images: training wants at least 10"),
         (dict(crops=3), "crops=3: give 1 .* or 5"),
