@@ -1,8 +1,8 @@
 """Rectified flow: straight lines between images and noise, and the solver that integrates the
 learned velocity.
 
-Direction of time, here and in FlexTok: t = 0 is the image, t = 1 is noise (SiT and others count the
-other way).
+Direction of time, here and in FlexTok: t = 0 is the image, t = 1 is noise (flow matching,
+arXiv 2210.02747, and others count the other way).
 """
 
 from collections.abc import Callable

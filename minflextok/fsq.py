@@ -36,7 +36,7 @@ class FSQ(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             # The 1.001 keeps atanh(offset / half) finite for 2 levels.
             half = (self.L.float() - 1) * 1.001 / 2
-            # An even number of levels has no level at 0.
+            # For an even number of levels, a shift by 1/2 puts one of them at 0.
             offset = torch.where(self.L % 2 == 0, 0.5, 0.0)
             return torch.tanh(z.float() + torch.atanh(offset / half)) * half - offset
 

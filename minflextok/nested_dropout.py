@@ -1,8 +1,8 @@
 """Nested dropout (Rippel et al., arXiv 1402.0915) orders the tokens from coarse to fine.
 
-In training, each image keeps only its first keep_k registers, a random number. The first register
-must therefore encode what matters most, and each later one can only refine it. Decoding an image
-from k tokens drops the others the same way.
+In training, a random number keep_k is drawn for each image, and only its first keep_k registers are
+kept. The first register must therefore encode what matters most, and each later one can only refine
+it. Decoding an image from k tokens drops the others the same way.
 """
 
 import torch

@@ -40,7 +40,8 @@ def sincos_positions(dim: int, grid: int) -> Tensor:
 def embed_patches(x: Tensor, p: int, proj: nn.Linear, positions: Tensor) -> Tensor:
     """Project p x p patches and add their positions: (B, C, H, W) -> (B, P, D).
 
-    An image smaller than the table of positions (grid, grid, D) uses its upper left part.
+    An image smaller than the table of positions (grid, grid, D) uses the upper left part of the
+    table.
     """
     h, w = x.shape[-2] // p, x.shape[-1] // p
     return proj(patchify(x.to(proj.weight.dtype), p)) + positions[:h, :w].flatten(0, 1)

@@ -5,7 +5,7 @@ Read encoder.py, decoder.py and tokenizer.py first: they are the algorithm. Each
 its proof and a test against the plain path (tests/test_savings.py). `python benchmarks/bench.py`
 measures what they save.
 
-Notation: P patches, K registers, m of them kept (m <= K).
+Notation: P patches, K registers, of which the first m <= K are kept.
 """
 
 import math
@@ -34,13 +34,13 @@ def _project(attn: Attention, x: Tensor) -> Tensor:
     return attn.proj(x.transpose(1, 2).flatten(2))  # (B, H, N, d) -> (B, N, D)
 
 
-# ---- encoder: only the registers that are asked for, without a mask ------------------------------
+# ---- encoder: only the requested registers, and a smaller mask -----------------------------------
 #
-# Patches never attend to registers, and a register never to later ones. So (1) later registers can
-# be left out without changing earlier ones, and (2) two attention calls replace the (N, N) mask:
-# the patches among themselves, without a mask; the registers to everything, causal among
-# themselves. (3) The head reads registers only, so the last block need not compute its patches:
-# they serve as keys and values alone.
+# Patches do not attend to registers, and under the causal mask no register attends to later ones.
+# So (1) later registers can be left out without changing earlier ones, and (2) two attention calls
+# replace one with an (N, N) mask: patches to patches, without a mask; registers to everything, with
+# an (m, P + m) mask. (3) The head reads registers only, so of the patches in the last block only
+# keys and values are needed.
 
 
 def _prefix_attention(
@@ -59,8 +59,8 @@ def _prefix_attention(
 
 
 def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
-    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Registers that all attend to each
-    other need all K."""
+    """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Without the causal mask, all
+    K registers must be computed."""
     patches = embed_patches(x, encoder.patch_size, encoder.patch_proj, encoder.positions)
     P = patches.shape[1]
     needed = num_registers if encoder.causal else len(encoder.registers)
@@ -86,8 +86,8 @@ def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
 
 
 def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
-    """registers (B, K, D), equal from `kept` on -> (B, kept + 1, D), and the bias (kept + 1,) of
-    each as a key."""
+    """registers (B, K, D), the same vector from index `kept` on -> (B, kept + 1, D), and the bias
+    (kept + 1,) of each as a key. With fewer than two equal ones: as they are, without a bias."""
     n = registers.shape[1] - kept
     if n <= 1:
         return registers, None
@@ -98,9 +98,9 @@ def merge_dropped(registers: Tensor, kept: int) -> tuple[Tensor, Tensor | None]:
 
 # ---- decoder: last block where it is read, modulations once a step -------------------------------
 #
-# The head reads patches only, so the last block computes its registers as keys and values alone.
-# The modulations depend on t alone: with one t for all images they are one row, computed once for
-# the conditional and unconditional call.
+# The head reads patches only, so of the registers in the last block only keys and values are
+# needed. The modulations depend on t alone, so they are computed once for the conditional and the
+# unconditional call of a step.
 
 
 def modulations(decoder: Decoder, t: Tensor) -> list[Tensor]:
@@ -109,14 +109,14 @@ def modulations(decoder: Decoder, t: Tensor) -> list[Tensor]:
     return [*(block.modulation(time) for block in decoder.blocks), decoder.head_adaln(F.silu(time))]
 
 
-def _last_block(block: AdaLNBlock, x: Tensor, m: Tensor, P: int, bias: Tensor | None) -> Tensor:
-    """`block(x, m, P, bias)[:, :P]`."""
-    m = block.per_position(m, P, x.shape[1])
-    _, _, shift, scale, _, _ = m
-    seen = layer_norm(x) * (1 + scale) + shift
-    q, (k, v) = _queries(block.attn, seen[:, :P]), _keys_values(block.attn, seen)
+def _last_block(block: AdaLNBlock, x: Tensor, mod: Tensor, P: int, bias: Tensor | None) -> Tensor:
+    """`block(x, mod, P, bias)[:, :P]`."""
+    mod = block.per_position(mod, P, x.shape[1])
+    _, _, shift, scale, _, _ = mod
+    modulated = layer_norm(x) * (1 + scale) + shift
+    q, (k, v) = _queries(block.attn, modulated[:, :P]), _keys_values(block.attn, modulated)
     attention = _project(block.attn, attend(q, k, v, block.attn.scale, bias))
-    gate_attn, gate_mlp, _, _, shift, scale = m[:, :, :P]
+    gate_attn, gate_mlp, _, _, shift, scale = mod[:, :, :P]
     x = x[:, :P] + gate_attn * attention
     return x + gate_mlp * block.mlp(layer_norm(x) * (1 + scale) + shift)
 
@@ -124,35 +124,35 @@ def _last_block(block: AdaLNBlock, x: Tensor, m: Tensor, P: int, bias: Tensor | 
 def velocity(
     decoder: Decoder,
     x_t: Tensor,
-    modulations: list[Tensor],
+    mods: list[Tensor],
     registers: Tensor,
     bias: Tensor | None = None,
     hidden: list[Tensor] | None = None,
 ) -> Tensor:
-    """`decoder(x_t, t, registers, hidden)` from the modulations of t and registers with the bias of
-    `merge_dropped`."""
+    """`decoder(x_t, t, registers, hidden)`, given the `modulations` of t, and registers (B, M, D)
+    with the bias (M,) of `merge_dropped`."""
     h, w = x_t.shape[-2] // decoder.patch_size, x_t.shape[-1] // decoder.patch_size
     P = h * w
     patches = embed_patches(x_t, decoder.patch_size, decoder.patch_proj, decoder.positions)
-    seq = torch.cat([patches, registers], dim=1)  # (B, P + m + 1, D)
-    mask = None if bias is None else F.pad(bias, (P, 0))  # (N,), one value per key
-    *of_blocks, of_head = modulations
+    seq = torch.cat([patches, registers], dim=1)  # (B, P + M, D)
+    mask = None if bias is None else F.pad(bias, (P, 0))  # (P + M,), one value per key
+    *block_mods, head_mod = mods
     blocks: list[AdaLNBlock] = list(decoder.blocks)
-    for block, m in zip(blocks[:-1], of_blocks, strict=False):
-        seq = block(seq, m, P, mask)
+    for block, mod in zip(blocks[:-1], block_mods[:-1], strict=True):
+        seq = block(seq, mod, P, mask)
         if hidden is not None:
             hidden.append(seq[:, :P])
-    patches = _last_block(blocks[-1], seq, of_blocks[-1], P, mask)
+    patches = _last_block(blocks[-1], seq, block_mods[-1], P, mask)
     if hidden is not None:
         hidden.append(patches)
-    return decoder.output(patches, of_head, h, w)
+    return decoder.output(patches, head_mod, h, w)
 
 
 # ---- sampling: guidance in one batch -------------------------------------------------------------
 #
 # Images of a batch do not interact, so the conditional and the unconditional velocity can be
-# computed as one batch of twice the size. A GPU prefers that, unless the conditional sequence is
-# much longer; a CPU prefers the shorter sequence P + 1 of the unconditional call.
+# computed as one batch of twice the size. That is faster on a GPU, unless many registers are kept.
+# On a CPU two calls are faster, because the unconditional one has only P + 1 positions.
 
 
 def one_batch_pays(x_t: Tensor, num_kept: int, num_patches: int) -> bool:
@@ -170,22 +170,23 @@ def velocities(
 ) -> list[Tensor]:
     """`[decoder(x_t, t, registers, hidden) for registers in conditions]`. Of condition i (B, K, D),
     the registers from kept[i] on are equal."""
-    m = modulations(decoder, t)
+    mods = modulations(decoder, t)
     P = x_t.shape[-1] * x_t.shape[-2] // decoder.patch_size**2
-    if len(conditions) == 1 or len(t) > 1 or not one_batch_pays(x_t, max(kept), P):
+    alone = len(conditions) == 1 or len(t) > 1 or hidden is not None
+    if alone or not one_batch_pays(x_t, max(kept), P):
         merged = [merge_dropped(r, k) for r, k in zip(conditions, kept, strict=True)]
-        return [velocity(decoder, x_t, m, registers, bias, hidden) for registers, bias in merged]
+        return [velocity(decoder, x_t, mods, registers, bias, hidden) for registers, bias in merged]
     n = len(conditions)
     registers, bias = merge_dropped(torch.cat(conditions), max(kept))
-    return list(velocity(decoder, x_t.repeat(n, 1, 1, 1), m, registers, bias).chunk(n))
+    return list(velocity(decoder, x_t.repeat(n, 1, 1, 1), mods, registers, bias).chunk(n))
 
 
-# ---- training: images that keep about as many registers go together ------------------------------
+# ---- training: images that keep similar numbers of registers are grouped -------------------------
 #
 # The loss is a mean over images, so it is the mean of the losses of groups, weighted by their
 # sizes. A group whose images keep at most m registers costs P + m + 1 positions instead of P + K.
-# Lengths are rounded up to a power of two, and to P/8, below which one more group costs more than
-# it saves (as it does for all lengths where K <= P/4).
+# m is rounded up to a power of two and is at least P/8, because a smaller group costs more in
+# overhead than it saves. If K <= P/4, all images form one group.
 
 
 def by_length(
@@ -197,19 +198,20 @@ def by_length(
     *tensors: Tensor | None,
 ) -> Tensor:
     """The mean over all images of group_loss(m, keep_k, null, *tensors), called on groups that keep
-    at most m registers.
+    at most m registers. `training.objective` calls it.
 
     keep_k (B,), null (B,): on the CPU, to lay out the groups without waiting for a GPU; tensors:
     (B, ...) or None.
     """
     device = next(x.device for x in tensors if x is not None)
-    # Unconditional images need no register, but still carry one, so that no group is empty.
-    needed = torch.where(null, 1, keep_k)
-    sizes = round_up_pow2(needed).clamp(min=P // 8 if K > P // 4 else K, max=K)
+    needed = torch.where(null, 1, keep_k)  # null images need no register; m is at least 1
+    smallest = P // 8 if K > P // 4 else K
+    sizes = round_up_pow2(needed).clamp(min=smallest, max=K)
     total = torch.zeros((), device=device)
     for m in sizes.unique().tolist():
         i = (sizes == m).nonzero()[:, 0].to(device, non_blocking=True)
-        k, hidden = (d.to(device, non_blocking=True)[i] for d in (keep_k.clamp(max=m), null))
+        k = keep_k.clamp(max=m).to(device, non_blocking=True)[i]
+        is_null = null.to(device, non_blocking=True)[i]
         rows = [None if x is None else x[i] for x in tensors]
-        total = total + group_loss(m, k, hidden, *rows) * len(i)
+        total = total + group_loss(m, k, is_null, *rows) * len(i)
     return total / len(keep_k)

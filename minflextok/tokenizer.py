@@ -145,7 +145,7 @@ class FlexTok(nn.Module):
         own `APG` object.
         noise: the state at t = 1, (B, C, H, W); by default drawn from `generator` for images of
         image_size.
-        to_images: False leaves the samples of a model with a VAE latents.
+        to_images: False returns latents, without decoding them with the VAE.
         batch_size: the largest number of images to decode at a time (default: all).
         """
         c = self.config
@@ -164,14 +164,14 @@ class FlexTok(nn.Module):
             uncond = self.decoder.embed_registers(codes, keep_k, null=everyone)
             guide: Guide = cfg if not apg else (APG() if apg is True else apg.fresh())
 
-            def velocity(x: Tensor, t: float) -> Tensor:
+            def guided_velocity(x: Tensor, t: float) -> Tensor:
                 time = torch.tensor([t], device=x.device)
                 if scale(t) == 1:
                     return self._velocities(x, time, [cond], [longest])[0]
                 v, u = self._velocities(x, time, [cond, uncond], [longest, 0])
                 return guide(v, u, scale(t))
 
-            x = euler(velocity, noise, steps, progress)
+            x = euler(guided_velocity, noise, steps, progress)
             return self._to_images(x) if to_images else x
 
         parts = zip(*(_split(x, batch_size) for x in (codes, keep_k, noise)), strict=True)
@@ -211,7 +211,7 @@ class FlexTok(nn.Module):
         hidden: as in `Decoder.forward`.
         """
         K = self.config.num_registers
-        longest = longest or K
+        longest = K if longest is None else longest
         noise, t, keep_k, null = draws
         z = self._encode_registers(x, longest)  # (B, longest, F)
         codes, _ = self.fsq(z)

@@ -21,9 +21,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, device=q.device).masked_fill(~mask, float("-inf"))
     if torch.is_grad_enabled() and not q.is_cuda and k.shape[-2] <= 512:
-        # Written out: on a CPU, 2.6 times faster than the backward pass of the fused kernel below.
+        # On a CPU, short sequences train 2.6 times faster this way than with the fused kernel.
         logits = scale * q @ k.transpose(-1, -2)  # (B, H, M, N)
-        logits = logits if mask is None else logits + mask.to(q.dtype)
+        logits = logits if mask is None else logits + mask
         return logits.softmax(-1).to(v.dtype) @ v
     if mask is not None:
         mask = mask.to(q.dtype).expand(*mask.shape[:-2], q.shape[-2], k.shape[-2])
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 class AdaLNBlock(nn.Module):
     """A Transformer block conditioned on an embedding (adaLN-Zero, DiT, arXiv 2212.09748): shift
-    and scale of both layer norms, and a gate on both branches, are linear in the embedding. The
+    and scale of both layer norms, and a gate on both branches, are linear in SiLU(embedding). The
     decoder initializes `adaln` to zero, so that each block starts as the identity.
 
     parts: 2 to modulate patches and registers separately, 1 to share one modulation.
