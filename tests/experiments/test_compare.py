@@ -72,5 +72,5 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(tmp_path, ch
 
 
 def test_an_unknown_system_is_named(tmp_path):
-    with pytest.raises(SystemExit, match="--systems nothing: there are flextok, titok-1"):
+    with pytest.raises(SystemExit, match="--systems nothing: give some of flextok, titok-1"):
         main(["compare", "--systems", "nothing", "--out", str(tmp_path)])
