@@ -94,6 +94,7 @@ class Setting:
     steps: int | None  # training steps of each row; None: minutes
     minutes: float | None = None  # minutes of one processor core for each row
     teacher: str | None = None  # weights for REPA
+    val_images: int = 512
     precision: str = "float32"
     machine: str = platform.machine() + " CPU"
     torch: str = torch.__version__
@@ -120,6 +121,7 @@ def measure(name: str, setting: Setting, data: Dataset, out: Path) -> dict:
         steps=steps,
         minutes=setting.minutes or 0.0,
         eval_every=steps,
+        val_images=setting.val_images,
         processor_time=True,
         **{k: v for k, v in change.items() if k in fields},
     )
@@ -172,7 +174,7 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
     head = (
         f"Preset `{setting.preset}`, {cost} of batches of {recipe.batch_size} images unless a row "
         "says otherwise; each row is one change, with one seed. One-step PSNR (dB) from k tokens "
-        f"and ids used per register on {recipe.val_images} validation images of the train split of "
+        f"and ids used per register on {setting.val_images} validation images of the train split of "
         f"{setting.data}; {setting.machine}, one thread, {setting.precision}, torch "
         f"{setting.torch}."
     )
@@ -265,7 +267,8 @@ def main(argv: list[str] | None = None) -> None:
     data = load_dataset(a.data, "train", PRESETS[a.preset].image_size)
     name = f"{Path(a.data).name} ({data.encoding})"
     used = precision(torch.device("cpu"), RECIPES[a.preset].bf16)
-    setting = Setting(a.preset, name, steps, a.minutes, a.teacher, used)
+    num = 1000 if a.minutes else 512  # rFID needs more images than PSNR
+    setting = Setting(a.preset, name, steps, a.minutes, a.teacher, num, used)
     unknown = [c for c in a.changes or () if c not in setting.changes]
     if unknown:
         p.error(f"--changes {unknown[0]}: there are {', '.join(setting.changes)}")
