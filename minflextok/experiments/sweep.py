@@ -174,8 +174,8 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
     head = (
         f"Preset `{setting.preset}`, {cost} of batches of {recipe.batch_size} images unless a row "
         "says otherwise; each row is one change, with one seed. One-step PSNR (dB) from k tokens "
-        f"and ids used per register on {setting.val_images} validation images of the train split of "
-        f"{setting.data}; {setting.machine}, one thread, {setting.precision}, torch "
+        f"and ids used per register on {setting.val_images} validation images of the train split "
+        f"of {setting.data}; {setting.machine}, one thread, {setting.precision}, torch "
         f"{setting.torch}."
     )
     if setting.steps:
