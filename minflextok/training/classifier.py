@@ -46,7 +46,7 @@ class ClassifierTask(Task):
                 f"classes: give num_classes={high + 1}"
             )
         check_image_size(data, data.at(torch.arange(1)), config.image_size)
-        self.ranks, self.sources = ranks, {"data": describe_data(data)}
+        self.ranks, self.sources = ranks, {"data": describe_data(data, conditions=True)}
         parts = validation_split(len(data), recipe, data.name)
         self.train, self.val = (data.select(part) for part in parts)
         torch.manual_seed(recipe.seed)
