@@ -161,7 +161,9 @@ def test_a_remainder_and_more_readers_than_images(tmp_path, readers, num):
 
 def test_a_broken_image_gives_no_reader_another_share(tmp_path):
     members = [(f"{i}.png", png(i) if i % 2 else b"broken") for i in range(8)]
-    path = shard(tmp_path / "a.tar", members)  # each epoch, one of two workers gets only broken ones
+    path = shard(
+        tmp_path / "a.tar", members
+    )  # each epoch, one of two workers gets only broken ones
     found = drawn(Stream("s", [str(path)], 8, 2), 40, 4)
     assert found == dict.fromkeys((1, 3, 5, 7), 10)
 
