@@ -415,9 +415,15 @@ class ClassifierConfig:
     num_features: int = opt(128, "length of the feature vector before the last linear layer")
     num_classes: int = opt(10, "classes")
     label_smoothing: float = opt(0.1, "label smoothing of the training loss")
+    class_names: tuple[str, ...] = opt((), "names of the classes, if they are known")
 
     def __post_init__(self):
         check_types(self)
+        require(
+            all(isinstance(name, str) and name for name in self.class_names)
+            and len(self.class_names) <= self.num_classes,
+            f"class_names={self.class_names}: give at most num_classes={self.num_classes} texts",
+        )
         for name in ("image_size", "num_features", "num_classes"):
             require(
                 getattr(self, name) >= 1,

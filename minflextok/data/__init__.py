@@ -3,11 +3,12 @@
 
 images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files;
 datasets.py has the three kinds of data sets; order.py shuffles and splits; load.py loads by name;
-shapes.py draws scenes.
+shapes.py draws scenes; identity.py hashes a data set.
 """
 
 from .datasets import Dataset, Folder, Images, Stream, in_order
 from .folders import find_images
+from .identity import identity
 from .images import IMG_EXTENSIONS, Skipped, open_image, to_float, to_uint8
 from .load import CIFAR10_CLASSES, load_dataset
 from .order import shuffled, validation_split
@@ -21,6 +22,7 @@ __all__ = [
     "Skipped",
     "Stream",
     "find_images",
+    "identity",
     "in_order",
     "load_dataset",
     "open_image",

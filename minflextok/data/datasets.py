@@ -136,9 +136,12 @@ class Folder(torch.utils.data.Dataset):
 
 @dataclass(eq=False)
 class Stream(IterableDataset):
-    """WebDataset shards too large for memory. The order is shuffled in a buffer; each rank reads
-    its own shards. A resumed run continues with a new shuffle, so only sets in memory or in folders
-    resume bit for bit."""
+    """WebDataset shards too large for memory. The order is shuffled in a buffer. A resumed run
+    continues with a new shuffle, so only sets in memory or in folders resume bit for bit.
+
+    Each worker of each rank reads all shards, and decodes an equal share of their images: every
+    image has the same chance, and all are seen once an epoch. The files are read once for each
+    worker."""
 
     name: str
     shards: list[str]
@@ -149,20 +152,20 @@ class Stream(IterableDataset):
 
     def __post_init__(self):
         self.classes: list[str] = []
-        self.skipped, self.seed = Skipped(), 0
+        self.skipped, self.seed, self.rank, self.world = Skipped(), 0, 0, 1
 
     def __iter__(self) -> Iterator[Tensor]:
+        worker = torch.utils.data.get_worker_info()
+        id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        reader, readers, idle = self.rank * workers + id, self.world * workers, 0
         for epoch in range(10**9):
-            count = 0
-            found = shards.shuffled(self.shards, self.seed + epoch)
+            idle += 1  # epochs without an image: of fewer images than readers, or of broken ones
+            found = shards.shuffled(self.shards, self.seed, epoch, reader, readers)
             for image, _ in shards.decode(found, self.size, self.skipped):
-                count += 1
+                idle = 0
                 yield torch.from_numpy(image.copy())
-            if not count:
-                raise ValueError(
-                    f"{self.name}: a process found no image in its share of "
-                    f"{len(self.shards)} shards"
-                )
+            if idle == 10 * readers:
+                raise ValueError(f"{self.name} holds no readable image")
 
     def head(self, n: int) -> Tensor:
         """The first n images in stored order, (n, 3, H, W) uint8."""
@@ -174,15 +177,11 @@ class Stream(IterableDataset):
     def batches(
         self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Batches:
-        if len(self.shards) < world:
-            raise ValueError(
-                f"{len(self.shards)} shards for {world} processes: give each process at least one"
-            )
-        self.seed = seed + 1_000_003 * start
+        self.seed, self.rank, self.world = seed + 1_000_003 * start, rank, world
         yield from DataLoader(
             self,
             batch_size=batch_size // world,
-            num_workers=min(self.workers, len(self.shards) // world),
+            num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ SPLITS = {
 _WORD = r"(train|test|valid|val|dev|eval|hold_?out)(ing|ation|uation)?(s|set|data|images|imgs)?"
 LOOKS_LIKE_SPLIT = re.compile(rf"(.*[^a-z])?{_WORD}([^a-z].*)?")
 # Folders that programs leave behind, beside the hidden ones.
-LITTER = ("__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information")
+LITTER = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
+LITTER |= {"thumbs.db", "desktop.ini", "icon\r"}
 
 
 def is_litter(name: str) -> bool:
@@ -26,12 +28,17 @@ def is_litter(name: str) -> bool:
     return (name.startswith(".") and name not in (".", "..")) or name.lower() in LITTER
 
 
+def refuse(error: OSError) -> None:
+    """A folder that cannot be listed is an error: its images would be left out."""
+    raise OSError(f"cannot list {error.filename!r} ({error.strerror}): allow it, or move it away")
+
+
 def walk(root: Path) -> Iterator[Path]:
     """All files below a folder but litter, sorted by folder. Links are followed, and no folder is
     read twice."""
     real = Path(os.path.realpath(root))
     seen = {real, *real.parents}  # a link to a parent folder would lead back here
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True, onerror=refuse):
         new = []
         for name in sorted(n for n in below if not is_litter(n)):
             target = Path(os.path.realpath(os.path.join(folder, name)))
@@ -42,23 +49,36 @@ def walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in sorted(files) if not is_litter(name))
 
 
-def find_images(root: Path) -> list[str]:
-    """Paths of the images below a folder, sorted. Pictures of formats that are not read get a
-    warning."""
-    found, other = [], []
+def sort_out(root: Path) -> tuple[list[str], list[str]]:
+    """Paths of the images below a folder, and of the files that are not read; sorted."""
+    found: tuple[list[str], list[str]] = [], []
     for file in walk(root):
-        suffix = file.suffix.lower()
-        if suffix in IMG_EXTENSIONS:
-            found.append(str(file))
-        elif suffix in OTHER_EXTENSIONS:
-            other.append(str(file))
-    if other:
-        warnings.warn(
-            f"{len(other)} pictures in {root} are not read, such as {other[0]}: "
-            "convert them to PNG or JPEG",
-            stacklevel=2,
-        )
-    return sorted(found, key=os.path.split)
+        found[file.suffix.lower() not in IMG_EXTENSIONS].append(str(file))
+    images, others = (sorted(part, key=os.path.split) for part in found)
+    return images, others
+
+
+def warn_of_others(root: Path, others: list[str]) -> None:
+    """Count and name files that are not read."""
+    if not others:
+        return
+    suffixes = Counter(os.path.splitext(f)[1].lower() or "no suffix" for f in others)
+    kinds = ", ".join(f"{n} {suffix}" for suffix, n in suffixes.most_common(5))
+    pictures = [f for f in others if f.lower().endswith(OTHER_EXTENSIONS)]
+    advice = ": convert pictures to PNG or JPEG" if pictures else ""
+    warnings.warn(
+        f"{len(others)} files in {root} are not read ({kinds}), such as "
+        f"{(pictures or others)[0]!r}{advice}",
+        stacklevel=3,
+    )
+
+
+def find_images(root: Path) -> list[str]:
+    """Paths of the images below a folder, sorted. Files that are not read get a warning that counts
+    and names them."""
+    images, others = sort_out(root)
+    warn_of_others(root, others)
+    return images
 
 
 def holds_images(folder: Path) -> bool:
@@ -112,8 +132,12 @@ def split_folders(root: Path) -> dict[str, Path]:
             f"{root} holds {folder.name}, which is the name of a split, beside {names}: rename "
             f"{folder.name} if it is a class, or move the other folders away"
         )
-    if others and splits:
-        warnings.warn(f"{root}: not read, beside the splits: {names}", stacklevel=4)
+    loose = [f.name for f in sorted(root.iterdir()) if f.suffix.lower() in IMG_EXTENSIONS]
+    loose = [name for name in loose if not is_litter(name)]
+    if splits and (others or loose):
+        images = f"{len(loose)} images, such as {loose[0]}" if loose else ""
+        left_out = ", ".join(filter(None, (names, images)))
+        warnings.warn(f"{root}: not read, beside the splits: {left_out}", stacklevel=4)
     return splits
 
 
@@ -182,8 +206,10 @@ def scan(
         )
     classes = names or own
     files, labels = [], []
+    others = sorted(str(f) for f in root.iterdir() if f.is_file() and not is_litter(f.name))
     for folder in folders:
-        found = find_images(folder)
+        found, left_out = sort_out(folder)
+        others += left_out
         if not found:
             raise ValueError(
                 f"class folder {folder} holds no images ({', '.join(IMG_EXTENSIONS)}): "
@@ -192,4 +218,5 @@ def scan(
         check_no_splits(folder, found)
         files += found
         labels += [classes.index(folder.name)] * len(found)
+    warn_of_others(root, others)
     return files, labels, classes

@@ -10,15 +10,17 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-# What Pillow reads here, of the formats that hold pictures (AVIF needs Pillow 11.3).
-_PICTURES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .avif .tif .tiff .bmp .ppm .pgm .pbm .pnm"
-IMG_EXTENSIONS = tuple(e for e in _PICTURES.split() if e in Image.registered_extensions())
-# Pictures that are not read; they are counted and named.
-OTHER_EXTENSIONS = tuple(
-    e
-    for e in f"{_PICTURES} .heic .heif .jxl .svg .psd .raw .dng .cr2 .nef .arw .exr".split()
-    if e not in IMG_EXTENSIONS
+# Formats of pictures. Those that this Pillow reads are read: AVIF from Pillow 11.3 on, HEIC with
+# the plugin of pillow-heif. The others are counted and named, or refused.
+_PICTURES = (
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .avif .tif .tiff .bmp .dib .ppm .pgm .pbm "
+    ".pnm .pfm .jp2 .j2k .jpc .jpf .jpx .j2c .tga .ico .pcx .psd .sgi .qoi .dds .heic .heif .jxl "
+    ".svg .eps .raw .dng .cr2 .nef .arw .exr .hdr"
 )
+_READ = {e for e, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"}}
+_READ -= {".eps", ".hdr"}  # Pillow calls Ghostscript, or reads the header alone
+IMG_EXTENSIONS = tuple(e for e in _PICTURES.split() if e in _READ)
+OTHER_EXTENSIONS = tuple(e for e in _PICTURES.split() if e not in _READ)
 UNREADABLE = (OSError, ValueError)  # what `open_image` raises on a broken file
 
 ORIENTATION = 0x0112  # the EXIF tag

@@ -1,7 +1,7 @@
 """Image data sets by name or path: `load_dataset`."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -150,23 +150,11 @@ def load_shards(
                 f"{pattern} is too large for memory: give an image_size, so that it can stream"
             )
         return Stream(pattern, files, size, workers, split, encoding)
-    data = in_memory(name or pattern, unique(shards.samples(shards.read_all(files))), size)
-    if data.labels is not None:
-        data.classes = classes or [str(i) for i in range(int(data.labels.max()) + 1)]
+    found = ((s.key, s.image, s.label) for s in shards.samples(shards.read_all(files)))
+    data = in_memory(name or pattern, found, size)
+    data.classes = classes or []  # shards have numbers, and no names
     data.split, data.encoding = split, encoding
     return data
-
-
-def unique(samples: Iterable[shards.Sample]) -> Iterator[tuple[str, bytes, int | None]]:
-    """Name, image and class of samples; a name that stands twice in one shard is an error."""
-    seen = set()
-    for sample in samples:
-        if (sample.url, sample.key) in seen:
-            raise ValueError(
-                f"{sample.url} holds {sample.key}{sample.suffix} twice: was the tar appended to?"
-            )
-        seen.add((sample.url, sample.key))
-        yield sample.key, sample.image, sample.label
 
 
 def in_memory(

@@ -7,6 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,20 @@ def read_all(shards: Iterable[str]) -> Files:
     return tar_file_expander(opened(shards))
 
 
-def shuffled(shards: list[str], seed: int) -> Iterator["Sample"]:
-    """The samples of this rank's and worker's shards, in random order (in a buffer of 4,096)."""
-    mine = wds.split_by_worker(wds.split_by_node({"url": s} for s in shards))
-    mine = wds.filters.detshuffle(len(shards), seed=seed).run(mine)
-    files = read_all(s["url"] for s in mine)
-    return wds.filters.shuffle(4096, rng=random.Random(seed))(samples(files))
+def shuffled(
+    shards: list[str], seed: int, epoch: int = 0, reader: int = 0, readers: int = 1
+) -> Iterator["Sample"]:
+    """One reader's samples of an epoch, in random order (in a buffer of 4,096).
+
+    All readers read all shards in the same order, and each keeps every `readers`-th sample: the
+    readers share the samples equally, however many a shard has. The remainder goes to another
+    reader each epoch.
+    """
+    order = list(shards)
+    random.Random(seed + epoch).shuffle(order)
+    mine = islice(samples(read_all(order)), (reader - epoch) % readers, None, readers)
+    rng = random.Random(f"{seed + epoch} {reader}")
+    return wds.filters.shuffle(4096, rng=rng)(mine)
 
 
 def read_files(files: Files) -> Iterator[dict]:
@@ -96,7 +105,22 @@ def read_files(files: Files) -> Iterator[dict]:
 def samples(files: Files) -> Iterator[Sample]:
     """The images and their classes. The files of a sample follow each other, and have one name up
     to the last dot: frame.0001.png and frame.0001.cls. ValueError, which names the file, where a
-    sample is not clear."""
+    sample is not clear, or where a shard holds a name twice."""
+    seen: set[str] = set()
+    for sample in grouped(files):
+        if sample is None:  # the end of a shard
+            seen.clear()
+        elif sample.key in seen:
+            raise ValueError(
+                f"{sample.url} holds {sample.key}{sample.suffix} twice: was the tar appended to?"
+            )
+        else:
+            seen.add(sample.key)
+            yield sample
+
+
+def grouped(files: Files) -> Iterator[Sample | None]:
+    """The samples of these files; None after each shard."""
     sample, previous = None, None
     for file in read_files(files):
         name = file.get("fname", "")  # an empty file ends a shard
@@ -106,6 +130,8 @@ def samples(files: Files) -> Iterator[Sample]:
         if sample and (key, file.get("__url__")) != (sample.key, sample.url):
             yield from finished(sample, previous, name)
             sample, previous = None, sample if file else None
+        if not file:
+            yield None
         if file:
             sample = sample or Sample(key, file["__url__"])
             add(sample, name, suffix.lower(), file["data"])

@@ -6,6 +6,7 @@ downloaded. A second classifier (preset "teacher"), trained separately, is the t
 never evaluate a model with the network that it was trained with.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -90,11 +91,47 @@ class Classifier(nn.Module):
         return weights.load(cls, ClassifierConfig, weights.find(name))
 
 
+def match_classes(
+    data: Dataset, names: Sequence[str], num_classes: int, model: str
+) -> Callable[[Tensor], Tensor]:
+    """A function from labels of the data (B,) to class numbers of a model (B,): by name where both
+    know names, else unchanged.
+
+    names: those of the model's classes, or none; `model` names it in errors. Raises ValueError for
+    a class of the data that the model does not have; for labels in memory before the first call.
+    """
+    table = torch.arange(num_classes)
+    if names and data.classes:
+        number = {name: i for i, name in enumerate(names)}
+        table = torch.tensor([number.get(name, -1) for name in data.classes])
+
+    def convert(labels: Tensor) -> Tensor:
+        labels = labels.long()
+        known = (labels >= 0) & (labels < len(table))
+        known[known.clone()] = table[labels[known]] >= 0
+        if not known.all():
+            i = int(labels[~known][0])
+            name = data.classes[i] if 0 <= i < len(data.classes) else i
+            have = ", ".join(names[:10]) if names else f"0 to {num_classes - 1}"
+            raise ValueError(
+                f"{data.name} has class {name!r}, which {model} does not have (its classes: "
+                f"{have}): give data of these classes, or a model that was trained on classes "
+                f"of {data.name}"
+            )
+        return table[labels]
+
+    if getattr(data, "labels", None) is not None:
+        convert(data.labels)
+    return convert
+
+
 @torch.no_grad()
 def accuracy(classifier: Classifier, data: Dataset, batch_size: int = 500) -> float:
-    """Share of the images whose largest logit is that of their label."""
-    device, correct = classifier.head.weight.device, 0
+    """Share of the images whose largest logit is that of their class. Classes are matched by name,
+    see `match_classes`."""
+    device, correct, c = classifier.head.weight.device, 0, classifier.config
+    labels = match_classes(data, c.class_names, c.num_classes, "the classifier")(data.labels)
     for i in torch.arange(len(data)).split(batch_size):
         predicted = classifier(to_float(data.at(i)).to(device)).argmax(1).cpu()
-        correct += (predicted == data.labels[i]).sum().item()
+        correct += (predicted == labels[i]).sum().item()
     return correct / len(data)

@@ -22,7 +22,7 @@ from ..data.shapes import read_scene
 from ..precision import autocast
 from ..prior import Prior
 from ..tokenizer import FlexTok
-from .classifier import Classifier
+from .classifier import Classifier, match_classes
 from .prefixes import evaluate_prefixes
 from .scores import (
     CaptionScores,
@@ -120,6 +120,8 @@ class PriorEvaluation:
             f"{prior_name} makes {size}-pixel images of {c.num_classes}: give a classifier made "
             "by `minflextok train classifier`",
         )
+        self.number = match_classes(self.data, config.class_names, config.num_classes, name)
+        self.condition = match_classes(self.data, c.class_names, c.num_classes, prior_name)
         self.features, space = feature_space(self.settings, self.classifier)
         return (
             f"gFID to the {self.num} originals of those classes in {space}, and accuracy: the "
@@ -164,6 +166,7 @@ class PriorEvaluation:
         if self.classifier is None:
             scores.update(images, self.captions[rows], self.others[rows])
         else:
+            labels = None if labels is None else self.number(labels)
             scores.update(to_float(images).to(self.device), labels)
 
     def add_losses(self, losses: Tensor, ids: Tensor, conditions: Tensor) -> None:
@@ -209,7 +212,7 @@ class PriorEvaluation:
                 f"{self.data.name} has images without a label: give labeled images",
             )
             rows = slice(done, done + len(stored))
-            asked = self.captions[rows] if self.classifier is None else labels
+            asked = self.captions[rows] if self.classifier is None else self.condition(labels)
             x = self.tok.to_latents(to_float(stored).to(self.device))
             ids = self.tok.encode_latents(x)
             self.add_losses(found.losses, ids, self.prior.prepare(asked))
@@ -282,7 +285,7 @@ class PriorEvaluation:
         batches = zip(*in_order(self.data, s.batch_size, s.prefix_images), strict=True)
         stored, labels = (torch.cat(x) if x[0] is not None else None for x in batches)
         images = torch.as_tensor(stored)
-        asked = self.captions[: len(images)] if self.classifier is None else labels
+        asked = self.captions[: len(images)] if self.classifier is None else self.condition(labels)
         return evaluate_prefixes(
             self.prior, self.tok, images, asked, s, self.decode, self.contents, progress
         )

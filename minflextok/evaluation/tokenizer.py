@@ -2,15 +2,18 @@
 
 import hashlib
 import time
+import warnings
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ..config import require
 from ..data import Dataset, Stream, in_order, to_float, to_uint8
 from ..precision import autocast
 from ..tokenizer import FlexTok
-from .classifier import Classifier
+from .classifier import Classifier, match_classes
 from .fid import Features, fidelity_inception
 from .metrics import CodeCounts
 from .scores import Scores, image_noise, sha256, used_precision
@@ -57,14 +60,7 @@ class Evaluation:
         most = 10_000 if isinstance(data, Stream) else min(10_000, len(data))
         self.num = most if s.num_images is None else s.num_images
         check_count("num_images", self.num, data)
-        self.classifier = Classifier.from_pretrained(s.classifier).to(self.device)
-        if self.classifier.config.image_size != size:
-            require(
-                s.features != "classifier",
-                f"{s.classifier} takes {self.classifier.config.image_size}-pixel images, "
-                f"{weights_name} makes {size}: give features='fidelity', or another classifier",
-            )
-            self.classifier = None
+        self.classifier, self.number = self.load_classifier(weights_name, size)
         self.features, space = feature_space(s, self.classifier)
         self.protocol = {
             "weights": weights_name,
@@ -85,6 +81,27 @@ class Evaluation:
             "precision": used_precision(tok, s.bf16),
             "torch": torch.__version__,
         }
+
+    def load_classifier(
+        self, weights_name: str, size: int
+    ) -> tuple[Classifier | None, Callable[[Tensor], Tensor]]:
+        """The evaluation classifier, and its class numbers for labels of the data. None and a
+        warning if it does not fit the images and is needed for the accuracy only."""
+        s, data = self.settings, self.data
+        classifier = Classifier.from_pretrained(s.classifier).to(self.device)
+        c = classifier.config
+        try:
+            require(
+                c.image_size == size,
+                f"{s.classifier} takes {c.image_size}-pixel images, {weights_name} makes {size}: "
+                "give features='fidelity', or another classifier",
+            )
+            return classifier, match_classes(data, c.class_names, c.num_classes, s.classifier)
+        except ValueError as e:
+            if s.features == "classifier":
+                raise
+            warnings.warn(f"no accuracy: {e}", stacklevel=3)
+            return None, lambda labels: labels
 
     @property
     def protocol_line(self) -> str:
@@ -115,6 +132,7 @@ class Evaluation:
         for stored, labels in in_order(self.data, s.batch_size, self.num):
             pixels.update(stored.contiguous().numpy().tobytes())
             images = to_float(stored).to(self.device)
+            labels = None if labels is None else self.number(labels)
             x = self.tok.to_latents(images)
             ids = self.tok.encode_latents(x)
             noise = image_noise(x.shape, s.seed, done).to(self.device)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import Dataset, in_order, open_image, to_float
-from ..evaluation.classifier import Classifier
+from ..evaluation.classifier import Classifier, match_classes
 from ..evaluation.scores import Scores
 
 
@@ -34,7 +34,13 @@ def codecs(
     def new_scores() -> Scores:
         return Scores(num_images, classifier.features, classifier, keep_features=False)
 
-    batches, originals = list(in_order(test, 250, num_images)), new_scores()
+    c = classifier.config
+    number = match_classes(test, c.class_names, c.num_classes, "the classifier")
+    batches = [
+        (x, None if labels is None else number(labels))
+        for x, labels in in_order(test, 250, num_images)
+    ]
+    originals = new_scores()
     for stored, labels in batches:
         originals.update(to_float(stored), labels)
     black = torch.zeros_like(batches[0][0][0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data import Dataset, Images, Stream, to_float, validation_split
+from ..data import Dataset, Images, Stream, identity, to_float, validation_split
 from .run import Run
 
 
@@ -28,11 +28,11 @@ def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
     return data.select(train), data.at(val)
 
 
-def describe_data(data: Dataset) -> dict:
-    """The name and the size of a data set, for run.json."""
-    if isinstance(data, Stream):
-        return {"name": data.name, "shards": len(data.shards)}
-    return {"name": data.name, "images": len(data)}
+def describe_data(data: Dataset, conditions: bool = False) -> dict:
+    """The name, the size and the identity of a data set, for run.json. conditions: its labels and
+    captions count too."""
+    size = {"shards": len(data.shards)} if isinstance(data, Stream) else {"images": len(data)}
+    return {"name": data.name, **size, "identity": identity(data, conditions)}
 
 
 def check_image_size(data: Dataset, images: Tensor, size: int) -> None:

@@ -1,6 +1,7 @@
 """The files that a run resumes from: its checkpoint, and run.json, the record of its settings."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,18 +40,21 @@ def load_checkpoint(path: Path) -> dict:
 def describe_run(model_config, recipe, sources: dict) -> dict:
     """The contents of run.json: the configs of model and training, and what the run is trained on.
 
-    sources: plain values for JSON. "data" has the name of the data set and its size; "teacher",
-    "init", "vae" and "tokenizer" name the other networks that the result depends on, with their
-    fingerprints.
+    sources: plain values for JSON. "data" has the name, size and identity of the data set;
+    "teacher", "init", "vae" and "tokenizer" name the other networks that the result depends on,
+    with their fingerprints.
     """
     model, train = (json.loads(to_json(c)) for c in (model_config, recipe))
     return {"model": model, "train": train} | sources
 
 
 def claim_directory(out: Path, record: dict, resume: bool) -> None:
-    """Write run.json; on a resume, check that the run in this directory is the same one.
+    """Write run.json; on a resume, check that the run in this directory is the same one, on the
+    same data.
 
-    Raises ValueError that names the differences between the two.
+    Raises ValueError that names the differences between the two. What the stored "data" does not
+    have is not compared, but added: the record of an earlier version, or one that a person emptied
+    to accept other data.
     """
     path = out / "run.json"
     if not resume:
@@ -69,16 +73,33 @@ def claim_directory(out: Path, record: dict, resume: bool) -> None:
             "resumed: give another out"
         )
     there, here = flatten(stored), flatten(record)
-    differences = [
-        f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
+    unknown = [f"data.{key}" for key in record["data"] if key not in stored["data"]]
+    differences = {
+        key: f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
         for key in here | there
-        if there.get(key) != here.get(key) and key not in FREE
-    ]
+        if there.get(key) != here.get(key) and key not in (*FREE, *unknown)
+    }
+    changed = [text for key, text in differences.items() if key.startswith("data.")]
+    if changed and len(changed) == len(differences) and "data.name" not in differences:
+        raise ValueError(
+            f"the data {record['data']['name']!r} has changed since the run in out={str(out)!r} "
+            f"began ({'; '.join(changed)}): resumed, it would train on images of its validation "
+            f"split. Restore the data; or give another out; or accept the new data: set "
+            f'"data": {{}} in {path}'
+        )
     if differences:
         raise ValueError(
-            f"out={str(out)!r} holds another run ({'; '.join(differences)}): give its settings, "
-            "or another out"
+            f"out={str(out)!r} holds another run ({'; '.join(differences.values())}): give its "
+            "settings, or another out"
         )
+    if unknown:
+        warnings.warn(
+            f"{path} does not say what data the run began with ({', '.join(unknown)}): it goes on "
+            "with the data of now",
+            stacklevel=2,
+        )
+        stored["data"] = record["data"]
+        write_atomic(path, json.dumps(stored, indent=2) + "\n")
 
 
 def flatten(record: dict, prefix: str = "") -> dict:

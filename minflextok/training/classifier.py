@@ -1,5 +1,6 @@
 """Train a classifier: the evaluation classifier, or a teacher for REPA."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ..config import ClassifierConfig, TrainConfig
 from ..data import Dataset, Stream, shuffled, to_float, validation_split
-from ..evaluation.classifier import Classifier, accuracy
+from ..evaluation.classifier import Classifier, accuracy, match_classes
 from .batches import check_image_size, describe_data
 from .loop import Task, fit
 from .run import Run
@@ -45,10 +46,14 @@ class ClassifierTask(Task):
                 f"{data.name} has labels {low} to {high}, the classifier {config.num_classes} "
                 f"classes: give num_classes={high + 1}"
             )
+        if not config.class_names:
+            config = dataclasses.replace(config, class_names=tuple(data.classes))
+        number = match_classes(data, config.class_names, config.num_classes, "the classifier")
         check_image_size(data, data.at(torch.arange(1)), config.image_size)
-        self.ranks, self.sources = ranks, {"data": describe_data(data)}
+        self.ranks, self.sources = ranks, {"data": describe_data(data, conditions=True)}
         parts = validation_split(len(data), recipe, data.name)
         self.train, self.val = (data.select(part) for part in parts)
+        self.labels = number(self.train.labels)
         torch.manual_seed(recipe.seed)
         self.model = Classifier(config)
 
@@ -61,7 +66,7 @@ class ClassifierTask(Task):
             mirror = (torch.rand(c.batch_size, generator=g) < 0.5 * c.flip)[run.share]
             x = random_crop(to_float(data.at(i)), shift)
             x = torch.where(mirror.view(-1, 1, 1, 1), x.flip(-1), x)
-            yield tuple(part.to(run.device, non_blocking=True) for part in (x, data.labels[i]))
+            yield tuple(part.to(run.device, non_blocking=True) for part in (x, self.labels[i]))
 
     def evaluate(self, model: Classifier) -> tuple[dict, str]:
         share = accuracy(model, self.val)

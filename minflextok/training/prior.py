@@ -104,7 +104,8 @@ class PriorTask(Task):
             self.tok, data, recipe.flip, crops, cache, quiet or not ranks.is_main
         )
         self.sources = {
-            "data": describe_data(data) | {"images": len(self.ids), "crops": crops},
+            "data": describe_data(data, conditions=True)
+            | {"images": len(self.ids), "crops": crops},
             "tokenizer": {"fingerprint": tok.fingerprint()},
         }
         self.train, val = validation_split(len(self.ids), recipe, data.name)

@@ -1,13 +1,13 @@
 """The token ids of a whole data set, extracted once by a tokenizer and kept as a memory-mapped
 array.
 
-The name of a file is a hash of all that its content depends on: the tokenizer's fingerprint, the
-images and their views. Files are written whole or not at all, and never change.
+The name of a file is a hash of all that its content depends on: the tokenizer, the precision in
+which it computes, the images and their views. Files are written whole or not at all, and never
+change.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +19,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import Dataset, Folder, Images, in_order, to_float
+from ..data import Dataset, Folder, Images, Stream, identity, in_order, to_float
 from ..tokenizer import FlexTok
 from ..weights import atomic_file
 
@@ -48,16 +48,17 @@ def views(images: Tensor, flip: bool, crops: int) -> Tensor:
     )
 
 
-def identity(data: Dataset) -> str:
-    """A hash of the pixels of a data set in memory, else of names, sizes and dates of its files."""
-    digest = hashlib.sha256(f"{data.name} {getattr(data, 'size', None)}".encode())
-    if isinstance(data, Images):
-        digest.update(data.images.cpu().contiguous().numpy())
-    else:
-        for file in data.files if isinstance(data, Folder) else data.shards:
-            stat = os.stat(file) if os.path.exists(file) else None  # a shard may be a URL or a pipe
-            digest.update(f"{file} {stat and (stat.st_size, stat.st_mtime_ns)}".encode())
-    return digest.hexdigest()
+def tokenizer_key(tok: FlexTok) -> list:
+    """All that ids depend on beside the views: settings and exact weights of the tokenizer (its
+    fingerprint rounds them to bfloat16), and the precision of the computation."""
+    digest, device = hashlib.sha256(), tok.encoder.registers.device.type
+    for name, x in sorted(tok.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(f"{name} {x.dtype}".encode())
+            digest.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    autocast = torch.is_autocast_enabled(device) and str(torch.get_autocast_dtype(device))
+    precision = [autocast, torch.get_float32_matmul_precision()]
+    return [tok.fingerprint(), digest.hexdigest(), tok.image_size, *precision]
 
 
 def extract_ids(
@@ -71,12 +72,13 @@ def extract_ids(
 ) -> tuple[np.ndarray, Tensor | None]:
     """Ids of every view of every image, (N, V, K) memory-mapped, and the labels (N,) or None.
 
-    The file is in the directory `cache` (default ~/.cache/minflextok/ids), and written if it is not
-    there. Under torchrun one rank writes it and the others wait.
+    Labels are those of the data set; only those of shards, which are hashed with the images, are
+    kept beside the ids. The file is in the directory `cache` (default ~/.cache/minflextok/ids), and
+    written if it is not there. Under torchrun one rank writes it and the others wait.
     """
     folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
     views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
-    key = json.dumps([tok.fingerprint(), identity(data), tok.image_size, flip, crops])
+    key = json.dumps([tokenizer_key(tok), identity(data, content=True), flip, crops])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     label_path = path.with_suffix(".labels.npy")
     try:
@@ -85,7 +87,8 @@ def extract_ids(
             if not path.exists():
                 with atomic_file(path) as f:
                     labels = write_ids(f, tok, data, flip, crops, quiet, batch_size)
-                    if labels is not None:  # before the ids, whose presence means that all is there
+                    # Before the ids, whose presence means that all is there.
+                    if isinstance(data, Stream) and labels is not None:
                         with atomic_file(label_path) as g:
                             np.save(g, labels.numpy())
     except OSError as e:
@@ -96,6 +99,8 @@ def extract_ids(
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
         if ids.shape[1:] != (V, K):
             raise ValueError(f"its shape is {ids.shape}, not (N, {V}, {K})")
+        if not isinstance(data, Stream):
+            return ids, data.labels
         if not label_path.exists():
             return ids, None
         return ids, torch.from_numpy(np.load(label_path, allow_pickle=False))

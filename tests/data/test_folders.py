@@ -1,12 +1,14 @@
 """Folders of images: splits, classes, and files that do not belong."""
 
 import os
+import warnings
 
 import pytest
 from image_files import picture
 from PIL import Image
 
-from minflextok.data import Folder, find_images, load_dataset
+from minflextok.data import IMG_EXTENSIONS, Folder, find_images, load_dataset
+from minflextok.data.images import OTHER_EXTENSIONS
 
 
 def test_folders(tmp_path):
@@ -170,13 +172,58 @@ def test_links_to_other_folders_are_followed_once(tmp_path):
     assert data.classes == ["cat", "dog"] and data.labels.tolist() == [0, 0, 1]
 
 
-def test_pictures_that_are_not_read_are_counted_and_named(tmp_path):
-    make(tmp_path, "cat")
-    Image.new("P", (8, 8)).save(tmp_path / "cat/b.gif")
-    Image.new("RGB", (8, 8)).save(tmp_path / "cat/c.jfif", "JPEG")
-    (tmp_path / "cat/photo.HEIC").write_bytes(b"x")
-    with pytest.warns(UserWarning, match=r"1 pictures .* not read, such as .*photo.HEIC"):
-        assert len(load_dataset(tmp_path)) == 3
+@pytest.mark.parametrize("suffix", [e for e in IMG_EXTENSIONS if e not in (".heic", ".heif")])
+def test_every_format_that_pillow_reads_is_read(tmp_path, suffix):
+    """Of formats that Pillow does not write, and with suffixes of others, the bytes are PNG."""
+    picture(tmp_path / "a.png", (16, 16))
+    name = tmp_path / f"b{suffix.upper()}"
+    kind = Image.registered_extensions()[suffix]
+    try:
+        Image.new("RGB", (16, 16)).save(name, kind)
+    except (KeyError, OSError):
+        picture(tmp_path / "c.png", (16, 16)).rename(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_dataset(tmp_path, image_size=8)) == 2
+    assert len(find_images(tmp_path)) == 2
+
+
+def test_common_formats_are_among_them():
+    assert {".gif", ".jfif", ".jp2", ".tga", ".psd", ".bmp", ".webp"} <= {*IMG_EXTENSIONS}
+    assert {".svg", ".eps", ".cr2"} <= {*OTHER_EXTENSIONS}
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_files_that_are_not_read_are_counted_and_named(tmp_path, flat):
+    folder = tmp_path if flat else tmp_path / "cat"
+    make(folder, "")
+    for name in ("photo.SVG", "notes.txt", "more.txt", "no_suffix", "Thumbs.db", ".hidden"):
+        (folder / name).write_bytes(b"x")
+    if not flat:
+        (tmp_path / "top.txt").write_bytes(b"x")
+    count = "4 files .*2 .txt" if flat else "5 files .*3 .txt"
+    with pytest.warns(UserWarning, match=rf"{count}.*1 no suffix.*1 .svg.*photo.SVG.*convert"):
+        assert len(load_dataset(tmp_path)) == 1
+
+
+def test_images_beside_the_splits_are_named(tmp_path):
+    make(tmp_path, "train/cat", "test/cat", "")
+    with pytest.warns(UserWarning, match="beside the splits: 1 images, such as 2.png"):
+        assert len(load_dataset(tmp_path)) == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    make(tmp_path, "cat", "dog")
+    real = os.scandir
+
+    def scandir(path):
+        if os.fspath(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match="cannot list .*dog.*Permission denied"):
+        load_dataset(tmp_path)
 
 
 # ---- unreadable files ----------------------------------------------------------------------------

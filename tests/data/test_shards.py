@@ -1,12 +1,15 @@
 """WebDataset shards: which files make a sample, and what is refused."""
 
+from collections import Counter
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 from conftest import SHARED
 from image_files import png, shard
 
-from minflextok.data import load_dataset
+from minflextok.data import Stream, load_dataset, shards
 
 
 def test_shards(tmp_path):
@@ -105,3 +108,74 @@ def test_equal_names_in_two_shards_are_two_images(tmp_path):
     for i in range(2):
         shard(tmp_path / f"{i}.tar", {"a.png": png(i)})
     assert load_dataset(f"{tmp_path}/{{0..1}}.tar").images[:, 0, 0, 0].tolist() == [0, 1]
+
+
+# ---- streams -------------------------------------------------------------------------------------
+
+
+def stream(tmp_path, sizes, workers=0):
+    """A stream of shards with so many images each; the red of each image is its number."""
+    numbers = iter(range(sum(sizes)))
+    paths = []
+    for i, n in enumerate(sizes):
+        paths.append(str(tmp_path / f"{i}.tar"))
+        members = [(f"{k}.png", png(k)) for k in (next(numbers) for _ in range(n))]
+        shard(tmp_path / f"{i}.tar", members)
+    return Stream("s", paths, 8, workers)
+
+
+def drawn(stream, num, batch=4, **ranks):
+    """How often each image is among the first `num` of a stream."""
+    batches = islice(stream.batches(batch, 0, **ranks), num // (batch // ranks.get("world", 1)))
+    return Counter(torch.cat([x[:, 0, 0, 0] for x in batches]).tolist())
+
+
+@pytest.mark.parametrize(
+    "sizes", [[1, 15], [0, 16], [16, 0], [3, 3, 3, 3, 4], [16], [2, 1, 13], [1] * 16]
+)
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_every_image_has_the_same_chance(tmp_path, sizes, workers):
+    """Without a remainder, each of the first epochs holds each image once."""
+    data = stream(tmp_path, sizes, workers)
+    assert drawn(data, 48) == dict.fromkeys(range(16), 3)
+
+
+def test_every_image_has_the_same_chance_on_every_rank(tmp_path):
+    found = Counter()
+    for rank in range(4):
+        found += drawn(stream(tmp_path, [1, 1, 14]), 40, 8, rank=rank, world=4)
+    assert found == dict.fromkeys(range(16), 10)
+
+
+@pytest.mark.parametrize("readers", [2, 3, 4, 7])
+@pytest.mark.parametrize("num", [1, 3, 10])
+def test_a_remainder_and_more_readers_than_images(tmp_path, readers, num):
+    paths = stream(tmp_path, [num]).shards
+    each = [Counter() for _ in range(readers)]
+    for epoch in range(readers):
+        for reader, seen in enumerate(each):
+            seen.update(s.key for s in shards.shuffled(paths, 0, epoch, reader, readers))
+    assert all(seen == {str(i): 1 for i in range(num)} for seen in each)
+    assert len(drawn(stream(tmp_path, [num]), 30 * num, num, rank=0, world=1)) == num
+
+
+def test_a_broken_image_gives_no_reader_another_share(tmp_path):
+    members = [(f"{i}.png", png(i) if i % 2 else b"broken") for i in range(8)]
+    path = shard(
+        tmp_path / "a.tar", members
+    )  # each epoch, one of two workers gets only broken ones
+    found = drawn(Stream("s", [str(path)], 8, 2), 40, 4)
+    assert found == dict.fromkeys((1, 3, 5, 7), 10)
+
+
+@pytest.mark.parametrize("members", [[], [("a.png", b"broken")]])
+def test_a_stream_without_readable_images_is_an_error(tmp_path, members):
+    path = shard(tmp_path / "a.tar", members)
+    with pytest.raises(ValueError, match="holds no readable image"):
+        next(Stream("s", [str(path)], 8, 0).batches(4, 0))
+
+
+def test_a_name_that_stands_twice_is_an_error_in_streams_too(tmp_path):
+    path = shard(tmp_path / "a.tar", [("a.png", png()), ("b.png", png()), ("a.png", png())])
+    with pytest.raises(ValueError, match="holds a.png twice: was the tar appended to"):
+        next(Stream("s", [str(path)], 8, 0).batches(4, 0))

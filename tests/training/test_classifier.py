@@ -7,12 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import check_resume, lines
+from PIL import Image
 
 from minflextok import TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import WEIGHTS_DIR, ClassifierConfig
-from minflextok.data import CIFAR10_CLASSES, Images, load_dataset, to_float
-from minflextok.evaluation.classifier import Classifier, accuracy
+from minflextok.data import CIFAR10_CLASSES, Images, Stream, load_dataset, to_float
+from minflextok.evaluation.classifier import Classifier, accuracy, match_classes
 from minflextok.presets import CLASSIFIER_PRESETS
 from minflextok.training.classifier import random_crop, train_classifier
 
@@ -123,7 +124,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path):
 def test_data_that_does_not_fit(tmp_path):
     data = colored()
     for changed, match in [
-        (Images("x", data.images), "labeled"),
+        (Images("x", data.images), "needs labeled images"),
         (Images("x", data.images, data.labels + 1), "num_classes=4"),
         (Images("x", data.images[:, :, :6], data.labels), r"\(3, 6, 8\) images"),
         (data.select(torch.arange(5)), "at least 10"),
@@ -167,3 +168,62 @@ def test_shipped_weights():
     assert data.classes == CIFAR10_CLASSES
     assert accuracy(Classifier.from_pretrained("judge-cifar10"), data) > 0.85
     assert (folder / "model.safetensors").stat().st_size < 3e6
+
+
+# ---- class names ---------------------------------------------------------------------------------
+
+
+def test_a_folder_without_a_class_keeps_the_numbers_of_the_classifier(tmp_path):
+    data = colored(60)
+    for i, label in enumerate(data.labels.tolist()):
+        for split in ("train", "apart", "foreign"):
+            name = data.classes[label]
+            if split == "apart" and name == "blue":  # the first in alphabetical order
+                continue
+            name = "violet" if split == "foreign" and name == "red" else name
+            (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(data.images[i].permute(1, 2, 0).numpy())
+            image.save(tmp_path / split / name / f"{i}.png")
+    run(tmp_path / "out", load_dataset(tmp_path / "train"))
+    classifier = Classifier.from_pretrained(tmp_path / "out")
+    assert classifier.config.class_names == ("blue", "green", "red")
+    apart = load_dataset(tmp_path / "apart")
+    assert apart.classes == ["green", "red"]
+    assert accuracy(classifier, apart) > 0.95 and accuracy(classifier, data) > 0.95
+    with pytest.raises(ValueError, match="has class 'violet', which the classifier does not have"):
+        accuracy(classifier, load_dataset(tmp_path / "foreign"))
+    with pytest.raises(ValueError, match="has class 'violet'"):
+        named = dataclasses.replace(SMALL, class_names=classifier.config.class_names)
+        train_classifier(named, RECIPE, load_dataset(tmp_path / "foreign"), tmp_path / "x", "cpu")
+
+
+@pytest.mark.parametrize(
+    "names, classes, labels, want",
+    [
+        (["a", "b", "c"], ["c", "a"], [0, 1, 0], [2, 0, 2]),
+        ([], ["c", "a"], [0, 1], [0, 1]),
+        (["a", "b", "c"], [], [0, 2], [0, 2]),  # shards have numbers only
+        (["1", "2", "3"], ["2", "3"], [0, 1], [1, 2]),
+        (["a", "b", "c"], ["a", "x", "c"], [0, 2], [0, 2]),  # no image of the unknown class
+        (["a", "b", "c"], ["a", "x", "c"], [0, 1], "class 'x'"),
+        (["a", "b", "c"], ["A"], [0], "class 'A'"),
+        (["a", "b", "c"], [], [0, 3], "class 3"),
+        ([], ["p", "q", "r", "s"], [3], "class 's'.* 0 to 2"),
+        ([], [], [-1], "class -1"),
+    ],
+)
+def test_classes_are_matched_by_name(names, classes, labels, want):
+    x, labels = torch.zeros(len(labels), 3, 8, 8, dtype=torch.uint8), torch.tensor(labels)
+    data = Images("x", x, labels, classes)
+    if isinstance(want, str):
+        with pytest.raises(ValueError, match=want):
+            match_classes(data, names, 3, "it")
+    else:
+        assert match_classes(data, names, 3, "it")(labels).tolist() == want
+
+
+def test_streamed_labels_are_checked_when_they_come():
+    convert = match_classes(Stream("s", ["s.tar"], 8, 0), ["a", "b"], 2, "it")
+    assert convert(torch.tensor([1, 0])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="s has class 2, which it does not have"):
+        convert(torch.tensor([0, 2]))

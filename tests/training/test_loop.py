@@ -15,6 +15,7 @@ import torch
 from conftest import RECIPE, TINY, after_steps, changed, check_resume, lines, noise_images, same
 
 from minflextok import FlexTok, TrainConfig
+from minflextok.data import identity
 from minflextok.training.checkpoints import load_checkpoint, save_checkpoint
 from minflextok.training.optimizers import lr_factor, make_optimizers, update_ema
 from minflextok.training.runtime import stop_on_signal
@@ -48,7 +49,7 @@ def test_run_json_has_the_settings_and_the_data(tmp_path):
     run(tmp_path)
     record = run_record(tmp_path)
     assert set(record) == {"model", "train", "data"}
-    assert record["data"] == {"name": "noise", "images": 40}
+    assert record["data"] == {"name": "noise", "images": 40, "identity": identity(noise_images())}
     assert record["model"]["num_registers"] == 6 and record["train"]["batch_size"] == 8
 
 
@@ -80,6 +81,40 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         run(tmp_path, dataclasses.replace(RECIPE, lr=0.1))
     with pytest.raises(ValueError, match="model.dec_depth=2 there, 3 here"):
         run(tmp_path, config=changed(dec_depth=3))
+    with pytest.raises(ValueError, match="data.images=40 there, 50 here"):
+        run(tmp_path, data=noise_images(50))
+
+
+def changed_pixel():
+    data = noise_images()
+    data.images[7, 0, 0, 0] ^= 1
+    return data
+
+
+@pytest.mark.parametrize(
+    "data", [noise_images(50), changed_pixel(), noise_images().select(torch.arange(40).flip(0))]
+)
+def test_a_run_whose_data_has_changed_offers_a_choice(tmp_path, data):
+    short = dataclasses.replace(RECIPE, steps=4)
+    run(tmp_path, short)
+    with pytest.raises(ValueError, match=r"has changed since .* Restore .* another out; or accept"):
+        run(tmp_path, short, data=data)
+    run(tmp_path, short)  # the refused run has changed nothing
+    (tmp_path / "run.json").write_text(json.dumps(run_record(tmp_path) | {"data": {}}))
+    with pytest.warns(UserWarning, match="does not say what data .*data.identity"):
+        run(tmp_path, short, data=data)
+    assert run_record(tmp_path)["data"]["identity"] == identity(data)
+    with pytest.raises(ValueError, match="has changed since"):
+        run(tmp_path, short)
+
+
+def test_a_record_without_identity_resumes_with_a_warning(tmp_path):
+    run(tmp_path)
+    record = run_record(tmp_path)
+    del record["data"]["identity"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match=r"began with \(data.identity\)"):
+        run(tmp_path)
     with pytest.raises(ValueError, match="data.images=40 there, 50 here"):
         run(tmp_path, data=noise_images(50))
 

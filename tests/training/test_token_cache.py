@@ -1,16 +1,18 @@
 """Token ids on disk: the views of the images, and files that are whole or absent."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, noise_images, randomised
+from image_files import png, shard
 from PIL import Image
 
 from minflextok import FlexTok
-from minflextok.data import Folder, Stream, in_order, to_float
+from minflextok.data import Folder, Stream, in_order, load_dataset, to_float
 from minflextok.training.token_cache import extract_ids, views
 
 K = TINY.num_registers
@@ -112,3 +114,61 @@ def test_folders_and_streams_are_read_in_order(tmp_path):
         )
         ids, labels = extract_ids(tok, source, cache=tmp_path / "c", quiet=True, batch_size=3)
         assert np.array_equal(ids, want) and torch.equal(labels, known)
+
+
+# ---- what a cache depends on ---------------------------------------------------------------------
+
+
+def labelled_shard(path, labels):
+    members = [(f"{i}.png", png(10 * i)) for i in range(len(labels))]
+    members += [(f"{i}.cls", str(k).encode()) for i, k in enumerate(labels) if k is not None]
+    shard(path, sorted(members))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("first", [[0, 1, 2, 0], [None] * 4])
+@pytest.mark.parametrize("remote", [False, True])
+def test_corrected_and_added_labels_are_used(tmp_path, monkeypatch, streamed, first, remote):
+    if streamed:
+        monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
+    path = tmp_path / "a.tar"
+    name = f"pipe:cat {path}" if remote else str(path)
+    tok, found = randomised(), []
+    for labels in (first, [2, 1, 0, 1]):
+        labelled_shard(path, labels)
+        os.utime(path, (1, 1))  # the same date, and often the same size
+        data = Stream(name, [name], 8, 0) if streamed else load_dataset(name, image_size=8)
+        if isinstance(data, Stream) != (streamed or remote):
+            pytest.skip("shards behind a pipe are streamed")
+        found.append(extract_ids(tok, data, cache=tmp_path / "c", quiet=True))
+    assert found[1][1].tolist() == [2, 1, 0, 1]
+    assert found[0][1] is None if first[0] is None else found[0][1].tolist() == first
+    assert np.array_equal(found[0][0], found[1][0])
+
+
+def test_labels_of_folders_are_those_of_the_folders(tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(png(50 * i))
+    files, tok = [str(tmp_path / f"{i}.png") for i in range(4)], randomised()
+    for labels in (torch.arange(4), torch.tensor([3, 3, 0, 0]), None):
+        folder = Folder("f", files, labels, list("abcd"), 8, 0)
+        found = extract_ids(tok, folder, cache=tmp_path / "c", quiet=True)[1]
+        assert found is None if labels is None else torch.equal(found, labels)
+    assert len(list((tmp_path / "c").glob("*.npy"))) == 1
+
+
+def test_ids_of_one_precision_are_not_served_to_another(tmp_path):
+    images, exact = data(20), randomised()
+    rounded = randomised().to(torch.bfloat16).float()
+    assert exact.fingerprint() == rounded.fingerprint()
+
+    def cached(tok):
+        ids, _ = extract_ids(tok, images, cache=tmp_path, quiet=True)
+        want = tok.encode(to_float(images.images)).numpy()
+        assert np.array_equal(ids[:, 0], want)
+        return len(list(tmp_path.glob("*.npy")))
+
+    assert [cached(exact), cached(exact), cached(rounded)] == [1, 1, 2]
+    assert cached(randomised().to(torch.bfloat16)) == 3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cached(exact) == 4

@@ -1,0 +1,40 @@
+"""What a data set consists of, as a hash: for the cache of token ids and the record of a run."""
+
+import hashlib
+import os
+
+from .datasets import Dataset, Folder, Images
+from .shards import opened
+
+
+def identity(data: Dataset, conditions: bool = False, content: bool = False) -> str:
+    """16 hexadecimal digits that identify the images of a data set, in their order (SHA-256).
+
+    A set in memory is identified by its pixels, one on disk by names, sizes and dates of its files.
+    conditions: labels, class names and captions count too. content: shards are read as a whole,
+    because dates do not identify them where they are remote; about a second per gigabyte.
+    """
+    digest = hashlib.sha256(str(getattr(data, "size", None)).encode())
+    if isinstance(data, Images):
+        digest.update(str(tuple(data.images.shape)).encode())
+        digest.update(data.images.cpu().contiguous().numpy())
+    elif isinstance(data, Folder):
+        digest.update("\n".join(map(describe_file, data.files)).encode(errors="surrogateescape"))
+    elif content:
+        for shard in opened(data.shards):
+            digest.update(b"shard")
+            while chunk := shard["stream"].read(2**20):
+                digest.update(chunk)
+    else:
+        digest.update("\n".join(map(describe_file, data.shards)).encode())
+    if conditions:
+        labels = getattr(data, "labels", None)
+        words = data.classes, getattr(data, "captions", None)
+        digest.update(repr((None if labels is None else labels.tolist(), words)).encode())
+    return digest.hexdigest()[:16]
+
+
+def describe_file(path: str) -> str:
+    """Name, size and date of a file; of a remote shard, the name."""
+    stat = os.stat(path) if os.path.exists(path) else None
+    return f"{path} {stat and (stat.st_size, stat.st_mtime_ns)}"
