@@ -1,7 +1,9 @@
 """Folders of images: splits, classes, and files that do not belong."""
 
 import os
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 from image_files import picture
@@ -244,3 +246,13 @@ def test_a_substitute_for_an_unreadable_file_has_its_class(tmp_path, monkeypatch
         (tmp_path / f"ant/{i}.png").write_bytes(b"broken")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="no image of class ant"):
         data[0]
+
+
+# ---- docs ----------------------------------------------------------------------------------------
+
+
+def test_each_row_of_the_table_in_the_docs_is_a_test():
+    root = Path(__file__).parents[2]
+    named = re.findall(r"\| `(test_\w+)` \|$", (root / "docs/data.md").read_text(), re.MULTILINE)
+    code = "".join(f.read_text(encoding="utf-8") for f in (root / "tests").glob("*/test_*.py"))
+    assert len(named) > 20 and [name for name in named if f"def {name}(" not in code] == []
