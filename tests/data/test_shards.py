@@ -105,3 +105,13 @@ def test_equal_names_in_two_shards_are_two_images(tmp_path):
     for i in range(2):
         shard(tmp_path / f"{i}.tar", {"a.png": png(i)})
     assert load_dataset(f"{tmp_path}/{{0..1}}.tar").images[:, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("pattern", ["a.tar::pipe:touch hit.tar", "{a,pipe:touch hit}.tar"])
+def test_a_command_inside_a_list_of_shards_never_runs(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tar", "pipe:touch hit.tar"):
+        (tmp_path / name).write_bytes(bytes(1024))
+    with pytest.raises(ValueError, match="pipe:touch hit.tar: give shards of one kind"):
+        load_dataset(pattern, image_size=8)
+    assert not (tmp_path / "hit.tar").exists()
