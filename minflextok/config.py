@@ -7,11 +7,14 @@ B batch, P patches, K registers, k kept registers, N positions, D width, C chann
 
 import dataclasses
 import importlib
+import itertools
 import json
 import math
+import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 # Embedded images and shipped weights: beside the package in a checkout, inside it in a wheel.
 DATA_DIR = next(
@@ -37,6 +40,12 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def shown(value) -> str:
+    """A value for an error, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def check_types(config) -> None:
     """Each field must have its annotated type. Lists become tuples; an int may stand for a
     float."""
@@ -47,8 +56,9 @@ def check_types(config) -> None:
             object.__setattr__(config, f.name, value)
         ok = type(value) is kind or (kind is float and type(value) is int)
         require(
-            ok and (kind is not float or math.isfinite(value)),
-            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
+            ok and (kind is not float or abs(value) <= sys.float_info.max),
+            f"{f.name}={shown(value)}: give a {getattr(kind, '__name__', kind)} "
+            f"({f.metadata['help']})",
         )
 
 
@@ -57,12 +67,39 @@ def at_least(low: int, config, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         kind = "whole number" if low else "number"
-        require(value >= low, f"{name}={value}: give a {kind} of at least {low}")
+        require(value >= low, f"{name}={shown(value)}: give a {kind} of at least {low}")
+
+
+def at_most(high: int, config, *names: str) -> None:
+    """The largest value that these fields may have, or each number of a field with several."""
+    for name in names:
+        value = getattr(config, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        require(
+            all(isinstance(n, int) and n <= high for n in numbers),
+            f"{name}={shown(value)}: give at most {high}",
+        )
+
+
+# Far above what any model here has; a config beyond them would exhaust the machine.
+WIDEST = 2**16  # width, number of registers, of channels, of levels
+DEEPEST = 2**10  # number of blocks
+FINEST = 2**8  # side of a patch grid: attention has its square, squared
 
 
 def budgets(k: int) -> list[int]:
     """1, 2, 4, ... and k."""
     return [2**i for i in range(k.bit_length()) if 2**i < k] + [k]
+
+
+# Each config of a model has a method `shapes`: names of tensors with their shapes, enough of them
+# to know the size of the model. They are compared with a file before a model is built for it.
+Shape: TypeAlias = tuple[int, ...]
+
+
+def blocks(name: str, depth: int, dim: int, parts: int = 1) -> dict[str, Shape]:
+    """The square matrix of this name in each block."""
+    return {name.format(i): (parts * dim, dim) for i in range(depth)}
 
 
 @dataclass(frozen=True)
@@ -121,6 +158,9 @@ class TokenizerConfig:
         check_types(self)
         at_least(1, self, "image_size", "in_channels", "patch_size", "enc_depth", "dec_depth")
         at_least(1, self, "head_dim", "num_registers")
+        at_most(WIDEST, self, "image_size", "in_channels", "patch_size", "enc_dim", "dec_dim")
+        at_most(WIDEST, self, "head_dim", "num_registers", "fsq_levels")
+        at_most(DEEPEST, self, "enc_depth", "dec_depth")
         at_least(0, self, "token_std", "latent_std", "latent_penalty", "repa_weight")
         require(
             self.repa_block >= 0,
@@ -135,6 +175,11 @@ class TokenizerConfig:
             self.image_size % self.patch_size == 0,
             f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}",
         )
+        require(
+            self.grid <= FINEST,
+            f"image_size={self.image_size} with patch_size={self.patch_size} makes a grid of "
+            f"{self.grid}x{self.grid} patches: give at most {FINEST}x{FINEST}",
+        )
         for name in ("enc_dim", "dec_dim"):
             dim = getattr(self, name)
             require(
@@ -143,13 +188,14 @@ class TokenizerConfig:
                 "sin-cos positions)",
             )
         require(
-            len(self.fsq_levels) >= 1
+            1 <= len(self.fsq_levels) <= 31
             and all(isinstance(n, int) and n >= 2 for n in self.fsq_levels),
-            f"fsq_levels={self.fsq_levels}: give whole numbers of at least 2, such as (8, 8, 8, 5)",
+            f"fsq_levels={shown(self.fsq_levels)}: give whole numbers of at least 2, such as "
+            "(8, 8, 8, 5)",
         )
         require(
             self.vocab_size <= 2**31,
-            f"fsq_levels={self.fsq_levels}: {self.vocab_size} ids are more than 2^31",
+            f"fsq_levels={shown(self.fsq_levels)}: {self.vocab_size} ids are more than 2^31",
         )
         require(
             self.keep_k_mode in ("uniform", "pow2", "uniform_pow2"),
@@ -185,6 +231,19 @@ class TokenizerConfig:
     def budgets(self) -> list[int]:
         """1, 2, 4, ... and K: the numbers of tokens that figures and tables show."""
         return budgets(self.num_registers)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Tensors that depend on each width and depth, and on the number of registers."""
+        values = self.patch_size**2 * self.in_channels
+        return {
+            "encoder.patch_proj.weight": (self.enc_dim, values),
+            "encoder.registers": (self.num_registers, self.enc_dim),
+            "encoder.head.weight": (len(self.fsq_levels), self.enc_dim),
+            **blocks("encoder.blocks.{}.attn.wq.weight", self.enc_depth, self.enc_dim),
+            "decoder.patch_proj.weight": (self.dec_dim, values),
+            "decoder.register_positions": (self.num_registers, self.dec_dim),
+            **blocks("decoder.blocks.{}.attn.wq.weight", self.dec_depth, self.dec_dim),
+        }
 
 
 @dataclass(frozen=True)
@@ -223,10 +282,12 @@ class VAEConfig:
             object.__setattr__(self, "perceptual", "lpips")
         at_least(1, self, "latent_channels", "layers", "groups", "image_size")
         at_least(0, self, "perceptual_weight", "kl_weight", "adversarial_weight")
+        at_most(WIDEST, self, "latent_channels", "widths", "image_size")
+        at_most(DEEPEST, self, "layers")
         require(
-            len(self.widths) >= 1
+            1 <= len(self.widths) <= 16
             and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
-            f"widths={self.widths}: give multiples of groups={self.groups}",
+            f"widths={shown(self.widths)}: give 1 to 16 multiples of groups={self.groups}",
         )
         require(
             self.scaling_factor > 0, f"scaling_factor={self.scaling_factor}: give a positive number"
@@ -259,6 +320,19 @@ class VAEConfig:
     def downscale(self) -> int:
         """Side of the image divided by the side of its latents."""
         return 2 ** (len(self.widths) - 1)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Tensors that depend on each width, on the number of layers and on the channels."""
+        w, c = self.widths, self.latent_channels
+        name = "encoder.down_blocks.{}.resnets.{}.conv1.weight"
+        return {
+            "post_quant_conv.weight": (c, c, 1, 1),
+            **{
+                name.format(i, j): (w[i], w[i] if i == 0 or j else w[i - 1], 3, 3)
+                for i in range(len(w))
+                for j in range(self.layers)
+            },
+        }
 
 
 @dataclass(frozen=True)
@@ -298,6 +372,9 @@ class PriorConfig:
             )
         at_least(1, self, "vocab_size", "num_tokens", "dim", "depth", "head_dim")
         at_least(1, self, "text_dim", "text_depth", "text_length")
+        at_most(2**31, self, "vocab_size", "num_classes")
+        at_most(WIDEST, self, "num_tokens", "dim", "head_dim", "text_dim", "text_length")
+        at_most(DEEPEST, self, "depth", "text_depth")
         for name in ("dim", "text_dim")[: 2 if self.text in ("words", "bytes") else 1]:
             require(
                 getattr(self, name) % self.head_dim == 0,
@@ -328,6 +405,22 @@ class PriorConfig:
     def budgets(self) -> list[int]:
         """1, 2, 4, ... and K, as for a tokenizer."""
         return budgets(self.num_tokens)
+
+    def shapes(self) -> dict[str, Shape]:
+        """Tensors that depend on each width and depth, and on the numbers of ids and classes."""
+        found: dict[str, Shape] = {
+            "ids.weight": (self.vocab_size, self.dim),
+            "positions": (self.num_tokens, self.dim),
+            "first.weight": (self.num_classes + 1, self.dim),
+            **blocks("blocks.{}.attn.wqkv.weight", self.depth, self.dim, parts=3),
+        }
+        if self.text:
+            found["null_text"] = (self.text_dim,)
+        if self.text in ("words", "bytes"):
+            name = "text_encoder.blocks.{}.attn.wq.weight"
+            found["text_encoder.positions"] = (self.text_length, self.text_dim)
+            found |= blocks(name, self.text_depth, self.text_dim)
+        return found
 
 
 @dataclass(frozen=True)
@@ -429,20 +522,34 @@ class ClassifierConfig:
                 getattr(self, name) >= 1,
                 f"{name}={getattr(self, name)}: give a whole number of at least 1",
             )
+        at_most(WIDEST, self, "image_size", "widths", "strides", "num_features")
+        at_most(2**31, self, "num_classes")
         require(
-            len(self.widths) == len(self.strides) >= 1,
-            f"widths={self.widths}, strides={self.strides}: give one each",
+            1 <= len(self.widths) == len(self.strides) <= DEEPEST,
+            f"widths={shown(self.widths)}, strides={shown(self.strides)}: give one each",
         )
         for name in ("widths", "strides"):
             values = getattr(self, name)
             require(
                 all(isinstance(n, int) and n >= 1 for n in values),
-                f"{name}={values}: give positive whole numbers",
+                f"{name}={shown(values)}: give positive whole numbers",
             )
         require(
             0 <= self.label_smoothing < 1,
             f"label_smoothing={self.label_smoothing}: give a share below 1",
         )
+
+    def shapes(self) -> dict[str, Shape]:
+        """Tensors that depend on each width and on the number of classes."""
+        w = (self.widths[0] // 2, *self.widths)
+        return {
+            "head.weight": (self.num_classes, self.num_features),
+            "neck.weight": (self.num_features, w[-1]),
+            **{
+                f"stages.{i}.shrink.0.weight": (b, a, 3, 3)
+                for i, (a, b) in enumerate(itertools.pairwise(w))
+            },
+        }
 
 
 def to_json(config) -> str:

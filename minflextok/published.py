@@ -6,9 +6,9 @@ tensors; everything else from the config.
 """
 
 import ast
-import json
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import weights
+from .checks import first_line
 from .config import TokenizerConfig, VAEConfig
 from .patches import sincos_positions
 
@@ -123,10 +124,10 @@ def is_published(path: Path) -> bool:
         return True
     file = path / "model.safetensors"
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return file.exists() and "encoder" in weights.read_metadata(file)
+        config = weights.read_json(path / "config.json")
     except ValueError:
+        if not (path / "config.json").exists():
+            return file.exists() and "encoder" in weights.read_metadata(file)
         return False
     return isinstance(config, dict) and ("encoder" in config or "_class_name" in config)
 
@@ -142,13 +143,18 @@ def read_tokenizer(path: Path, dtype: torch.dtype = torch.float32) -> Published:
     know.
     """
     file = _weights_file(path, "model.safetensors")
+    with _well_formed(file):
+        return _read_tokenizer(file, dtype)
+
+
+def _read_tokenizer(file: Path, dtype: torch.dtype) -> Published:
     settings = _settings(file)
     tensors = weights.read_tensors(file, dtype, lambda name: not name.startswith("vae."))
     repa = [name for name in tensors if "repa" in name]
     if repa:
         warnings.warn(
             f"{file}: ignoring {len(repa)} REPA tensors ({repa[0]}, ...); only training used them",
-            stacklevel=3,
+            stacklevel=6,
         )
     tensors = {name: tensor for name, tensor in tensors.items() if name not in repa}
     config = _tokenizer_config(tensors, settings, file)
@@ -170,8 +176,29 @@ def read_vae(path: Path) -> Published:
     config.json and diffusion_pytorch_model.safetensors. Raises ValueError as `read_tokenizer`."""
     file = _weights_file(path, "diffusion_pytorch_model.safetensors")
     tensors = weights.read_tensors(file, torch.float32)
-    config, tensors = _vae(tensors, _read_json(file.with_name("config.json")), file)
+    with _well_formed(file):
+        config, tensors = _vae(tensors, _read_json(file.with_name("config.json")), file)
     return Published(file, vae_config=config, vae_tensors=tensors)
+
+
+@contextmanager
+def _well_formed(file: Path) -> Iterator[None]:
+    """A setting of another kind than the published ones, such as a number for a list, is an
+    error that names the file."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RecursionError,
+        TypeError,
+    ) as e:
+        raise ValueError(
+            f"{file}: its config or its tensors are malformed ({type(e).__name__}: "
+            f"{first_line(e)}): download it again"
+        ) from None
 
 
 def _check_tables(file: Path, config: TokenizerConfig) -> None:
@@ -197,10 +224,7 @@ def _weights_file(path: Path, name: str) -> Path:
 
 
 def _read_json(file: Path) -> dict:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ValueError(f"{file}: {e}") from None
+    settings = weights.read_json(file)
     if not isinstance(settings, dict):
         raise ValueError(f"{file} holds a {type(settings).__name__}, not an object of settings")
     return settings
@@ -213,7 +237,8 @@ def _settings(file: Path) -> dict:
     beside = file.with_name("config.json")
     if "encoder" in settings and "decoder" in settings:
         for key, text in settings.items():
-            with suppress(ValueError, SyntaxError):  # a plain string, such as _target_, stays one
+            # A plain string, such as _target_, stays one.
+            with suppress(ValueError, SyntaxError, TypeError):
                 settings[key] = ast.literal_eval(text)
     elif beside.exists():
         settings = _read_json(beside)

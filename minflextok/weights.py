@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,7 +18,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .checks import first_line
 from .config import WEIGHTS_DIR, from_dict, to_json
+
+# A folder that holds one of these is a folder of weights, or of a training run.
+MARKS = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "config.json",
+    "run.json",
+    "metrics.jsonl",
+)
+JSON_BYTES = 2**26  # the largest JSON file that is read
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Adds a file's name to an error of the operating system that has none, such as a full disk."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno is None or e.filename is not None:
+            raise
+        raise OSError(e.errno, f"cannot write: {e.strerror}", str(path)) from None
 
 
 @contextmanager
@@ -27,7 +50,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "wb") as f:
+        with naming(path), open(part, "wb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
@@ -40,6 +63,18 @@ def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Write a file (text as UTF-8) whole or not at all."""
     with atomic_file(path) as f:
         f.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. ValueError, which names the file, if it is none."""
+    try:
+        if path.stat().st_size > JSON_BYTES:
+            raise ValueError(f"more than {JSON_BYTES} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply: write it again") from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{path} cannot be read as JSON: {first_line(e)}") from None
 
 
 def save(
@@ -78,9 +113,15 @@ def save(
         part.unlink(missing_ok=True)
 
 
+def is_marked(directory: Path) -> bool:
+    """Whether a folder holds weights or a training run."""
+    return any((directory / mark).exists() for mark in MARKS)
+
+
 def find(name: str | Path, prefix: str = "") -> Path:
     """The directory that holds the weights called `name`: a directory, a shipped name, or
-    "owner/name" on the hub. A published model may also be given by its .safetensors file.
+    "owner/name" on the hub. A published model may also be given by its .safetensors file. A folder
+    without weights does not hide shipped weights of the same name.
 
     Shipped weights of a model that shares its name with another lie in `prefix` + name: those of a
     tokenizer and of the prior over its ids are both called by the tokenizer's name.
@@ -89,9 +130,19 @@ def find(name: str | Path, prefix: str = "") -> Path:
         if not Path(name).is_file():
             raise FileNotFoundError(f"no file {name}")
         return Path(name)
-    for directory in (Path(name), WEIGHTS_DIR / f"{prefix}{name}"):
-        if directory.is_dir():
-            return directory
+    directory, shipped_one = Path(name), WEIGHTS_DIR / f"{prefix}{name}"
+    # One component: "..", "" or an absolute path names no shipped weights.
+    ships = re.fullmatch(r"[\w-][\w.-]*", str(name)) is not None and shipped_one.is_dir()
+    if directory.is_dir() and not (ships and not is_marked(directory)):
+        if ships:
+            warnings.warn(
+                f"{name!s} is a folder here and the name of shipped weights: reading the folder; "
+                f"rename it, or give {shipped_one} to read the shipped ones",
+                stacklevel=3,
+            )
+        return directory
+    if ships:
+        return shipped_one
     shipped = (
         ", ".join(sorted(d.name.removeprefix(prefix) for d in WEIGHTS_DIR.glob(f"{prefix}*/")))
         or "none"
@@ -137,16 +188,18 @@ def load(
             raise FileNotFoundError(
                 f"{directory} has no {name}: was it written by save_pretrained?"
             )
+    values = read_json(directory / "config.json")
     try:
-        config = from_dict(config_class, json.loads((directory / "config.json").read_text()))
-    except (ValueError, TypeError, OSError) as e:
-        raise ValueError(f"{directory / 'config.json'}: {e}") from None
+        config = from_dict(config_class, values)
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{directory / 'config.json'}: {first_line(e)}") from None
     file = directory / "model.safetensors"
     held = read_metadata(file).get("minflextok", cls.__name__)
     if held not in (cls.__name__, *getattr(cls, "former_names", ())):
         raise ValueError(
             f"{file} holds a {held}, not a {cls.__name__}: load it with {held}.from_pretrained"
         )
+    check_shapes(config, read_shapes(file), file)
     return build(cls, config, read_tensors(file, dtype), file).to(dtype)
 
 
@@ -179,6 +232,35 @@ class NothingToDraw(TorchFunctionMode):
         return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
+def check_shapes(config, held: dict[str, tuple[int, ...]], source: str | Path) -> None:
+    """Compare a config with the shapes in a file before anything is built: a model may take no more
+    memory and time than its file justifies."""
+    for name, shape in config.shapes().items():
+        if name not in held:
+            raise ValueError(f"{source} does not fit its config: it lacks {name}")
+        if held[name] != shape:
+            raise ValueError(
+                f"{source} does not fit its config: {name} is {held[name]}, "
+                f"the config makes it {shape}"
+            )
+
+
+def check_values(name: str, tensor: Tensor, own: Tensor, source: str | Path) -> None:
+    """A tensor of a file must be of the kind of the model's own, and finite."""
+    if tensor.is_floating_point() != own.is_floating_point() or (
+        not own.is_floating_point() and tensor.dtype != own.dtype
+    ):
+        raise ValueError(
+            f"{source}: {name} is {tensor.dtype}, a tensor like {own.dtype} is expected: save or "
+            "download it again"
+        )
+    # A sum is quick and needs no memory; it may overflow though all values are finite.
+    if own.is_floating_point() and not (tensor.sum().isfinite() or tensor.isfinite().all()):
+        raise ValueError(
+            f"{source}: {name} holds NaN or infinite values: save or download it again"
+        )
+
+
 def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], source: str | Path):
     """A model around given tensors, uncopied, in eval mode; what does not fit is an error that
     names `source`."""
@@ -204,19 +286,33 @@ def build(cls: Callable[..., nn.Module], config, tensors: dict[str, Tensor], sou
                 f"{source} does not fit its config: {name} is {tuple(tensor.shape)}, "
                 f"the config makes it {tuple(own[name].shape)}"
             )
+        check_values(name, tensor, own[name], source)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a file holds beside its tensors."""
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file to read from; ValueError if it is damaged."""
     try:
         with safe_open(path, "pt") as f:
-            return f.metadata() or {}
+            yield f
     except (SafetensorError, OSError) as e:
         raise ValueError(
-            f"{path} is not a whole safetensors file ({e}): download or save it again"
+            f"{path} is not a whole safetensors file ({first_line(e)}): download or save it again"
         ) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a file holds beside its tensors."""
+    with opened(path) as f:
+        return f.metadata() or {}
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors of a file. Its header is read, and none of their values."""
+    with opened(path) as f:
+        return {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
 
 
 def read_tensors(
@@ -228,16 +324,11 @@ def read_tensors(
     share them. Others are converted one at a time, each from a mapping of its own, so that no more
     than one stands in memory twice.
     """
-    try:
-        with safe_open(path, "pt") as f:
-            names = list(f.keys())
-            mapped = {name: f.get_tensor(name) for name in names if only(name)}
-        for name, tensor in mapped.items():
-            if dtype and tensor.is_floating_point() and tensor.dtype != dtype:
-                with safe_open(path, "pt") as f:
-                    mapped[name] = f.get_tensor(name).to(dtype)
-        return mapped
-    except (SafetensorError, OSError) as e:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({e}): download or save it again"
-        ) from None
+    with opened(path) as f:
+        names = list(f.keys())
+        mapped = {name: f.get_tensor(name) for name in names if only(name)}
+    for name, tensor in mapped.items():
+        if dtype and tensor.is_floating_point() and tensor.dtype != dtype:
+            with opened(path) as f:
+                mapped[name] = f.get_tensor(name).to(dtype)
+    return mapped

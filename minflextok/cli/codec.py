@@ -3,9 +3,14 @@
 import argparse
 import io
 import json
+import math
+import re
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,15 +19,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checks import first_line
 from ..data import Images, Skipped, find_images, load_dataset, open_image, to_float, to_uint8
 from ..data.images import UNREADABLE
-from ..draws import seeded_noise
 from ..evaluation.figures import budget_grid, save
 from ..evaluation.metrics import code_usage, psnr
 from ..tokenizer import FlexTok
-from ..weights import write_atomic
+from ..weights import naming, read_json, write_atomic
+from .flags import say
 
 BATCH = 64  # images that are encoded or decoded at once
+# An .npz file may become this many bytes, or this many times its size, when it is read.
+NPZ_BYTES, NPZ_RATIO = 2**26, 50
 
 # ---- images and ids on disk ----------------------------------------------------------------------
 
@@ -51,40 +59,116 @@ def stack(images: list[np.ndarray]) -> Tensor:
     return to_float(torch.from_numpy(np.stack(images)))
 
 
-def write_ids(path: Path, ids: Tensor, names: list[str], weights: str) -> None:
-    """.npz (arrays ids (N, k), names, weights) or .json."""
+@dataclass
+class IdFile:
+    """The contents of a file of ids. tokenizer: the fingerprint of the one that encoded the images;
+    None in files of earlier versions."""
+
+    rows: list[Tensor]
+    names: list[str]
+    weights: str
+    tokenizer: str | None
+
+
+def write_ids(path: Path, ids: Tensor, names: list[str], weights: str, tokenizer: str) -> None:
+    """.npz (arrays ids (N, k), names, weights, tokenizer) or .json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npz":
         data = io.BytesIO()
-        np.savez(data, ids=ids.numpy(), names=np.array(names), weights=np.array(weights))
+        texts = (np.array(x) for x in (names, weights, tokenizer))
+        arrays = dict(zip(("names", "weights", "tokenizer"), texts, strict=True))
+        np.savez(data, allow_pickle=False, ids=ids.numpy(), **arrays)
         write_atomic(path, data.getvalue())
     else:
         rows = [{"name": n, "ids": i} for n, i in zip(names, ids.tolist(), strict=True)]
-        write_atomic(path, json.dumps({"weights": weights, "images": rows}, indent=1) + "\n")
+        held = {"weights": weights, "tokenizer": tokenizer, "images": rows}
+        write_atomic(path, json.dumps(held, indent=1) + "\n")
 
 
-def read_ids(path: Path) -> tuple[list[Tensor], list[str], str]:
-    """Ids, names and weights as `write_ids` wrote them; rows of a JSON file may differ in
-    length."""
+def read_ids(path: Path) -> IdFile:
+    """What `write_ids` wrote; rows of a JSON file may differ in length."""
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as f:
-                rows, names = list(torch.from_numpy(f["ids"])), f["names"].tolist()
-                weights = f["weights"].item()
-        else:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            rows = [torch.tensor(r["ids"]) for r in held["images"]]
-            names, weights = [r["name"] for r in held["images"]], held["weights"]
-        texts = all(isinstance(s, str) for s in (*names, weights))
-        if not rows or len(rows) != len(names) or not texts:
-            raise ValueError(f"{len(rows)} rows, {len(names)} names, weights {weights!r}")
-        return rows, names, weights
+        found = (read_npz if path.suffix == ".npz" else read_id_json)(path)
+        texts = (*found.names, found.weights, found.tokenizer or "")
+        if not all(isinstance(s, str) for s in texts):
+            raise ValueError("names, weights and tokenizer must be text")
+        if not found.rows or len(found.rows) != len(found.names):
+            raise ValueError(f"{len(found.rows)} rows, {len(found.names)} names")
+        return found
     except FileNotFoundError:
         raise
     except Exception as e:
         raise ValueError(
-            f"{path} does not hold ids ({e}): make it with `minflextok encode`"
+            f"{path} does not hold ids ({first_line(e)}): make it with `minflextok encode`"
         ) from None
+
+
+def read_npz(path: Path) -> IdFile:
+    check_npz(path)
+    with np.load(path, allow_pickle=False) as f:
+        ids = f["ids"]
+        if ids.dtype.kind not in "iu" or ids.ndim != 2:
+            raise ValueError(f"ids are {ids.dtype} {ids.shape}, not whole numbers (N, k)")
+        tokenizer = f["tokenizer"].item() if "tokenizer" in f else None
+        rows = list(torch.from_numpy(ids.astype(np.int64)))
+        return IdFile(rows, f["names"].tolist(), f["weights"].item(), tokenizer)
+
+
+def check_npz(path: Path) -> None:
+    """ValueError if an archive would become much larger than its file when it is read, or if the
+    header of an array claims another size than its data has."""
+    with zipfile.ZipFile(path) as archive:
+        total, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
+        if total > max(NPZ_BYTES, NPZ_RATIO * size):
+            raise ValueError(f"{size} bytes that become {total}: too much to be ids")
+        for info in archive.infolist():
+            with archive.open(info) as f:
+                version = np.lib.format.read_magic(f)
+                read = np.lib.format.read_array_header_1_0
+                if version != (1, 0):
+                    read = np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(f)
+                claimed = f.tell() + math.prod(shape) * dtype.itemsize
+            if min(shape, default=0) < 0 or claimed != info.file_size:
+                raise ValueError(f"{info.filename} claims {claimed} bytes, it has {info.file_size}")
+
+
+def read_id_json(path: Path) -> IdFile:
+    path.stat()  # FileNotFoundError
+    held = read_json(path)
+    if not isinstance(held, dict) or not isinstance(held.get("images"), list):
+        raise ValueError("it has no list of images")
+    for i, row in enumerate(held["images"]):
+        ids = row.get("ids") if isinstance(row, dict) else None
+        whole = isinstance(ids, list) and all(type(n) is int and abs(n) < 2**63 for n in ids)
+        if not whole or not ids:
+            raise ValueError(f"image {i} has no list of ids")
+    rows = [torch.tensor(row["ids"]) for row in held["images"]]
+    names = [row.get("name") for row in held["images"]]
+    return IdFile(rows, names, held["weights"], held.get("tokenizer"))
+
+
+def check_tokenizer(tok: FlexTok, held: IdFile, a: argparse.Namespace) -> None:
+    """The ids of one tokenizer mean nothing to another."""
+    if held.tokenizer is None:
+        warnings.warn(
+            f"{a.ids} does not say which tokenizer made its ids (an earlier version wrote it): if "
+            f"it is not {a.weights}, the images are nonsense; encode them again to be sure",
+            stacklevel=3,
+        )
+    elif held.tokenizer != (found := tok.fingerprint()):
+        raise ValueError(
+            f"{a.ids} holds ids of the tokenizer {held.tokenizer} ({held.weights}), and "
+            f"{a.weights} is {found}: give --weights that encoded them, or encode the images again"
+        )
+
+
+def file_name(i: int, name: str) -> str:
+    """The name of decoded image i: its number, and the name of the image that was encoded, without
+    its folder and without characters that a file system or a terminal takes for something else."""
+    stem = re.sub(r'[<>:"/\\|?*]', "_", Path(name).stem)
+    stem = "".join(c if c.isprintable() else "_" for c in stem)
+    return f"{i:04d}_{stem.encode()[:200].decode(errors='ignore')}.png"
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -106,22 +190,24 @@ def encode(a: argparse.Namespace) -> None:
     if Path(a.out).suffix not in (".npz", ".json"):
         raise ValueError(f"--out {a.out}: ids are saved as .npz or .json")
     tok = load(a)
-    images, ids, names = read_images(a.images, tok.image_size), [], []
-    while batch := list(islice(images, BATCH)):  # no more than one batch of images is in memory
-        names += [name for name, _ in batch]
-        ids.append(tok.encode(stack([image for _, image in batch]), a.tokens).cpu())
-    ids = torch.cat(ids)
-    write_ids(Path(a.out), ids, names, a.weights)
-    print(
+    parts, names = [], []
+    for some, images in batches_of(read_images(a.images, tok.image_size)):
+        names += some
+        parts.append(tok.encode(images, a.tokens).cpu())
+    ids = torch.cat(parts)
+    write_ids(Path(a.out), ids, names, a.weights, tok.fingerprint())
+    say(
         f"{len(ids)} images -> {a.out}: {ids.shape[1]} ids each, "
         f"{tok.config.num_bytes(ids.shape[1])} bytes packed"
     )
 
 
 def decode(a: argparse.Namespace) -> None:
-    rows, names, weights = read_ids(Path(a.ids))
-    a.weights = a.weights or weights
+    held = read_ids(Path(a.ids))
+    rows = held.rows
+    a.weights = a.weights or held.weights
     tok, out = load(a), Path(a.out)
+    check_tokenizer(tok, held, a)
     g = torch.Generator().manual_seed(a.seed)
     shortest = min(len(r) for r in rows)
     if a.tokens is not None and not 1 <= a.tokens <= shortest:
@@ -135,59 +221,75 @@ def decode(a: argparse.Namespace) -> None:
             batch, a.steps, a.guidance, a.apg, generator=g, progress=sys.stderr.isatty()
         )
         for i, image in enumerate(to_uint8(images).cpu(), start):
-            file = out / f"{i:04d}_{Path(names[i]).stem}.png"
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
-    print(f"{len(rows)} images -> {out}/")
+            file = out / file_name(i, held.names[i])
+            with naming(file):
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    say(f"{len(rows)} images -> {out}/")
 
 
 def show_budgets(
-    tok: FlexTok, images: Tensor, budgets: list[int], a: argparse.Namespace, show: int = 12
+    tok: FlexTok,
+    batches: Iterable[Tensor],
+    budgets: list[int],
+    a: argparse.Namespace,
+    show: int = 12,
 ) -> None:
-    """Encode, decode at each budget, print a table, save a picture of the first `show` images."""
+    """Encode batches of images, decode at each budget, print a table, save a picture of the first
+    `show` images. No more than one batch is in memory."""
     wrong = [k for k in budgets if not 1 <= k <= tok.config.num_registers]
     if wrong:
         raise ValueError(
             f"--tokens {wrong[0]}: {a.weights} gives 1 to {tok.config.num_registers} tokens"
         )
-    start, c = time.perf_counter(), tok.config
-    ids = tok.encode(images, batch_size=BATCH)
-    print(
-        f"{len(images)} images, {tok.image_size}x{tok.image_size}, encoded in "
-        f"{time.perf_counter() - start:.2f} s; decoding: {a.steps} Euler steps, guidance "
-        f"{a.guidance:g}{' (APG)' if a.apg else ''}, seed {a.seed}, on {a.device}\n"
-        f"{'tokens':>7}{'bytes':>7}{'PSNR dB':>9}{'seconds':>9}"
-    )
-    noise = seeded_noise((len(images), c.in_channels, c.image_size, c.image_size), a.seed)
-    grids = {}
-    for k in budgets:
+    c, g = tok.config, torch.Generator().manual_seed(a.seed)
+    all_ids, shown, encoding = [], [], 0.0
+    found: dict[int, list[Tensor]] = {k: [] for k in budgets}  # PSNR of each image
+    grids: dict[int, list[Tensor]] = {k: [] for k in budgets}
+    seconds = dict.fromkeys(budgets, 0.0)
+    for images in batches:
         start = time.perf_counter()
-        made = tok.decode(
-            ids[:, :k],
-            a.steps,
-            a.guidance,
-            a.apg,
-            noise=noise,
-            progress=sys.stderr.isatty(),
-            batch_size=BATCH,
-        ).cpu()
-        grids[k] = made[:show]
-        print(
-            f"{k:7d}{c.num_bytes(k):7d}{psnr(made, images).mean():9.2f}"
-            f"{time.perf_counter() - start:9.1f}",
-            flush=True,
-        )
-    save(budget_grid(images[:show], grids), a.out)
-    used, perplexity = code_usage(ids.cpu(), c.vocab_size)
-    print(
+        ids = tok.encode(images)
+        encoding += time.perf_counter() - start
+        # In multiples of 16 values, parts of a random sequence are those of the whole.
+        noise = torch.randn((len(images), c.in_channels, c.image_size, c.image_size), generator=g)
+        left = max(0, show - sum(len(x) for x in shown))
+        shown.append(images[:left])
+        for k in budgets:
+            start = time.perf_counter()
+            made = tok.decode(
+                ids[:, :k], a.steps, a.guidance, a.apg, noise=noise, progress=sys.stderr.isatty()
+            ).cpu()
+            seconds[k] += time.perf_counter() - start
+            found[k].append(psnr(made, images))
+            grids[k].append(made[:left])
+        all_ids.append(ids.cpu())
+    ids = torch.cat(all_ids)
+    say(
+        f"{len(ids)} images, {tok.image_size}x{tok.image_size}, encoded in {encoding:.2f} s; "
+        f"decoding: {a.steps} Euler steps, guidance {a.guidance:g}{' (APG)' if a.apg else ''}, "
+        f"seed {a.seed}, on {a.device}\n{'tokens':>7}{'bytes':>7}{'PSNR dB':>9}{'seconds':>9}"
+    )
+    for k in budgets:
+        value = torch.cat(found[k]).mean()
+        say(f"{k:7d}{c.num_bytes(k):7d}{value:9.2f}{seconds[k]:9.1f}")
+    save(budget_grid(torch.cat(shown), {k: torch.cat(x) for k, x in grids.items()}), a.out)
+    used, perplexity = code_usage(ids, c.vocab_size)
+    say(
         f"ids used per register: {used.min()} to {used.max()} of {c.vocab_size} "
         f"(perplexity {perplexity.min():.0f} to {perplexity.max():.0f})\npicture -> {a.out}"
     )
 
 
+def batches_of(images: Iterator[tuple[str, np.ndarray]]) -> Iterator[tuple[list[str], Tensor]]:
+    """Names and images (B <= BATCH, 3, H, W) in [-1, 1]."""
+    while batch := list(islice(images, BATCH)):
+        yield [name for name, _ in batch], stack([image for _, image in batch])
+
+
 def reconstruct(a: argparse.Namespace) -> None:
     tok = load(a)
-    images = stack([image for _, image in read_images(a.images, tok.image_size)])
-    show_budgets(tok, images, a.tokens or tok.config.budgets, a)
+    batches = (images for _, images in batches_of(read_images(a.images, tok.image_size)))
+    show_budgets(tok, batches, a.tokens or tok.config.budgets, a)
 
 
 # Shipped weights with their data set and the guidance scale that their cards recommend.
@@ -215,9 +317,9 @@ def show_demo(a: argparse.Namespace, weights: str, data: str, guidance: float, o
     if not isinstance(test, Images):
         raise ValueError(f"{a.data} is too large for memory: give a smaller set")
     images = to_float(test.images[: a.num_images])
-    print(
+    say(
         f"weights {a.weights}: up to {tok.config.num_registers} tokens of "
         f"{tok.config.bits_per_token:.1f} bits; images: the first {len(images)} of {a.data}, "
         "test split"
     )
-    show_budgets(tok, images, tok.config.budgets, a)
+    show_budgets(tok, images.split(BATCH), tok.config.budgets, a)

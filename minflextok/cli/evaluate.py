@@ -19,6 +19,7 @@ from ..evaluation.tokenizer import Evaluation
 from ..prior import Prior
 from ..tokenizer import FlexTok
 from .codec import BATCH, load
+from .flags import say
 
 
 def evaluate(a: argparse.Namespace) -> None:
@@ -39,10 +40,10 @@ def evaluate(a: argparse.Namespace) -> None:
     )
     data = load_dataset(a.data, a.split, tok.image_size)
     work = Evaluation(tok, a.weights, data, settings)
-    print(work.protocol_line, flush=True)
+    say(work.protocol_line)
     found = work.run(progress=sys.stderr.isatty())
     write_results(found, a.out)
-    print(f"{tokenizer_table(found)}\nresults -> {a.out}")
+    say(f"{tokenizer_table(found)}\nresults -> {a.out}")
 
 
 def load_prior(a: argparse.Namespace) -> tuple[Prior, FlexTok]:
@@ -82,11 +83,11 @@ def evaluate_prior(a: argparse.Namespace) -> None:
     )
     data = conditions(a, prior, tok.image_size)
     work = PriorEvaluation(prior, a.prior, tok, a.tokenizer or a.prior, data, settings)
-    print(work.protocol_line, flush=True)
+    say(work.protocol_line)
     found, samples, continued = work.run(progress=sys.stderr.isatty())
     write_results(found, Path(a.out) / "results.json")
     write_pictures(found, samples, continued, Path(a.out))
-    print(f"{prior_table(found)}\nresults and pictures -> {a.out}/")
+    say(f"{prior_table(found)}\nresults and pictures -> {a.out}/")
 
 
 def generate(a: argparse.Namespace) -> None:
@@ -115,7 +116,7 @@ def generate(a: argparse.Namespace) -> None:
         ids, a.steps, generator=g, progress=sys.stderr.isatty(), batch_size=BATCH
     ).cpu()
     save(image_grid(dict(zip(names, images.split(a.samples), strict=True))), a.out)
-    print(
+    say(
         f"{len(ids)} images of {ids.shape[1]} tokens: ids in {sampled - start:.2f} s, decoded in "
         f"{time.perf_counter() - sampled:.1f} s -> {a.out}"
     )

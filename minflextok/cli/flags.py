@@ -23,12 +23,25 @@ def choice(name: str) -> str:
 def device(name: str) -> str:
     """An argparse type: the name of a device that works here."""
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as e:  # torch built without CUDA asserts
+        torch.zeros(1, device=name).item()  # the device "meta" has no values
+    except Exception as e:  # each backend of torch that is not there raises an error of its own
         raise argparse.ArgumentTypeError(
             f"{name!r} does not work here ({first_line(e)}); cpu does"
         ) from None
     return name
+
+
+def printable(text: str) -> str:
+    """A text in one line, with codes in place of all that does not print: a file name may hold
+    line breaks and control codes of the terminal."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
+
+
+def say(text: str) -> None:
+    """Print lines, each made printable."""
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
 
 
 def flag(p, *names: str, type=str, default=None, help: str, **more) -> None:

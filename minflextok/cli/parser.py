@@ -26,6 +26,7 @@ from .flags import (
     choice,
     device,
     flag,
+    printable,
 )
 
 # ---- train ---------------------------------------------------------------------------------------
@@ -296,9 +297,9 @@ def with_flags(message: str, known: set[str]) -> str:
 def main(argv: list[str] | None = None) -> None:
     a = build_parser().parse_args(argv)
     warnings.showwarning = lambda message, *_, **__: print(
-        f"minflextok: warning: {message}", file=sys.stderr
+        f"minflextok: warning: {printable(str(message))}", file=sys.stderr
     )
     try:
         a.run(a)
     except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as e:
-        sys.exit(f"minflextok: error: {with_flags(str(e), set(vars(a)))}")
+        sys.exit(f"minflextok: error: {printable(with_flags(str(e), set(vars(a))))}")

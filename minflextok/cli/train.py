@@ -18,6 +18,7 @@ from ..training.prior import train_prior
 from ..training.tokenizer import train_tokenizer
 from ..training.vae import train_vae
 from ..vae import VAE
+from .flags import say
 
 
 def recipe_of(a: argparse.Namespace, preset: Preset) -> TrainConfig:
@@ -91,7 +92,7 @@ def prior(a: argparse.Namespace) -> None:
 def show_curves(a: argparse.Namespace) -> None:
     run, reference = curves.read(a.directory), curves.read(a.reference) if a.reference else None
     save(curves.plot(run, reference), a.out)
-    print((curves.verdict(run, reference) + "\n" if reference else "") + f"picture -> {a.out}")
+    say((curves.verdict(run, reference) + "\n" if reference else "") + f"picture -> {a.out}")
 
 
 def compare_systems(a: argparse.Namespace) -> None:
@@ -107,4 +108,4 @@ def compare_systems(a: argparse.Namespace) -> None:
         teacher=a.repa,
         device=a.device,
     )
-    print(compare(a.systems or list(SYSTEMS), setting, Path(a.out)))
+    say(compare(a.systems or list(SYSTEMS), setting, Path(a.out)))

@@ -41,6 +41,10 @@ def expand(pattern: str) -> tuple[list[str], int | None]:
     shards = wds.shardlists.expand_urls(pattern)
     if pattern.startswith(REMOTE):
         return shards, None
+    # Only what a caller names may be a URL or run a command, never a part of a list.
+    remote = [s for s in shards if s.startswith(REMOTE)]
+    if remote:
+        raise ValueError(f"{pattern} holds {remote[0]}: give shards of one kind")
     absent = [s for s in shards if not Path(s).exists()]
     if absent:
         raise FileNotFoundError(

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .. import weights
+from ..checks import first_line
 from .figures import plural
 
 
@@ -23,26 +24,47 @@ def read(name: str | Path) -> dict:
         raise FileNotFoundError(
             f"{file.parent} has no metrics.jsonl: give the directory of a training run"
         )
+    try:
+        return {"name": str(name), **curves_of(read_lines(file))}
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{file} has no curve of a tokenizer's training ({first_line(e)}): give the directory "
+            "of a run that reached its first evaluation"
+        ) from None
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The lines of a log, without the incomplete last one of a killed run."""
+    texts = file.read_text(encoding="utf-8").splitlines()
     lines = []
-    for text in file.read_text().splitlines():
+    for i, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break  # the incomplete last line of a killed run
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            if i == len(texts):
+                break
+            raise ValueError(f"line {i} is not JSON") from None
+        if not isinstance(line, dict) or type(line.get("step")) is not int or line["step"] < 1:
+            raise ValueError(f"line {i} is no object with a step")
+        lines.append(line)
+    return lines
+
+
+def curves_of(lines: list[dict]) -> dict:
     losses = [r for r in lines if "loss" in r]
     found = [r for r in lines if "psnr" in r and "ids_used" in r]
     if not losses or not found:
-        raise ValueError(f"{file} has no curve yet: train the tokenizer until its first evaluation")
+        raise ValueError("no curve yet")
     size = losses[0]["images"] / losses[0]["step"]  # images a step
     seen = [r["step"] * size for r in found]
+    peak = losses[-1].get("peak_gb")
     return {
-        "name": str(name),
-        "loss": ([r["images"] for r in losses], [r["loss"] for r in losses]),
-        "psnr": {int(k): (seen, [r["psnr"][k] for r in found]) for k in found[0]["psnr"]},
+        "loss": ([float(r["images"]) for r in losses], [float(r["loss"]) for r in losses]),
+        "psnr": {int(k): (seen, [float(r["psnr"][k]) for r in found]) for k in found[0]["psnr"]},
         "ids": (seen, [float(np.mean(r["ids_used"])) for r in found]),
         "minutes": losses[-1]["seconds"] / 60,
-        "peak_gb": losses[-1].get("peak_gb"),
-        "images": losses[-1]["images"],
+        "peak_gb": None if peak is None else float(peak),
+        "images": int(losses[-1]["images"]),
     }
 
 

@@ -2,13 +2,16 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..checks import first_line
 from ..config import to_json
-from ..weights import atomic_file, write_atomic
+from ..weights import atomic_file, read_json, write_atomic
 
 FREE = ("train.workers", "train.log_every", "train.compile")  # settings that may change on a resume
 
@@ -37,6 +40,45 @@ def load_checkpoint(path: Path) -> dict:
         ) from None
 
 
+# What a checkpoint of a run holds.
+CONTENTS = {
+    "model": dict,
+    "ema": dict,
+    "optimizers": list,
+    "precision": str,
+    "step": int,
+    "seconds": float,
+    "window": list,
+}
+
+
+@contextmanager
+def resuming(path: Path) -> Iterator[dict]:
+    """The checkpoint of a run, complete and of the right kinds. Whatever else in it does not fit
+    inside the block is a ValueError that names the file."""
+    saved = load_checkpoint(path)
+    try:
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__}")
+        for name, kind in CONTENTS.items():
+            if name not in saved:
+                raise ValueError(f"it has no {name}")
+            if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
+                raise ValueError(f"{name} is a {type(saved[name]).__name__}, not a {kind.__name__}")
+        for name in ("step", "seconds"):
+            if not 0 <= saved[name] < float("inf"):
+                raise ValueError(f"{name}={saved[name]}")
+        for values in saved["window"]:  # loss and gradient norm
+            if not isinstance(values, Tensor) or values.shape != (2,):
+                raise ValueError("window holds something other than losses and gradient norms")
+        yield saved
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{path} is no checkpoint of this run ({first_line(e)}): delete it to start over, or "
+            "give another out"
+        ) from None
+
+
 def describe_run(model_config, recipe, sources: dict) -> dict:
     """The contents of run.json: the configs of model and training, and what the run is trained on.
 
@@ -61,8 +103,10 @@ def claim_directory(out: Path, record: dict, resume: bool) -> None:
         write_atomic(path, json.dumps(record, indent=2) + "\n")
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+        stored = read_json(path)
+        if not isinstance(stored, dict):
+            raise ValueError(f"it holds a {type(stored).__name__}, not the record of a run")
+    except ValueError as e:
         raise ValueError(
             f"out={str(out)!r} has a checkpoint, but its run.json cannot be read "
             f"({first_line(e)}): give another out"

@@ -19,6 +19,7 @@ from ..config import TrainConfig
 from ..evaluation import figures
 from ..precision import autocast
 from .checkpoints import claim_directory, describe_run
+from .lock import only_run
 from .optimizers import update_ema
 from .run import Run
 from .runtime import Log, Ranks, peak_memory, stop_on_signal
@@ -76,10 +77,17 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
     """Train task.model and return it with averaged weights, in eval mode.
 
     On rank 0, `out` gets checkpoint.pt (resumed from if it exists), metrics.jsonl, run.json, sample
-    images and the weights. quiet: no progress bar and no printed lines. Raises FloatingPointError
-    if the loss is not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
+    images and the weights. quiet: no progress bar and no printed lines. Raises ValueError if
+    another run uses `out`; FloatingPointError if the loss is not finite; SystemExit(143), after
+    saving, on SIGTERM or SIGINT.
     """
-    c, out, ranks = recipe, Path(out), task.ranks
+    with only_run(Path(out)) if task.ranks.is_main else nullcontext():
+        return train(task, recipe, Path(out), quiet)
+
+
+def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
+    """`fit`, in a directory that this run has locked."""
+    c, ranks = recipe, task.ranks
     run, path = start(task, c, out), out / "checkpoint.pt"
     log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet)
     if c.bf16 and run.precision == "float32":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..precision import precision
-from .checkpoints import load_checkpoint, save_checkpoint
+from .checkpoints import resuming, save_checkpoint
 from .optimizers import lr_factor, make_optimizers
 from .runtime import Ranks
 
@@ -94,13 +94,13 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint."""
-        saved = load_checkpoint(path)
-        self.model.load_state_dict(saved["model"])
-        self.ema.load_state_dict(saved["ema"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.step, self.seconds = saved["step"], saved["seconds"]
-        self.window = [w.to(self.device) for w in saved["window"]]
+        with resuming(path) as saved:
+            self.model.load_state_dict(saved["model"])
+            self.ema.load_state_dict(saved["ema"])
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.step, self.seconds = saved["step"], saved["seconds"]
+            self.window = [w.to(self.device) for w in saved["window"]]
         if saved["precision"] != self.precision:
             warnings.warn(
                 f"{path} was trained in {saved['precision']}, this device continues in "

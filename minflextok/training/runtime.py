@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..weights import naming, write_atomic
+
 try:
     import resource
 except ImportError:  # Windows
@@ -103,11 +105,16 @@ class Log:
     def __init__(self, path: Path, step: int, is_main: bool, quiet: bool):
         self.is_main, self.quiet = is_main, quiet
         self.first: tuple[int, float] | None = None  # images and seconds at the first line
+        self.path = path
         if not is_main:
             return
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
+        lines = (
+            path.read_text(encoding="utf-8", errors="replace").splitlines()
+            if path.exists() and step
+            else []
+        )
         kept = [line for line in lines if self.step_of(line) <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_atomic(path, "".join(line + "\n" for line in kept))
         self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (open during the run)
         self.bar = tqdm(
             total=1.0,
@@ -117,10 +124,11 @@ class Log:
 
     @staticmethod
     def step_of(line: str) -> float:
-        """The step of a line; infinite for the incomplete last line of a killed run."""
+        """The step of a line; infinite for one that is not of a log, such as the incomplete last
+        line of a killed run."""
         try:
-            return json.loads(line)["step"]
-        except ValueError:
+            return float(json.loads(line)["step"])
+        except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
             return float("inf")
 
     def training(
@@ -153,7 +161,8 @@ class Log:
     def write(self, **values) -> None:
         """Add a line to metrics.jsonl, with 9 significant digits."""
         rounded = {k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in values.items()}
-        self.file.write(json.dumps(rounded) + "\n")
+        with naming(self.path):
+            self.file.write(json.dumps(rounded) + "\n")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

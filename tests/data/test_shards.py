@@ -179,3 +179,13 @@ def test_a_name_that_stands_twice_is_an_error_in_streams_too(tmp_path):
     path = shard(tmp_path / "a.tar", [("a.png", png()), ("b.png", png()), ("a.png", png())])
     with pytest.raises(ValueError, match="holds a.png twice: was the tar appended to"):
         next(Stream("s", [str(path)], 8, 0).batches(4, 0))
+
+
+@pytest.mark.parametrize("pattern", ["a.tar::pipe:touch hit.tar", "{a,pipe:touch hit}.tar"])
+def test_a_command_inside_a_list_of_shards_never_runs(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tar", "pipe:touch hit.tar"):
+        (tmp_path / name).write_bytes(bytes(1024))
+    with pytest.raises(ValueError, match="pipe:touch hit.tar: give shards of one kind"):
+        load_dataset(pattern, image_size=8)
+    assert not (tmp_path / "hit.tar").exists()

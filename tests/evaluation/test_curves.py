@@ -71,3 +71,35 @@ def test_what_is_no_run_is_named(runs, tmp_path):
     )
     with pytest.raises(ValueError, match="no curve yet"):
         curves.read(tmp_path)
+
+
+GOOD = [
+    {"step": 2, "loss": 1.0, "images": 16, "seconds": 1.0},
+    {"step": 2, "psnr": {"1": 3.0}, "ids_used": [4, 5]},
+]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        '{"a": 1}',
+        '{"step": "x"}',
+        '{"step": 0, "loss": 1.0, "images": 1, "seconds": 1}',
+        "null",
+        "[" * 10**5,
+        '{"step": 2, "loss": "x", "images": 16, "seconds": 1}',
+        '{"step": 2, "loss": 1.0}',
+        '{"step": 2, "psnr": 3, "ids_used": 3}',
+        '{"step": 2, "psnr": {"x": 3}, "ids_used": []}',
+    ],
+)
+def test_odd_lines_are_an_error_that_names_the_log(tmp_path, line):
+    rows = [json.dumps(row) for row in GOOD]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join([line, *rows]) + "\n")
+    with pytest.raises(ValueError, match="metrics.jsonl") as e:
+        curves.read(tmp_path)
+    assert "\n" not in str(e.value)
+    file.write_text("\n".join(rows) + "\n")
+    assert curves.read(tmp_path)["images"] == 16
