@@ -252,7 +252,7 @@ def show_budgets(
         encoding += time.perf_counter() - start
         # In multiples of 16 values, parts of a random sequence are those of the whole.
         noise = torch.randn((len(images), c.in_channels, c.image_size, c.image_size), generator=g)
-        left = max(0, show - sum(len(x) for x in shown))
+        left = max(0, show - sum(map(len, shown)))
         shown.append(images[:left])
         for k in budgets:
             start = time.perf_counter()
