@@ -1,16 +1,10 @@
 """The commands that encode images and decode ids: encode, decode, reconstruct, demo."""
 
 import argparse
-import io
-import json
-import math
-import re
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -19,18 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checks import first_line
 from ..data import Images, Skipped, find_images, load_dataset, open_image, to_float, to_uint8
 from ..data.images import UNREADABLE
 from ..evaluation.figures import budget_grid, save
 from ..evaluation.metrics import code_usage, psnr
 from ..tokenizer import FlexTok
-from ..weights import naming, read_json, write_atomic
+from ..weights import naming
 from .flags import say
+from .ids import IdFile, file_name, read_ids, write_ids
 
 BATCH = 64  # images that are encoded or decoded at once
-# An .npz file may become this many bytes, or this many times its size, when it is read.
-NPZ_BYTES, NPZ_RATIO = 2**26, 50
+
 
 # ---- images and ids on disk ----------------------------------------------------------------------
 
@@ -59,95 +52,6 @@ def stack(images: list[np.ndarray]) -> Tensor:
     return to_float(torch.from_numpy(np.stack(images)))
 
 
-@dataclass
-class IdFile:
-    """The contents of a file of ids. tokenizer: the fingerprint of the one that encoded the images;
-    None in files of earlier versions."""
-
-    rows: list[Tensor]
-    names: list[str]
-    weights: str
-    tokenizer: str | None
-
-
-def write_ids(path: Path, ids: Tensor, names: list[str], weights: str, tokenizer: str) -> None:
-    """.npz (arrays ids (N, k), names, weights, tokenizer) or .json."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npz":
-        data = io.BytesIO()
-        texts = (np.array(x) for x in (names, weights, tokenizer))
-        arrays = dict(zip(("names", "weights", "tokenizer"), texts, strict=True))
-        np.savez(data, allow_pickle=False, ids=ids.numpy(), **arrays)
-        write_atomic(path, data.getvalue())
-    else:
-        rows = [{"name": n, "ids": i} for n, i in zip(names, ids.tolist(), strict=True)]
-        held = {"weights": weights, "tokenizer": tokenizer, "images": rows}
-        write_atomic(path, json.dumps(held, indent=1) + "\n")
-
-
-def read_ids(path: Path) -> IdFile:
-    """What `write_ids` wrote; rows of a JSON file may differ in length."""
-    try:
-        found = (read_npz if path.suffix == ".npz" else read_id_json)(path)
-        texts = (*found.names, found.weights, found.tokenizer or "")
-        if not all(isinstance(s, str) for s in texts):
-            raise ValueError("names, weights and tokenizer must be text")
-        if not found.rows or len(found.rows) != len(found.names):
-            raise ValueError(f"{len(found.rows)} rows, {len(found.names)} names")
-        return found
-    except FileNotFoundError:
-        raise
-    except Exception as e:
-        raise ValueError(
-            f"{path} does not hold ids ({first_line(e)}): make it with `minflextok encode`"
-        ) from None
-
-
-def read_npz(path: Path) -> IdFile:
-    check_npz(path)
-    with np.load(path, allow_pickle=False) as f:
-        ids = f["ids"]
-        if ids.dtype.kind not in "iu" or ids.ndim != 2:
-            raise ValueError(f"ids are {ids.dtype} {ids.shape}, not whole numbers (N, k)")
-        tokenizer = f["tokenizer"].item() if "tokenizer" in f else None
-        rows = list(torch.from_numpy(ids.astype(np.int64)))
-        return IdFile(rows, f["names"].tolist(), f["weights"].item(), tokenizer)
-
-
-def check_npz(path: Path) -> None:
-    """ValueError if an archive would become much larger than its file when it is read, or if the
-    header of an array claims another size than its data has."""
-    with zipfile.ZipFile(path) as archive:
-        total, size = sum(i.file_size for i in archive.infolist()), path.stat().st_size
-        if total > max(NPZ_BYTES, NPZ_RATIO * size):
-            raise ValueError(f"{size} bytes that become {total}: too much to be ids")
-        for info in archive.infolist():
-            with archive.open(info) as f:
-                version = np.lib.format.read_magic(f)
-                read = np.lib.format.read_array_header_1_0
-                if version != (1, 0):
-                    read = np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(f)
-                claimed = f.tell() + math.prod(shape) * dtype.itemsize
-            if min(shape, default=0) < 0 or claimed != info.file_size:
-                raise ValueError(f"{info.filename} claims {claimed} bytes, it has {info.file_size}")
-
-
-def read_id_json(path: Path) -> IdFile:
-    path.stat()  # FileNotFoundError
-    held = read_json(path)
-    if not isinstance(held, dict) or not isinstance(held.get("images"), list):
-        raise ValueError("it has no list of images")
-    for i, row in enumerate(held["images"]):
-        ids = row.get("ids") if isinstance(row, dict) else None
-        whole = isinstance(ids, list) and all(type(n) is int and abs(n) < 2**63 for n in ids)
-        if not whole or not ids:
-            raise ValueError(f"image {i} has no list of ids")
-    rows = [torch.tensor(row["ids"]) for row in held["images"]]
-    names = [row.get("name") for row in held["images"]]
-    return IdFile(rows, names, held["weights"], held.get("tokenizer"))
-
-
 def check_tokenizer(tok: FlexTok, held: IdFile, a: argparse.Namespace) -> None:
     """The ids of one tokenizer mean nothing to another."""
     if held.tokenizer is None:
@@ -161,14 +65,6 @@ def check_tokenizer(tok: FlexTok, held: IdFile, a: argparse.Namespace) -> None:
             f"{a.ids} holds ids of the tokenizer {held.tokenizer} ({held.weights}), and "
             f"{a.weights} is {found}: give --weights that encoded them, or encode the images again"
         )
-
-
-def file_name(i: int, name: str) -> str:
-    """The name of decoded image i: its number, and the name of the image that was encoded, without
-    its folder and without characters that a file system or a terminal takes for something else."""
-    stem = re.sub(r'[<>:"/\\|?*]', "_", Path(name).stem)
-    stem = "".join(c if c.isprintable() else "_" for c in stem)
-    return f"{i:04d}_{stem.encode()[:200].decode(errors='ignore')}.png"
 
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -242,7 +138,7 @@ def show_budgets(
             f"--tokens {wrong[0]}: {a.weights} gives 1 to {tok.config.num_registers} tokens"
         )
     c, g = tok.config, torch.Generator().manual_seed(a.seed)
-    all_ids, shown, encoding = [], [], 0.0
+    all_ids, shown, encoded, encoding = [], [], 0, 0.0
     found: dict[int, list[Tensor]] = {k: [] for k in budgets}  # PSNR of each image
     grids: dict[int, list[Tensor]] = {k: [] for k in budgets}
     seconds = dict.fromkeys(budgets, 0.0)
@@ -252,8 +148,9 @@ def show_budgets(
         encoding += time.perf_counter() - start
         # In multiples of 16 values, parts of a random sequence are those of the whole.
         noise = torch.randn((len(images), c.in_channels, c.image_size, c.image_size), generator=g)
-        left = max(0, show - sum(map(len, shown)))
-        shown.append(images[:left])
+        left = max(0, show - encoded)
+        shown.append(images[:left].clone())  # a view would keep the whole batch in memory
+        encoded += len(images)
         for k in budgets:
             start = time.perf_counter()
             made = tok.decode(
@@ -261,7 +158,7 @@ def show_budgets(
             ).cpu()
             seconds[k] += time.perf_counter() - start
             found[k].append(psnr(made, images))
-            grids[k].append(made[:left])
+            grids[k].append(made[:left].clone())
         all_ids.append(ids.cpu())
     ids = torch.cat(all_ids)
     say(
