@@ -13,6 +13,8 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .checks import MOST, show
+
 # Embedded images and shipped weights: beside the package in a checkout, inside it in a wheel.
 DATA_DIR = next(
     d for d in (Path(__file__).parents[1] / "data", Path(__file__).parent / "_data") if d.exists()
@@ -46,9 +48,12 @@ def check_types(config) -> None:
             value = tuple(value)
             object.__setattr__(config, f.name, value)
         ok = type(value) is kind or (kind is float and type(value) is int)
+        if ok and kind in (int, float):  # larger numbers overflow somewhere
+            ok = abs(value) <= (1e30 if kind is float else 2**63 - 1 if f.name == "seed" else MOST)
         require(
-            ok and (kind is not float or math.isfinite(value)),
-            f"{f.name}={value!r}: give a {getattr(kind, '__name__', kind)} ({f.metadata['help']})",
+            ok,
+            f"{f.name}={show(value)}: give a {getattr(kind, '__name__', kind)} "
+            f"({f.metadata['help']})",
         )
 
 
@@ -445,15 +450,17 @@ def to_json(config) -> str:
 
 def from_dict(cls, values: dict):
     """Build a config from plain values; an unknown key is an error that lists the known ones."""
+    if not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
+        raise ValueError(f"cls={show(cls)}: give a class of settings, such as TokenizerConfig")
     require(
         isinstance(values, dict),
-        f"a {cls.__name__} is an object of settings, not a {type(values).__name__}",
+        f"a {cls.__name__} is an object of settings, not a {type(values).__name__}: {show(values)}",
     )
     known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - known, key=str)
     require(
         not unknown,
-        f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; "
+        f"unknown {cls.__name__} key {', '.join(map(show, unknown))}; "
         f"known: {', '.join(sorted(known))}",
     )
     return cls(**values)
