@@ -1,15 +1,23 @@
 """Checks of what users give. A ValueError says what was given, what is allowed, and what to do."""
 
-import difflib
+import os
 import warnings
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import TokenizerConfig, VAEConfig
+T = TypeVar("T")
 
-Ids: TypeAlias = Tensor | list[Tensor]  # (B, k), or B 1-D tensors of different lengths
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+LARGEST = 1e4  # of values, scales and noise: sums of more can overflow
+MOST = 2**31 - 1  # of counts without another limit
+
+
+# ---- values that are no tensors ------------------------------------------------------------------
 
 
 def first_line(error: Exception) -> str:
@@ -17,43 +25,184 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def show(value: object) -> str:
+    """A value on one short line, for an error."""
+    if isinstance(value, Tensor):
+        dense = value.layout == torch.strided and not value.is_nested
+        shape = f" {tuple(value.shape)}" if dense else f" {value.layout}"
+        return f"{value.dtype}{shape}{' on meta' if value.is_meta else ''}"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of whatever class it is; Python refuses to print integers of 4300 digits
+        return f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_type(value: Any, kind: type[T], name: str) -> T:
+    """Returns value, an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={show(value)}: give a {kind.__name__}")
+    return value
+
+
+def check_bools(**values: Any) -> None:
+    """Arguments that are switches: bools, not what Python takes for one."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={show(value)}: give True or False")
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> str:
+    """Returns value, one of a few texts."""
+    if not isinstance(value, str) or value not in choices:
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name}={show(value)}: give {', '.join(others)} or {last}")
+    return value
+
+
 def check_count(value: Any, name: str, low: int, high: int | None = None) -> int:
     """Returns value, an integer (numpy's too, but no bool) from low to high."""
-    whole = not isinstance(value, bool | Tensor) and hasattr(value, "__index__")
-    if not whole or value < low or (high is not None and value > high):
-        span = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{name}={value!r}: give a whole number {span}")
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not low <= value <= (MOST if high is None else high):
+        span = f"from {low} to {high}"
+        if high is None:
+            span = f"of at least {low}" + (f" and at most {MOST}" if whole and value > 0 else "")
+        raise ValueError(f"{name}={show(value)}: give a whole number {span}")
     return int(value)
 
 
 def check_number(
     value: Any,
     name: str,
-    low: float = float("-inf"),
-    hint: str = "a finite number",
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    hint: str | None = None,
     where: str = "",
 ) -> float:
-    """Returns value, a finite int or float (no bool) of at least low. where: text that follows the
-    value in the error."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) < float("inf") or value < low:
-        raise ValueError(f"{name}={value!r}{where}: give {hint}")
-    return value
+    """Returns value, an int or float (numpy's too, but no bool) from low to high. where: text that
+    follows the value in the error."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        hint = hint or f"a number from {low:g} to {high:g}"
+        raise ValueError(f"{name}={show(value)}{where}: give {hint}")
+    return float(value)
+
+
+def check_probability(value: Any, name: str) -> float:
+    return check_number(value, name, 0, 1, "a probability from 0 to 1")
+
+
+def check_guidance(guidance: Any, at: list, name: str) -> list[float]:
+    """The guidance scale at each of `at`, timesteps or positions: a number for all, or a function
+    of them. name: what precedes their values in the error."""
+    hint = (
+        f"a finite number up to {LARGEST:g}, or a function of {name.strip(' =')} that returns one"
+    )
+    scales = []
+    for a in at:
+        where, scale = f" at {name}{a:g}", guidance
+        if callable(guidance):
+            try:
+                scale = guidance(a)
+            except Exception as e:
+                problem = f"it fails{where} ({type(e).__name__}: {first_line(e)})"
+                raise ValueError(f"guidance={show(guidance)}: {problem}; give {hint}") from e
+        scales.append(check_number(scale, "guidance", hint=hint, where=where))
+    return scales
+
+
+def check_path(path: Any, name: str = "name") -> Any:
+    """Returns path, a text or a path that can be the name of a file."""
+    try:
+        text = os.fspath(path)
+        usable = isinstance(text, str) and b"\0" not in os.fsencode(text) and bool(text)
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise ValueError(f"{name}={show(path)}: give a path or a name, a str that is not empty")
+    return path
+
+
+def check_dtype(dtype: Any, optional: bool = False) -> torch.dtype:
+    """Returns dtype, one that weights are stored and computed in; `optional`: or None."""
+    kinds = [torch.float32, torch.bfloat16, torch.float16]
+    known = isinstance(dtype, torch.dtype) and dtype in kinds
+    if not known and not (dtype is None and optional):
+        raise ValueError(
+            f"dtype={show(dtype)}: give torch.float32, torch.bfloat16 or torch.float16"
+            + (", or None for that of the model" if optional else "")
+        )
+    return dtype
+
+
+def check_generator(
+    generator: Any, device: str | torch.device | None = None
+) -> torch.Generator | None:
+    """Returns generator, a torch.Generator (on a device of this type, if one is given) or None."""
+    if generator is None:
+        return None
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(
+            f"generator={show(generator)}: give a torch.Generator, such as "
+            "torch.Generator().manual_seed(0), or None"
+        )
+    kind = None if device is None else torch.device(device).type
+    if kind and generator.device.type != kind:
+        raise ValueError(f"generator is on {generator.device}: give one on {kind}")
+    return generator
+
+
+def check_seed(seed: Any) -> int:
+    return check_count(seed, "seed", 0, 2**63 - 1)
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+def check_tensor(
+    x: Any, name: str, dtypes: Sequence[torch.dtype] = FLOATS, give: str = "a float tensor"
+) -> Tensor:
+    """Returns x, a dense tensor that holds values, of one of these dtypes."""
+    be = "are" if name.endswith("s") else "is"
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} {be} {show(x)}, a {type(x).__name__}: give {give}")
+    if x.layout != torch.strided or x.is_nested or x.is_meta:  # sparse, ragged, or shapes alone
+        raise ValueError(f"{name} {be} {show(x)}: give {give} that is dense and holds values")
+    if x.dtype not in dtypes:
+        have = "have" if name.endswith("s") else "has"
+        raise ValueError(f"{name} {have} dtype {x.dtype}: give {give}")
+    return x
+
+
+def check_values(x: Tensor, name: str, largest: float = LARGEST, always: bool = True) -> Tensor:
+    """Returns the float tensor x, without NaN, infinite and huge values. A GPU has to finish its
+    work first.
+
+    always=False, for calls that training steps make: not on a GPU, and not if x has a gradient (the
+    training loop checks the loss).
+    """
+    if x.numel() == 0 or not (always or not (x.is_cuda or x.requires_grad)):
+        return x
+    low, high = (v.item() for v in x.detach().aminmax())
+    holds = "hold" if name.endswith("s") else "holds"
+    if not -float("inf") < low <= high < float("inf"):
+        raise ValueError(f"{name} {holds} NaN or infinite values: clean them first")
+    if max(-low, high) >= largest:
+        raise ValueError(
+            f"{name} {holds} values from {low:.4g} to {high:.4g}: give values below {largest:g}"
+        )
+    return x
 
 
 def check_shape(
-    x: Tensor, name: str, channels: int, unit: int, largest: int | None = None, fixed: bool = False
+    x: Any, name: str, channels: int, unit: int, largest: int | None = None, fixed: bool = False
 ) -> Tensor:
     """Returns x, a float tensor (B >= 1, channels, H, W).
 
     H and W must be multiples of `unit` up to `largest` (None: no limit), or `largest` itself if
     `fixed`.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"{name} is {kind}: give a float tensor (uint8 images: x.float() / 127.5 - 1)"
-        )
+    x = check_tensor(x, name, give="a float tensor (uint8 images: x.float() / 127.5 - 1)")
     fits = x.ndim == 4 and len(x) > 0 and x.shape[1] == channels
     if fixed:
         want, fits = f"{largest}, {largest})", fits and x.shape[2:] == (largest, largest)
@@ -69,19 +218,12 @@ def check_shape(
     return x
 
 
-def check_finite(x: Tensor, name: str) -> Tensor:
-    """Returns x, without NaN and infinite values."""
-    if not bool(x.isfinite().all()):
-        holds = "hold" if name.endswith("s") else "holds"
-        raise ValueError(f"{name} {holds} NaN or infinite values: clean them first")
-    return x
-
-
 def check_range(images: Tensor) -> Tensor:
     """Returns the images, all values in [-1, 1]; a GPU has to finish its work first. Warns if they
     look like [0, 1]."""
-    low, high = (v.item() for v in check_finite(images, "images").detach().aminmax())
-    if max(-low, high) > 1.01:
+    low, high = (v.item() for v in images.detach().aminmax())
+    if not max(-low, high) <= 1.01:
+        check_values(images, "images", float("inf"))
         raise ValueError(
             f"images range from {low:.4g} to {high:.4g}: scale them to [-1, 1] "
             "(from 0..255: x / 127.5 - 1; from 0..1: x * 2 - 1)"
@@ -94,42 +236,18 @@ def check_range(images: Tensor) -> Tensor:
     return images
 
 
-def is_int_tensor(x: object) -> bool:
-    """Whether x is a tensor of integers (bools do not count)."""
-    return isinstance(x, Tensor) and not (
-        x.is_floating_point() or x.is_complex() or x.dtype == torch.bool
-    )
-
-
-def check_ids(ids: Ids, longest: int, vocab_size: int) -> tuple[Tensor, list[int]]:
-    """Token ids (B, k), or a list of B 1-D tensors of different lengths -> (B, longest) int64,
-    padded with id 0, and the length of each row, all from 1 to `longest`."""
-    rows = list(ids) if isinstance(ids, Tensor | list | tuple) else None
-    if not rows or not all(isinstance(row, Tensor) and row.ndim == 1 for row in rows):
-        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+def check_pair(a: Any, b: Any, names: tuple[str, str] = ("a", "b")) -> None:
+    """Two batches of images (B, C, H, W), floats of one shape on one device."""
+    for x, name in zip((a, b), names, strict=True):
+        check_tensor(x, name, give="a float tensor (uint8 images: x.float() / 127.5 - 1)")
+    if a.shape != b.shape or a.ndim != 4 or a.numel() == 0:
         raise ValueError(
-            f"ids are {got}: give a (B, k) int64 tensor, or a list of 1-D int64 tensors"
+            f"images have shapes {tuple(a.shape)} and {tuple(b.shape)}: give (B, C, H, W) twice"
         )
-    for row in rows:
-        if not is_int_tensor(row):
-            raise ValueError(f"ids have dtype {row.dtype}: give int64")
-        check_count(len(row), "number of ids k", 1, longest)
-    lengths = [len(row) for row in rows]
-    padded = ids if isinstance(ids, Tensor) else nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    padded = nn.functional.pad(padded.long(), (0, longest - padded.shape[1]))
-    low, high = (v.item() for v in padded.aminmax())
-    if low < 0 or high >= vocab_size:
-        raise ValueError(f"ids range from {low} to {high}: this model's are 0 to {vocab_size - 1}")
-    return padded, lengths
-
-
-def check_vae(vae: VAEConfig, tokenizer: TokenizerConfig) -> None:
-    """The latents of the VAE must be the input of the tokenizer."""
-    if vae.latent_channels != tokenizer.in_channels or tokenizer.pixels:
-        raise ValueError(
-            f"a VAE with latent_channels={vae.latent_channels} for a tokenizer with "
-            f"in_channels={tokenizer.in_channels}: they must agree, and 3 stands for pixels"
-        )
+    if a.device != b.device:
+        raise ValueError(f"images are on {a.device} and {b.device}: move them to one device")
+    for x, name in zip((a, b), names, strict=True):
+        check_values(x, name)
 
 
 def check_rows(x: Tensor, name: str, rows: int, other: str) -> Tensor:
@@ -139,105 +257,10 @@ def check_rows(x: Tensor, name: str, rows: int, other: str) -> Tensor:
     return x
 
 
-def check_null(null: bool | Tensor, rows: int) -> Tensor:
-    """A bool, or a (B,) bool tensor -> (B,) bool."""
-    null = torch.as_tensor(null)
-    if null.dtype != torch.bool or null.shape not in ((), (rows,)):
-        raise ValueError(
-            f"null is {null.dtype} {tuple(null.shape)}: give a bool, or a (B,) bool tensor"
-        )
-    return null.expand(rows)
-
-
-def check_timesteps(t: Tensor | float, rows: int) -> Tensor:
-    """A number, or a (B,) tensor -> (1,) or (B,) float32, all in [0, 1]."""
-    t = torch.as_tensor(t, dtype=torch.float32).reshape(-1)
-    if len(t) not in (1, rows):
-        raise ValueError(f"t has {len(t)} values for {rows} images: give one, or one an image")
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        raise ValueError(f"t={t.tolist()}: give timesteps from 0 (the image) to 1 (noise)")
-    return t
-
-
-def check_guidance(guidance: Any, at: list, name: str) -> list[float]:
-    """The guidance scale at each of `at`, timesteps or positions: a number for all, or a function
-    of them. name: what precedes their values in the error."""
-    scales = [guidance(a) if callable(guidance) else guidance for a in at]
-    hint = f"a finite number, or a function of {name.strip(' =')} that returns one"
-    for a, scale in zip(at, scales, strict=True):
-        check_number(scale, "guidance", hint=hint, where=f" at {name}{a:g}")
-    return scales
-
-
-def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """The settings of `prior.sample`."""
-    hint = "a number of at least 0 (0 takes the most likely id)"
-    check_number(temperature, "temperature", 0, hint)
-    if top_k is not None:
-        check_count(top_k, "top_k", 1)
-    if top_p is not None:
-        share = "a share above 0 and up to 1, or None for all ids"
-        if not 0 < check_number(top_p, "top_p", hint=share) <= 1:
-            raise ValueError(f"top_p={top_p!r}: give {share}")
-
-
-def check_id_table(ids: Tensor, name: str, rows: int, longest: int, vocab_size: int) -> Tensor:
-    """Returns ids, an integer tensor (rows, k) with k from 0 to `longest`."""
-    if not is_int_tensor(ids) or ids.ndim != 2 or len(ids) != rows:
-        raise ValueError(
-            f"{name}: {describe(ids)} for {rows} conditions; give a ({rows}, k) int64 tensor"
-        )
-    if ids.shape[1] > longest:
-        raise ValueError(f"{name}: {ids.shape[1]} ids an image, this prior has at most {longest}")
-    if ids.numel() and (ids.min() < 0 or ids.max() >= vocab_size):
-        raise ValueError(
-            f"{name} range from {ids.min()} to {ids.max()}: this prior's are 0 to {vocab_size - 1}"
-        )
-    return ids
-
-
-def check_classes(classes: Tensor, num_classes: int) -> Tensor:
-    """Returns classes, an integer tensor (B >= 1,)."""
-    if not is_int_tensor(classes) or classes.ndim != 1 or len(classes) == 0:
-        raise ValueError(
-            f"this prior takes classes 0 to {num_classes - 1}, not {describe(classes)}: "
-            "give a (B,) int64 tensor"
-        )
-    low, high = (v.item() for v in classes.aminmax())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"classes range from {low} to {high}: this prior's are 0 to {num_classes - 1}"
-        )
-    return classes
-
-
-def check_captions(captions: list[str]) -> list[str]:
-    """Returns captions, a list of strings that is not empty."""
-    texts = isinstance(captions, list | tuple) and all(isinstance(x, str) for x in captions)
-    if not texts or not captions:
-        raise ValueError(
-            f"this prior takes text, not {describe(captions)}: give a list of captions"
-        )
-    return list(captions)
-
-
-def find_class(name: str, class_names: list[str]) -> int:
-    """The number of a class by its name or number."""
-    known = {str(i): i for i in range(len(class_names))}
-    known |= {known_name: i for i, known_name in enumerate(class_names)}
-    if name not in known:
-        near = difflib.get_close_matches(name, class_names, n=3, cutoff=0)
-        raise ValueError(
-            f"no class {name!r}: give a number from 0 to {len(class_names) - 1}, or a name such as "
-            f"{', '.join(near)}"
-        )
-    return known[name]
-
-
-def describe(x: object) -> str:
-    """What was given, for an error."""
-    if isinstance(x, str):
-        return "one text"
-    if isinstance(x, list | tuple) and x and all(isinstance(text, str) for text in x):
-        return "text"
-    return f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+def check_between(x: Tensor, name: str, owner: str, num: int) -> Tensor:
+    """Returns x, integers from 0 to num - 1."""
+    if x.numel():
+        low, high = (v.item() for v in x.aminmax())
+        if low < 0 or high >= num:
+            raise ValueError(f"{name} range from {low} to {high}: {owner} are 0 to {num - 1}")
+    return x

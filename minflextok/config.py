@@ -10,11 +10,12 @@ import importlib
 import itertools
 import json
 import math
-import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
+
+from .checks import MOST, show
 
 # Embedded images and shipped weights: beside the package in a checkout, inside it in a wheel.
 DATA_DIR = next(
@@ -40,12 +41,6 @@ def require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def shown(value) -> str:
-    """A value for an error, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def check_types(config) -> None:
     """Each field must have its annotated type. Lists become tuples; an int may stand for a
     float."""
@@ -55,9 +50,11 @@ def check_types(config) -> None:
             value = tuple(value)
             object.__setattr__(config, f.name, value)
         ok = type(value) is kind or (kind is float and type(value) is int)
+        if ok and kind in (int, float):  # larger numbers overflow somewhere
+            ok = abs(value) <= (1e30 if kind is float else 2**63 - 1 if f.name == "seed" else MOST)
         require(
-            ok and (kind is not float or abs(value) <= sys.float_info.max),
-            f"{f.name}={shown(value)}: give a {getattr(kind, '__name__', kind)} "
+            ok,
+            f"{f.name}={show(value)}: give a {getattr(kind, '__name__', kind)} "
             f"({f.metadata['help']})",
         )
 
@@ -67,7 +64,7 @@ def at_least(low: int, config, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         kind = "whole number" if low else "number"
-        require(value >= low, f"{name}={shown(value)}: give a {kind} of at least {low}")
+        require(value >= low, f"{name}={show(value)}: give a {kind} of at least {low}")
 
 
 def at_most(high: int, config, *names: str) -> None:
@@ -77,7 +74,7 @@ def at_most(high: int, config, *names: str) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         require(
             all(isinstance(n, int) and n <= high for n in numbers),
-            f"{name}={shown(value)}: give at most {high}",
+            f"{name}={show(value)}: give at most {high}",
         )
 
 
@@ -190,12 +187,12 @@ class TokenizerConfig:
         require(
             1 <= len(self.fsq_levels) <= 31
             and all(isinstance(n, int) and n >= 2 for n in self.fsq_levels),
-            f"fsq_levels={shown(self.fsq_levels)}: give whole numbers of at least 2, such as "
+            f"fsq_levels={show(self.fsq_levels)}: give whole numbers of at least 2, such as "
             "(8, 8, 8, 5)",
         )
         require(
             self.vocab_size <= 2**31,
-            f"fsq_levels={shown(self.fsq_levels)}: {self.vocab_size} ids are more than 2^31",
+            f"fsq_levels={show(self.fsq_levels)}: {self.vocab_size} ids are more than 2^31",
         )
         require(
             self.keep_k_mode in ("uniform", "pow2", "uniform_pow2"),
@@ -287,7 +284,7 @@ class VAEConfig:
         require(
             1 <= len(self.widths) <= 16
             and all(isinstance(w, int) and w > 0 and w % self.groups == 0 for w in self.widths),
-            f"widths={shown(self.widths)}: give 1 to 16 multiples of groups={self.groups}",
+            f"widths={show(self.widths)}: give 1 to 16 multiples of groups={self.groups}",
         )
         require(
             self.scaling_factor > 0, f"scaling_factor={self.scaling_factor}: give a positive number"
@@ -526,13 +523,13 @@ class ClassifierConfig:
         at_most(2**31, self, "num_classes")
         require(
             1 <= len(self.widths) == len(self.strides) <= DEEPEST,
-            f"widths={shown(self.widths)}, strides={shown(self.strides)}: give one each",
+            f"widths={show(self.widths)}, strides={show(self.strides)}: give one each",
         )
         for name in ("widths", "strides"):
             values = getattr(self, name)
             require(
                 all(isinstance(n, int) and n >= 1 for n in values),
-                f"{name}={shown(values)}: give positive whole numbers",
+                f"{name}={show(values)}: give positive whole numbers",
             )
         require(
             0 <= self.label_smoothing < 1,
@@ -558,15 +555,17 @@ def to_json(config) -> str:
 
 def from_dict(cls, values: dict):
     """Build a config from plain values; an unknown key is an error that lists the known ones."""
+    if not dataclasses.is_dataclass(cls) or not isinstance(cls, type):
+        raise ValueError(f"cls={show(cls)}: give a class of settings, such as TokenizerConfig")
     require(
         isinstance(values, dict),
-        f"a {cls.__name__} is an object of settings, not a {type(values).__name__}",
+        f"a {cls.__name__} is an object of settings, not a {type(values).__name__}: {show(values)}",
     )
     known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - known, key=str)
     require(
         not unknown,
-        f"unknown {cls.__name__} key {', '.join(map(repr, unknown))}; "
+        f"unknown {cls.__name__} key {', '.join(map(show, unknown))}; "
         f"known: {', '.join(sorted(known))}",
     )
     return cls(**values)

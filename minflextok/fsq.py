@@ -11,17 +11,18 @@ import math
 import torch
 from torch import Tensor, nn
 
+from . import codec_checks
+
 
 class FSQ(nn.Module):
     """Latents (..., F) -> codes (..., F) in [-1, 1] and ids (...) in [0, prod(levels))."""
 
     def __init__(self, levels: tuple[int, ...]):
         super().__init__()
-        self.levels = tuple(levels)
+        self.levels = codec_checks.check_levels(levels)
         self.vocab_size = math.prod(levels)
-        basis = [
-            math.prod(levels[:i]) for i in range(len(levels))
-        ]  # channel 0 is the least significant digit
+        # Channel 0 is the least significant digit.
+        basis = [math.prod(levels[:i]) for i in range(len(levels))]
         # Integers, which stay exact when the model is cast to bfloat16.
         self.register_buffer("L", torch.tensor(levels, device="cpu"), persistent=False)
         self.register_buffer("basis", torch.tensor(basis, device="cpu"), persistent=False)
@@ -45,17 +46,21 @@ class FSQ(nn.Module):
 
         Straight-through estimator: the backward pass treats rounding as the identity.
         """
-        bounded = self.bound(z)
+        bounded = self.bound(codec_checks.check_channels(z, "z", len(self.levels)))
         rounded = bounded + (bounded.round() - bounded).detach()
         codes = rounded / self.center
-        return codes, self.codes_to_ids(codes.detach())
+        return codes, self._to_ids(codes.detach())
 
     def codes_to_ids(self, codes: Tensor) -> Tensor:
         """(..., F) -> (...) int64."""
+        return self._to_ids(codec_checks.check_codes(codes, self.L))
+
+    def _to_ids(self, codes: Tensor) -> Tensor:
         digits = (codes * self.center).round().long() + self.center
         return (digits * self.basis).sum(-1)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
         """(...) int64 -> (..., F) float32."""
+        ids = codec_checks.check_code_ids(ids, self.vocab_size)
         digits = (ids[..., None] // self.basis) % self.L
         return (digits - self.center) / self.center

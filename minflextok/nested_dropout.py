@@ -8,6 +8,8 @@ it. Decoding an image from k tokens drops the others the same way.
 import torch
 from torch import Tensor, nn
 
+from . import checks
+
 
 def round_up_pow2(k: Tensor) -> Tensor:
     """The smallest power of two >= k, for k >= 1; int64."""
@@ -23,16 +25,15 @@ def sample_keep_k(
     uniform_pow2: uniform, rounded up to a power of two, at most K (if K is a power of two, half of
     the images keep all K).
     """
-    K = num_registers
+    K = checks.check_count(num_registers, "num_registers", 1)
+    checks.check_count(batch, "batch", 0, 2**24)
+    checks.check_choice(mode, "mode", ("uniform", "pow2", "uniform_pow2"))
+    checks.check_generator(generator, "cpu")
     if mode == "pow2":
         num_choices = (K - 1).bit_length() + 1  # 1, 2, 4, ... below K, and K
         return (2 ** torch.randint(num_choices, (batch,), generator=generator)).clamp(max=K)
     k = torch.randint(1, K + 1, (batch,), generator=generator)
-    if mode == "uniform":
-        return k
-    if mode == "uniform_pow2":
-        return round_up_pow2(k).clamp(max=K)
-    raise ValueError(f"mode={mode!r}: give 'uniform', 'pow2' or 'uniform_pow2'")
+    return k if mode == "uniform" else round_up_pow2(k).clamp(max=K)
 
 
 class NestedDropout(nn.Module):

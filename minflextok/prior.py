@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, weights
+from . import checks, prior_checks, weights
 from .config import PriorConfig
 from .gpt import Context, PriorBlock
 from .text import text_encoder
@@ -43,7 +43,7 @@ def sample(
     top_p: float | None = None,
 ) -> Tensor:
     """Sample one id per row: logits (B, V), u (B, V) uniform in [0, 1) -> (B,) int64. Temperature 0
-    takes the argmax.
+    takes the argmax, and so does a temperature below 1e-4, at which float32 would overflow.
 
     top_k keeps the k most likely ids; top_p, of these, the fewest whose probabilities sum to at
     least top_p.
@@ -53,7 +53,7 @@ def sample(
     when p changes by rounding, as it does between generation with and without a KV cache; a race
     changes only where two times are nearly equal.
     """
-    if temperature == 0:
+    if temperature < 1e-4:
         return logits.argmax(-1)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -78,7 +78,7 @@ class Prior(nn.Module):
 
     def __init__(self, config: PriorConfig):
         super().__init__()
-        c = self.config = config
+        c = self.config = checks.check_type(config, PriorConfig, "config")
         self.ids = nn.Embedding(c.vocab_size, c.dim)  # also the output head
         self.positions = nn.Parameter(torch.empty(c.num_tokens, c.dim))
         # The last row: null class; start token of a text prior.
@@ -131,6 +131,13 @@ class Prior(nn.Module):
         conditions: from `prepare`. null (B,) bool: which images are unconditional. keep: from
         `draw` (None: no dropout).
         """
+        prior_checks.check_logits(self.config, ids, conditions, null, keep)
+        return self._logits(ids, conditions, null, keep)
+
+    def _logits(
+        self, ids: Tensor, conditions: Tensor, null: Tensor | None, keep: Tensor | None
+    ) -> Tensor:
+        """`logits`, unchecked: a check of values waits for a GPU."""
         null = torch.zeros(len(ids), dtype=torch.bool, device=ids.device) if null is None else null
         first, contexts = self.condition(conditions, null)
         x = self.add_positions(torch.cat([first, self.ids(ids)], 1))  # (B, k + 1, D)
@@ -176,7 +183,7 @@ class Prior(nn.Module):
     ) -> Tensor:
         """-log p(id | condition, earlier ids) of each id: (B, k) in nats. Arguments as for
         `logits`."""
-        logits = self.logits(ids[:, :-1], conditions, null, keep)  # (B, k, V)
+        logits = self._logits(ids[:, :-1], conditions, null, keep)  # (B, k, V)
         losses = F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none")
         return losses.view_as(ids)
 
@@ -186,6 +193,7 @@ class Prior(nn.Module):
         """The objective on ids (B, k) and their classes (B,) or captions, with fresh draws: a
         scalar."""
         conditions = self.prepare(labels)
+        checks.check_generator(generator, "cpu")
         ids = self._check_ids(ids, len(conditions), "ids")
         if ids.shape[1] == 0:
             raise ValueError("ids have no column: give at least one id an image")
@@ -229,7 +237,9 @@ class Prior(nn.Module):
             raise ValueError(
                 f"prefix has {j} ids an image, num_tokens is {n}: give at most so many"
             )
-        checks.check_sampling(temperature, top_k, top_p)
+        settings = prior_checks.check_sampling(temperature, top_k, top_p)
+        checks.check_generator(generator)
+        checks.check_bools(use_cache=use_cache)
         scales = checks.check_guidance(guidance, list(range(n)), "position ")
         seed_device = generator.device if generator else "cpu"
         seeds = torch.randint(2**62, (B,), generator=generator, device=seed_device)
@@ -255,7 +265,7 @@ class Prior(nn.Module):
                 logits = uncond + scales[i] * (cond - uncond)
             for row, g in zip(u, rows if temperature > 0 else [], strict=False):
                 row.uniform_(generator=g)
-            ids[:, i] = sample(logits, u, temperature, top_k, top_p)
+            ids[:, i] = sample(logits, u, *settings)
             if i + 1 < n:
                 new = self.add_positions(self.ids(ids[:, i : i + 1].repeat(copies, 1)), i + 1)
                 x, start = (new, i + 1) if use_cache else (torch.cat([x, new], 1), 0)
@@ -273,7 +283,7 @@ class Prior(nn.Module):
 
     def check_tokenizer(self, tok: FlexTok) -> None:
         """Raise ValueError unless the ids of this prior are those of `tok`."""
-        c, t = self.config, tok.config
+        c, t = self.config, checks.check_type(tok, FlexTok, "tok").config
         if (c.vocab_size, c.num_tokens) != (t.vocab_size, t.num_registers):
             raise ValueError(
                 f"this prior generates {c.num_tokens} ids of {c.vocab_size}, the tokenizer has "
@@ -288,14 +298,16 @@ class Prior(nn.Module):
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json. A frozen text encoder is
         named, not stored."""
-        weights.save(self, directory, dtype)
+        path = checks.check_path(directory, "directory")
+        weights.save(self, path, checks.check_dtype(dtype, optional=True))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, dtype: torch.dtype = torch.float32) -> "Prior":
         """Load weights: shipped ones by the name of their tokenizer ("cifar10"), or a directory
         written by `save_pretrained` or a training run. The model is in eval mode, on the CPU, as
-        `dtype` (float32 or bfloat16)."""
-        return weights.load(cls, PriorConfig, weights.find(name, "prior-"), dtype)
+        `dtype` (float32, bfloat16 or float16)."""
+        directory = weights.find(checks.check_path(name), "prior-")
+        return weights.load(cls, PriorConfig, directory, checks.check_dtype(dtype))
 
     # ---- checks ----------------------------------------------------------------------------------
 
@@ -308,17 +320,18 @@ class Prior(nn.Module):
         """Names or numbers of classes -> (B,) int64."""
         if self.text_encoder is not None:
             raise ValueError("this prior takes text, not classes: give captions")
-        return torch.tensor([checks.find_class(name, self.class_names) for name in names])
+        return prior_checks.find_classes(names, self.class_names)
 
     def prepare(self, labels: Conditions) -> Tensor:
         """Classes (B,), or captions as token numbers (B, L): checked, int64, on the model's
         device."""
         device = self.positions.device
         if self.text_encoder is not None:
-            return self.text_encoder.tokenize(checks.check_captions(labels)).to(device)
-        return checks.check_classes(labels, self.config.num_classes).to(device, torch.long)
+            return self.text_encoder.tokenize(prior_checks.check_captions(labels)).to(device)
+        classes = prior_checks.check_classes(labels, self.config.num_classes)
+        return classes.to(device, torch.long)
 
     def _check_ids(self, ids: Tensor, rows: int, name: str) -> Tensor:
         c = self.config
-        ids = checks.check_id_table(ids, name, rows, c.num_tokens, c.vocab_size)
+        ids = prior_checks.check_id_table(ids, name, rows, c.num_tokens, c.vocab_size)
         return ids.to(self.positions.device, torch.long)

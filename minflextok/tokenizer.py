@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, published, savings, weights
+from . import checks, codec_checks, published, savings, weights
+from .codec_checks import Ids
 from .config import TokenizerConfig
 from .decoder import Decoder
 from .draws import Draws, draw
 from .encoder import Encoder
 from .flow import euler, interpolate
 from .fsq import FSQ
-from .guidance import APG, Guide, cfg
+from .guidance import APG, make_guide
 from .vae import VAE
 
 
@@ -35,7 +36,7 @@ class FlexTok(nn.Module):
 
     def __init__(self, config: TokenizerConfig, vae: VAE | None = None):
         super().__init__()
-        self.config = config
+        self.config = checks.check_type(config, TokenizerConfig, "config")
         self.encoder = Encoder(config)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config)
@@ -46,8 +47,7 @@ class FlexTok(nn.Module):
     def attach(self, vae: VAE) -> "FlexTok":
         """Attach a VAE and freeze it: the model takes and returns images from now on. Returns
         self."""
-        checks.check_vae(vae.config, self.config)
-        self.vae = vae.requires_grad_(False).eval()
+        self.vae = codec_checks.check_vae(vae, self.config).requires_grad_(False).eval()
         return self
 
     @property
@@ -105,7 +105,7 @@ class FlexTok(nn.Module):
     # ---- ids to images ---------------------------------------------------------------------------
 
     def velocity(
-        self, x_t: Tensor, t: Tensor | float, ids: checks.Ids | None, null: bool | Tensor = False
+        self, x_t: Tensor, t: Tensor | float, ids: Ids | None, null: bool | Tensor = False
     ) -> Tensor:
         """One decoder evaluation: x_t (B, C, H, W), t in [0, 1] (B,) or one number for all ->
         velocity (B, C, H, W).
@@ -114,8 +114,8 @@ class FlexTok(nn.Module):
         have it.
         """
         x_t = self._check_input(x_t, "x_t")
-        null = checks.check_null(null, len(x_t)).to(self.device)
-        t = checks.check_timesteps(t, len(x_t)).to(self.device)
+        null = codec_checks.check_null(null, len(x_t)).to(self.device)
+        t = codec_checks.check_timesteps(t, len(x_t)).to(self.device)
         if ids is None and bool(null.all()):
             ids = torch.zeros(len(x_t), 1, dtype=torch.long)
         codes, keep_k, longest = self._codes(ids)
@@ -126,7 +126,7 @@ class FlexTok(nn.Module):
     @torch.no_grad()
     def decode(
         self,
-        ids: checks.Ids,
+        ids: Ids,
         steps: int = 25,
         guidance: float | Callable[[float], float] = 1.0,
         apg: bool | APG = False,
@@ -150,9 +150,12 @@ class FlexTok(nn.Module):
         """
         c = self.config
         codes, keep_k, longest = self._codes(ids)
-        checks.check_count(steps, "steps", 1)
-        checks.check_guidance(guidance, [i / steps for i in range(steps, 0, -1)], "t=")
+        checks.check_count(steps, "steps", 1, 100_000)
+        checks.check_bools(progress=progress, to_images=to_images)
+        times = [i / steps for i in range(steps, 0, -1)]
+        checks.check_guidance(guidance, times, "t=")
         scale = guidance if callable(guidance) else lambda t: guidance
+        checks.check_generator(generator)
         if noise is None:
             noise = self._noise((len(codes), c.in_channels, c.image_size, c.image_size), generator)
         noise = self._check_input(noise, "noise").float()
@@ -162,7 +165,7 @@ class FlexTok(nn.Module):
             everyone = torch.ones_like(keep_k, dtype=torch.bool)
             cond = self.decoder.embed_registers(codes, keep_k, null=~everyone)  # (B, K, D)
             uncond = self.decoder.embed_registers(codes, keep_k, null=everyone)
-            guide: Guide = cfg if not apg else (APG() if apg is True else apg.fresh())
+            guide = make_guide(apg)
 
             def guided_velocity(x: Tensor, t: float) -> Tensor:
                 time = torch.tensor([t], device=x.device)
@@ -193,7 +196,8 @@ class FlexTok(nn.Module):
         self, images: Tensor, nested_prob: float = 1.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """The training objective on images (B, 3, H, W) with fresh draws: a scalar."""
-        checks.check_number(nested_prob, "nested_prob", 0, "a probability from 0 to 1")
+        nested_prob = checks.check_probability(nested_prob, "nested_prob")
+        checks.check_generator(generator, "cpu")
         x = self.to_latents(images)
         return self.flow_loss(x, draw(self.config, x, nested_prob, generator).to(x.device))
 
@@ -259,7 +263,8 @@ class FlexTok(nn.Module):
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json, and the VAE's into vae/
         if there is one."""
-        weights.save(self, directory, dtype, skip=("vae.",))
+        checks.check_path(directory, "directory")
+        weights.save(self, directory, checks.check_dtype(dtype, optional=True), skip=("vae.",))
         if self.vae is not None:
             self.vae.save_pretrained(Path(directory) / "vae", dtype)
 
@@ -269,10 +274,10 @@ class FlexTok(nn.Module):
         `save_pretrained` or a training run, or a published model: its name on the Hugging Face hub
         ("EPFL-VILAB/flextok_d18_d28_in1k"), its directory or its model.safetensors.
 
-        The model is in eval mode, on the CPU, as `dtype` (float32 or bfloat16); its VAE stays
-        float32.
+        The model is in eval mode, on the CPU, as `dtype` (float32, bfloat16 or float16); its
+        VAE stays float32.
         """
-        path = weights.find(name)
+        path, dtype = weights.find(checks.check_path(name)), checks.check_dtype(dtype)
         if not published.is_published(path):
             tok = weights.load(cls, TokenizerConfig, path, dtype)
             return tok.attach(VAE.from_pretrained(path / "vae")) if (path / "vae").is_dir() else tok
@@ -283,7 +288,7 @@ class FlexTok(nn.Module):
     # ---- helpers ---------------------------------------------------------------------------------
 
     def _noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        device = generator.device if generator is not None else self.device
+        device = self.device if checks.check_generator(generator) is None else generator.device
         return torch.randn(shape, generator=generator, device=device)
 
     def _check_input(self, x: Tensor, name: str) -> Tensor:
@@ -291,12 +296,12 @@ class FlexTok(nn.Module):
         to image_size."""
         c = self.config
         x = checks.check_shape(x, name, c.in_channels, c.patch_size, c.image_size, fixed=c.pixels)
-        return checks.check_finite(x, name).to(self.device)
+        return checks.check_values(x, name).to(self.device)
 
-    def _codes(self, ids: checks.Ids) -> tuple[Tensor, Tensor, int]:
+    def _codes(self, ids: Ids) -> tuple[Tensor, Tensor, int]:
         """ids -> codes (B, K, F), padded with the code of id 0; keep_k (B,), the number of ids of
         each row; the largest keep_k."""
-        padded, lengths = checks.check_ids(ids, self.config.num_registers, self.config.vocab_size)
+        padded, lengths = codec_checks.check_ids(ids, self.config)
         keep_k = torch.tensor(lengths, device=self.device)
         return self.fsq.ids_to_codes(padded.to(self.device)), keep_k, max(lengths)
 

@@ -139,7 +139,7 @@ class VAE(nn.Module):
 
     def __init__(self, config: VAEConfig):
         super().__init__()
-        self.config = config
+        self.config = checks.check_type(config, VAEConfig, "config")
         self.encoder, self.decoder = VAEEncoder(config), VAEDecoder(config)
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
@@ -147,7 +147,8 @@ class VAE(nn.Module):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance (clamped to [-30, 20]) of the unscaled latents. The range of images
         is not checked."""
-        checks.check_shape(images, "images", 3, self.config.downscale)
+        images = checks.check_shape(images, "images", 3, self.config.downscale)
+        images = checks.check_values(images, "images", always=False).to(self.quant_conv.weight)
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
 
@@ -156,6 +157,8 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Scaled latents (B, latent_channels, h, w) of images: the mode of the posterior, or a
         sample of it."""
+        checks.check_bools(sample=sample)
+        checks.check_generator(generator)
         images = checks.check_shape(images, "images", 3, self.config.downscale)
         images = checks.check_range(images.to(self.quant_conv.weight))
         parts = [self.posterior(x) for x in images.split(AT_ONCE)]
@@ -169,20 +172,22 @@ class VAE(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, latent_channels, h, w) -> images (B, 3, H, W), not clamped."""
         latents = checks.check_shape(latents, "latents", self.config.latent_channels, 1)
+        latents = checks.check_values(latents, "latents", always=False)
         z = latents.to(self.post_quant_conv.weight) / self.config.scaling_factor
         return torch.cat([self.decoder(self.post_quant_conv(part)) for part in z.split(AT_ONCE)])
 
     def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write model.safetensors (as `dtype`, if given) and config.json; each appears whole or not
         at all."""
-        weights.save(self, directory, dtype)
+        path = checks.check_path(directory, "directory")
+        weights.save(self, path, checks.check_dtype(dtype, optional=True))
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VAE":
         """Load weights, float32 and in eval mode: shipped ones by name, a directory written by
         `save_pretrained` or a training run, or the published ones (diffusers' format), a directory
         or "EPFL-VILAB/flextok_vae_c16"."""
-        directory = weights.find(name)
+        directory = weights.find(checks.check_path(name))
         if not published.is_published(directory):
             return weights.load(cls, VAEConfig, directory)
         return cls.build(published.read_vae(directory))

@@ -9,6 +9,9 @@ from conftest import TINY, changed
 
 from minflextok import FlexTok, TokenizerConfig, TrainConfig
 from minflextok.config import from_dict
+from minflextok.evaluation.fid import bootstrap_frechet
+from minflextok.evaluation.metrics import psnr
+from minflextok.prior import sample
 
 ids = torch.zeros(2, 3, dtype=torch.long)
 
@@ -175,3 +178,36 @@ def test_bfloat16_weights_come_back_as_float32(tok, tmp_path):
     again = FlexTok.from_pretrained(tmp_path)
     assert {p.dtype for p in again.parameters()} == {torch.float32} and not again.training
     torch.testing.assert_close(again.encoder.registers, tok.encoder.registers, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("nested_prob", [float("nan"), -1, 1e308, "1", True])
+def test_nested_prob_is_a_probability(tok, images, nested_prob):
+    with pytest.raises(ValueError, match=r"nested_prob=.*: give a probability from 0 to 1"):
+        tok.loss(images, nested_prob)
+
+
+def test_settings_that_were_accepted_in_silence(tok, images, tmp_path):
+    x, u = torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    tok.save_pretrained(tmp_path)
+    for call, match in [
+        (lambda: psnr(u, u + 1), "a has dtype torch.uint8"),
+        (lambda: psnr(x, x * float("nan")), "b holds NaN"),
+        (lambda: bootstrap_frechet(x[:, 0, 0], x[:, 0, 0], resamples=0), "resamples=0"),
+        (lambda: tok.velocity(x * float("nan"), 0.5, ids), "x_t holds NaN"),
+        (lambda: tok.decode(ids, noise=x + 1e30), "noise holds values from 1e.30"),
+        (lambda: tok.decode(ids, noise=x, generator="x"), "generator='x'"),
+        (lambda: tok.decode(ids, apg="3"), "apg='3'"),
+        (lambda: tok.decode(ids, guidance=10**30), "guidance=1000"),
+        (lambda: tok.encode(x.to("meta")), "on meta"),
+        (lambda: tok.encode(x.to_sparse()), "sparse"),
+        (lambda: FlexTok.from_pretrained(tmp_path, torch.complex64), "dtype=torch.complex64"),
+        (lambda: FlexTok.from_pretrained(tmp_path, None), "dtype=None"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_a_tiny_temperature_takes_the_likeliest_id():
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    for temperature in (0, 1e-38, 1e-5):
+        assert sample(logits, torch.full((1, 3), 0.5), temperature).tolist() == [1]

@@ -47,7 +47,7 @@ ANY = torch.zeros(2, 3, 24, 24)
         (ANY[:0], "B >= 1"),
         (ANY[..., :0], "multiples of 2"),
         (ANY.to(torch.uint8), r"uint8.*127.5"),
-        ("photo.png", "images is str"),
+        ("photo.png", "images are 'photo.png', a str"),
         (ANY + 255, r"255.*x / 127.5 - 1"),
         (ANY - 1.5, "-1.5"),
         (ANY + float("nan"), "NaN"),
@@ -65,7 +65,7 @@ def test_images(vae, bad, match):
     "bad, match",
     [
         (ANY, r"latents has shape \(2, 3, 24, 24\): give \(B >= 1, 2, H, W\)"),
-        (ANY[:, :2].long(), "latents is torch.int64"),
+        (ANY[:, :2].long(), "latents have dtype torch.int64"),
         (ANY[:0, :2], "B >= 1"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_type, show
 from . import exercises
 
 STUB = "...  # your code here"  # what the student notebooks hold in place of a solution
@@ -21,7 +22,9 @@ def check(name: str, answer: Callable) -> bool:
     Returns whether all inputs are right. Exceptions of `answer` are caught and shown; an unknown
     exercise name is a ValueError.
     """
-    exercise = exercises.find(name)
+    if not callable(answer):
+        raise ValueError(f"answer={show(answer)}: give a function, your answer to {name!r}")
+    exercise = exercises.find(check_type(name, str, "name"))
     cases = list(exercise.inputs(torch.Generator().manual_seed(0)))
 
     def results(f: Callable) -> list:
@@ -80,6 +83,8 @@ def _same_values(a: Any, b: Any, tolerance: float) -> bool:
             and all(_same_values(x, y, tolerance) for x, y in zip(a, b, strict=True))
         )
     try:
+        if torch.as_tensor(a).is_complex() and not torch.as_tensor(b).is_complex():
+            return False
         a, b = (torch.as_tensor(x).detach().cpu().double() for x in (a, b))
     except (TypeError, ValueError, RuntimeError):
         return False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from .. import checks
 from . import shards
 from .images import UNREADABLE, Skipped, open_image
 from .order import shuffled
@@ -32,15 +33,41 @@ class Images:
         "unknown encoding"  # how the images were stored: a lossy format limits all metrics
     )
 
+    def __post_init__(self):
+        checks.check_type(self.name, str, "name")
+        names = checks.check_type(self.classes, list, "classes")
+        give = "a (N, 3, H, W) uint8 tensor"
+        x = checks.check_tensor(self.images, "images", [torch.uint8], give)
+        if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape[2:]:
+            raise ValueError(f"images have shape {tuple(x.shape)}: give {give}")
+        if self.labels is not None:
+            give = f"a ({len(x)},) int64 tensor, one label an image"
+            labels = checks.check_tensor(self.labels, "labels", checks.INTEGERS, give)
+            if labels.shape != (len(x),):
+                raise ValueError(f"labels have shape {tuple(labels.shape)}: give {give}")
+            checks.check_between(labels, "labels", "classes", len(names) or checks.MOST)
+        texts = self.captions
+        if texts is not None and len(checks.check_type(texts, list, "captions")) != len(x):
+            raise ValueError(f"{len(texts)} captions for {len(x)} images: give one each")
+        for text in texts or []:
+            checks.check_type(text, str, "captions: one")
+
     def __len__(self) -> int:
         return len(self.images)
 
     def at(self, i: Tensor) -> Tensor:
         """The images at positions i (n,)."""
-        return self.images[i.to(self.images.device)]
+        return self.images[self._positions(i).to(self.images.device)]
+
+    def _positions(self, i: Tensor) -> Tensor:
+        i = checks.check_tensor(i, "i", checks.INTEGERS, "positions, an (n,) int64 tensor")
+        if i.ndim != 1:
+            raise ValueError(f"i has shape {tuple(i.shape)}: give (n,)")
+        return checks.check_between(i.long(), "i", "positions", len(self))
 
     def select(self, i: Tensor, split: str | None = None) -> "Images":
         """The subset at positions i (n,); `split` names it."""
+        i = self._positions(i)
         return Images(
             self.name,
             self.images[i],

@@ -10,6 +10,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from .. import checks
+
 # Formats of pictures. Those that this Pillow reads are read: AVIF from Pillow 11.3 on, HEIC with
 # the plugin of pillow-heif. The others are counted and named, or refused.
 _PICTURES = (
@@ -37,11 +39,13 @@ UPRIGHT = {
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0..255 -> float32 in [-1, 1]."""
+    checks.check_tensor(images, "images", [torch.uint8], "a uint8 tensor of values 0..255")
     return images.float() / 127.5 - 1
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """float in [-1, 1] -> uint8 0..255, rounded."""
+    checks.check_values(checks.check_tensor(images, "images"), "images")
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -9,6 +9,7 @@ import torch
 from filelock import FileLock
 from torchvision.datasets import CIFAR10
 
+from .. import checks
 from ..config import DATA_DIR
 from . import folders, shards
 from .datasets import Dataset, Folder, Images, Stream
@@ -48,11 +49,11 @@ def load_dataset(
     The text {split} in a path is replaced by `split`; shards without it are read as they are.
     image_size resizes the short side and crops the center; without it all must have one size.
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split={split!r}: give 'train' or 'test'")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size={image_size}: give a positive number of pixels")
-    name = str(name_or_path)
+    name = str(checks.check_path(name_or_path, "name_or_path"))
+    checks.check_choice(split, "split", ("train", "test"))
+    if image_size is not None:
+        image_size = checks.check_count(image_size, "image_size", 1, 2**14)
+    workers = checks.check_count(workers, "workers", 0, 1024)
     if name == "shapes":
         return load_shapes(split, image_size or 16)
     if name == "cifar10-sample":

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from .. import checks
 from ..checks import first_line
 from ..data import to_uint8
 
+LARGEST = 1e8  # of features: the distance multiplies four of them
 Features = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> (B, D)
 
 
@@ -24,11 +26,12 @@ class FeatureStats:
 
     def update(self, features: Tensor) -> "FeatureStats":
         """Add features (B, D)."""
-        if features.ndim != 2 or not len(features):
+        features = checks.check_tensor(features, "features")
+        if features.ndim != 2 or not features.numel():
             raise ValueError(f"features have shape {tuple(features.shape)}: give (B >= 1, D)")
         x = features.detach().cpu().double()
-        if not bool(x.isfinite().all()):
-            raise ValueError("features hold NaN or infinite values")
+        checks.check_values(x, "features", LARGEST)
+        checks.check_count(x.shape[1], "number of features D", 1, 2**14)
         if self.origin is None:
             D = x.shape[1]
             self.origin, self.sum, self.squares = x.mean(0), x.new_zeros(D), x.new_zeros(D, D)
@@ -75,6 +78,8 @@ def frechet_distance(a: FeatureStats, b: FeatureStats) -> float:
     (count <= D). The estimate is biased, and falls with the number of images: compare only
     distances at equal counts.
     """
+    for stats, name in ((a, "a"), (b, "b")):
+        checks.check_type(stats, FeatureStats, name)
     if len(a.mean) != len(b.mean):
         raise ValueError(
             f"features of length {len(a.mean)} and {len(b.mean)}: compare those of one network"
@@ -117,11 +122,14 @@ def bootstrap_frechet(
     The distance plus and minus 1.96 standard deviations over resampled pairs: how much another draw
     of N images would change it. The bias of the distance at N images is not included.
     """
+    for x, name in ((a, "a"), (b, "b")):
+        checks.check_values(checks.check_tensor(x, name), name, LARGEST)
+    checks.check_count(resamples, "resamples", 2, 100_000)
     if a.shape != b.shape or a.ndim != 2 or len(a) < 2:
         raise ValueError(
             f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}: give (N >= 2, D) twice"
         )
-    g, n = torch.Generator().manual_seed(seed), len(a)
+    g, n = torch.Generator().manual_seed(checks.check_seed(seed)), len(a)
 
     def distance(i: Tensor) -> float:
         return frechet_distance(

@@ -4,29 +4,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import checks, codec_checks
 from ..draws import seeded_noise
 from ..tokenizer import FlexTok
 
 # ---- pairs of images -----------------------------------------------------------------------------
 
 
-def _check_pair(a: Tensor, b: Tensor) -> None:
-    if a.shape != b.shape or a.ndim != 4:
-        raise ValueError(
-            f"images have shapes {tuple(a.shape)} and {tuple(b.shape)}: give (B, C, H, W) twice"
-        )
-
-
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of images in [-1, 1]: (B, C, H, W) twice -> (B,) dB."""
-    _check_pair(a, b)
+    checks.check_pair(a, b)
     error = (a.float() - b.float()).square().flatten(1).mean(1)
     return 10 * torch.log10(4 / error.clamp(min=1e-10))
 
 
 def mae(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute error of images in [-1, 1]: (B, C, H, W) twice -> (B,) in 0..2."""
-    _check_pair(a, b)
+    checks.check_pair(a, b)
     return (a.float() - b.float()).abs().flatten(1).mean(1)
 
 
@@ -37,7 +31,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     2; population variances. The window stays inside the image (no padding); channels are averaged.
     Images must be 11x11 or larger.
     """
-    _check_pair(a, b)
+    checks.check_pair(a, b)
     C, H, W = a.shape[1:]
     if min(H, W) < 11:
         raise ValueError(
@@ -47,10 +41,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     g = torch.exp(-offsets.square() / (2 * 1.5**2)).double()
     window = torch.outer(g, g) / g.sum() ** 2  # (11, 11)
     # A variance is a small difference of means: too small for float32.
-    a, b = (
-        a.double(),
-        b.double(),
-    )
+    a, b = a.double(), b.double()
 
     def local_mean(x: Tensor) -> Tensor:
         return F.conv2d(x, window.expand(C, 1, 11, 11), groups=C)  # (B, C, H - 10, W - 10)
@@ -72,9 +63,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 def bootstrap(values: Tensor, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95% confidence interval of the mean of values (N,): percentiles of resampled means."""
-    if values.ndim != 1 or not len(values):
+    kinds = (*checks.FLOATS, *checks.INTEGERS, torch.bool)
+    if checks.check_tensor(values, "values", kinds).ndim != 1 or not len(values):
         raise ValueError(f"values have shape {tuple(values.shape)}: give (N >= 1,)")
-    g, x, n = torch.Generator().manual_seed(seed), values.cpu().double(), len(values)
+    checks.check_count(resamples, "resamples", 1, 100_000)
+    g = torch.Generator().manual_seed(checks.check_seed(seed))
+    x, n = checks.check_values(values.cpu().double(), "values", float("inf")), len(values)
     means = torch.stack([x[torch.randint(n, (n,), generator=g)].mean() for _ in range(resamples)])
     return tuple(means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist())
 
@@ -86,12 +80,16 @@ class CodeCounts:
     """How often each register has each id, counted batch by batch."""
 
     def __init__(self, num_registers: int, vocab_size: int):
+        checks.check_count(num_registers, "num_registers", 1)
+        checks.check_count(vocab_size, "vocab_size", 1, max(1, 2**28 // num_registers))
         self.counts = torch.zeros(num_registers, vocab_size, dtype=torch.long)
 
     def update(self, ids: Tensor) -> "CodeCounts":
         """Add ids (B, K)."""
+        columns, vocab_size = self.counts.shape
+        ids = codec_checks.check_id_matrix(ids, vocab_size, columns)
         self.counts += torch.stack(
-            [torch.bincount(column, minlength=self.counts.shape[1]) for column in ids.cpu().T]
+            [torch.bincount(column, minlength=vocab_size) for column in ids.cpu().T]
         )
         return self
 
@@ -103,6 +101,7 @@ class CodeCounts:
 
 def code_usage(ids: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """ids (B, K) -> per register the number of distinct ids (K,) and their perplexity (K,)."""
+    ids = codec_checks.check_id_matrix(ids, checks.check_count(vocab_size, "vocab_size", 1))
     return CodeCounts(ids.shape[1], vocab_size).update(ids).usage()
 
 
@@ -114,7 +113,11 @@ def one_step_psnr(tok: FlexTok, images: Tensor, ids: Tensor, seed: int = 0) -> d
     no sampling: the curve to watch during training. The estimate is the mean of the images that
     the tokens allow, so its PSNR is higher than that of samples.
     """
-    noise = seeded_noise(images.shape, seed).to(images.device)
+    c = checks.check_type(tok, FlexTok, "tok").config
+    codec_checks.check_id_matrix(ids, c.vocab_size, c.num_registers)
+    checks.check_shape(images, "images", c.in_channels, c.patch_size, c.image_size, c.pixels)
+    checks.check_values(images, "images")
+    noise = seeded_noise(images.shape, checks.check_seed(seed)).to(images.device)
     found = {}
     for k in tok.config.budgets:
         estimate = tok.decode(ids[:, :k], steps=1, noise=noise, to_images=False, batch_size=256)

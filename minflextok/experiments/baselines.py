@@ -14,7 +14,7 @@ A 2D-grid tokenizer has one token for each patch, in raster order: a `Grid`.
 import torch
 from torch import Tensor
 
-from ..checks import Ids
+from ..codec_checks import Ids
 from ..config import TokenizerConfig
 from ..draws import Draws, draw
 from ..encoder import Encoder
