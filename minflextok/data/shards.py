@@ -116,7 +116,7 @@ def samples(files: Files) -> Iterator[Sample]:
 def add(sample: Sample, name: str, suffix: str, data: bytes) -> None:
     """Add a file to its sample; files that are neither an image nor a class are left out."""
     if suffix in IMG_EXTENSIONS:
-        if sample.image is not None:
+        if sample.suffix:
             raise ValueError(
                 f"{sample.url}: {name} is a second image of {sample.key} (the first is a "
                 f"{sample.suffix}): keep one image for each name"
@@ -134,7 +134,7 @@ def add(sample: Sample, name: str, suffix: str, data: bytes) -> None:
 
 def finished(sample: Sample, previous: Sample | None, following: str) -> Iterator[Sample]:
     """The sample, if it is one: files without an image and a class are none."""
-    if sample.image is not None:
+    if sample.suffix:
         keys = sorted((sample.key, previous.key if previous else ""))
         if keys[0] and keys[1].startswith(keys[0] + "."):
             raise ValueError(
