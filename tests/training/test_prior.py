@@ -116,6 +116,7 @@ def test_killed_at_any_step_it_resumes_bit_for_bit(tmp_path, kind):
 def test_run_json_names_the_tokenizer_and_the_crops(tmp_path):
     run(tmp_path / "run", crops=5)
     record = json.loads((tmp_path / "run/run.json").read_text())
+    assert len(record["data"].pop("identity")) == 16
     assert record["data"] == {"name": "noise", "images": 40, "crops": 5}
     assert record["tokenizer"] == {"fingerprint": randomised().fingerprint()}
     with pytest.raises(ValueError, match="data.crops=5 there, 1 here"):
