@@ -208,10 +208,12 @@ def test_greedy_takes_the_likeliest_of_the_guided_logits():
             prepared, hidden = prior.prepare(cond), torch.ones(3, dtype=torch.bool)
             for i in range(K):
                 s = scale(i) if callable(scale) else scale
-                told, untold = (
+                conditional, unconditional = (
                     prior.logits(out[:, :i], prepared, h)[:, -1] for h in (~hidden, hidden)
                 )
-                assert torch.equal((untold + s * (told - untold)).argmax(-1), out[:, i])
+                assert torch.equal(
+                    (unconditional + s * (conditional - unconditional)).argmax(-1), out[:, i]
+                )
 
 
 def test_samples_follow_the_model():
@@ -221,10 +223,10 @@ def test_samples_follow_the_model():
     both = prior.generate(torch.full((n,), 3), guidance=1.5, temperature=0.8, generator=g())
     counts = torch.bincount(both[:, 0] * 4 + both[:, 1], minlength=16) / n
     all_ids, label = torch.arange(4)[:, None], torch.full((4,), 3)
-    told, untold = (
+    conditional, unconditional = (
         prior.logits(all_ids, label, torch.full((4,), h)).double() for h in (False, True)
     )
-    p = ((untold + 1.5 * (told - untold)) / 0.8).softmax(-1)  # (4, 2, 4)
+    p = ((unconditional + 1.5 * (conditional - unconditional)) / 0.8).softmax(-1)  # (4, 2, 4)
     want = (p[0, 0][:, None] * p[:, 1]).flatten()
     assert (counts - want).abs().max() < 4 * math.sqrt(0.25 / n)
 
