@@ -1,4 +1,4 @@
-"""The three kinds of image data sets: in memory, in a folder, streamed from shards. See load.py for
+"""The three kinds of image data sets: in memory, on disk, streamed. See load.py for
 `load_dataset`."""
 
 from collections.abc import Iterator
@@ -93,15 +93,15 @@ class Images:
 
 @dataclass(eq=False)
 class Folder(torch.utils.data.Dataset):
-    """A set of image files too large for memory, decoded by worker processes. Its batches are those
-    of `Images`.
+    """A set of image files too large for memory, in a folder or in plain tars, decoded by worker
+    processes. Its batches are those of `Images`.
 
     An unreadable file is replaced by the next readable one of its class, so that no image has a
     wrong label.
     """
 
     name: str
-    files: list[str]
+    files: list[str] | shards.Members
     labels: Tensor | None
     classes: list[str]
     size: int
@@ -122,17 +122,21 @@ class Folder(torch.utils.data.Dataset):
             try:
                 return torch.from_numpy(open_image(self.files[j], self.size).copy())
             except UNREADABLE as e:
-                self.skipped(self.files[j], e)
+                self.skipped(self._name(j), e)
         which = self.name if self.labels is None else f"class {self.classes[self.labels[i]]}"
         raise ValueError(f"{self.name}: no image of {which} can be read")
+
+    def _name(self, i: int) -> str:
+        return self.files[i] if isinstance(self.files, list) else self.files.name(i)
 
     def at(self, i: Tensor) -> Tensor:
         return torch.stack([self[j] for j in i.tolist()])
 
     def select(self, i: Tensor, split: str | None = None) -> "Folder":
+        files = self.files
         return Folder(
             self.name,
-            [self.files[j] for j in i.tolist()],
+            [files[j] for j in i.tolist()] if isinstance(files, list) else files.select(i.numpy()),
             None if self.labels is None else self.labels[i],
             self.classes,
             self.size,
@@ -163,12 +167,13 @@ class Folder(torch.utils.data.Dataset):
 
 @dataclass(eq=False)
 class Stream(IterableDataset):
-    """WebDataset shards too large for memory. The order is shuffled in a buffer. A resumed run
-    continues with a new shuffle, so only sets in memory or in folders resume bit for bit.
+    """Remote or compressed WebDataset shards too large for memory. The order is shuffled in a
+    buffer. A resumed run continues with a new shuffle, so only sets on disk resume bit for bit.
 
-    Each worker of each rank reads all shards, and decodes an equal share of their images: every
-    image has the same chance, and all are seen once an epoch. The files are read once for each
-    worker."""
+    Each worker of each rank reads all shards and decodes an equal share of their images: all are
+    seen once an epoch, and the files are read once for each worker. Remote shards, if there is one
+    for each worker, are dealt to the workers and read once: every image is seen equally often only
+    in the long run (`shards.dealt`)."""
 
     name: str
     shards: list[str]
@@ -185,9 +190,11 @@ class Stream(IterableDataset):
         worker = torch.utils.data.get_worker_info()
         id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader, readers, idle = self.rank * workers + id, self.world * workers, 0
+        once = readers <= len(self.shards) and self.shards[0].startswith(shards.REMOTE)
+        read = shards.dealt if once else shards.shuffled
         for epoch in range(10**9):
             idle += 1  # epochs without an image: of fewer images than readers, or of broken ones
-            found = shards.shuffled(self.shards, self.seed, epoch, reader, readers)
+            found = read(self.shards, self.seed, epoch, reader, readers)
             for image, _ in shards.decode(found, self.size, self.skipped):
                 idle = 0
                 yield torch.from_numpy(image.copy())

@@ -18,8 +18,11 @@ def identity(data: Dataset, conditions: bool = False, content: bool = False) -> 
     if isinstance(data, Images):
         digest.update(str(tuple(data.images.shape)).encode())
         digest.update(data.images.cpu().contiguous().numpy())
-    elif isinstance(data, Folder):
+    elif isinstance(data, Folder) and isinstance(data.files, list):
         digest.update("\n".join(map(describe_file, data.files)).encode(errors="surrogateescape"))
+    elif isinstance(data, Folder):  # shards, and which of their images
+        digest.update("\n".join(map(describe_file, data.files.shards)).encode())
+        digest.update(data.files.places.tobytes())
     elif content:
         for shard in opened(data.shards):
             digest.update(b"shard")

@@ -139,9 +139,9 @@ def load_shards(
     workers: int,
     name: str | None = None,
     classes: list[str] | None = None,
-) -> Images | Stream:
-    """WebDataset shards: in memory if they fit, else a stream. name, classes: of a known data
-    set."""
+) -> Dataset:
+    """WebDataset shards: in memory if they fit; else read by position, if they are plain tars on
+    disk; else a stream. name, classes: of a known data set."""
     files, num_bytes = shards.expand(pattern)
     first = next(shards.samples(shards.read_all(files)), None)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"
@@ -150,7 +150,13 @@ def load_shards(
             raise ValueError(
                 f"{pattern} is too large for memory: give an image_size, so that it can stream"
             )
-        return Stream(pattern, files, size, workers, split, encoding)
+        if num_bytes is None or not all(f.endswith(".tar") for f in files):
+            return Stream(pattern, files, size, workers, split, encoding)
+        members = shards.by_position(files)
+        if not members:
+            raise ValueError(f"{pattern} holds no image")
+        labels = checked_labels(pattern, members.labels)
+        return Folder(pattern, members, labels, [], size, workers, split, encoding)
     found = ((s.key, s.image, s.label) for s in shards.samples(shards.read_all(files)))
     data = in_memory(name or pattern, found, size)
     data.classes = classes or []  # shards have numbers, and no names
@@ -179,14 +185,19 @@ def in_memory(
         labels.append(label)
     if not images:
         raise ValueError(f"{name} holds no readable image ({skipped.count} unreadable)")
+    numbers = checked_labels(name, labels)
+    if skipped.count:
+        warnings.warn(
+            f"{name}: {skipped.count} unreadable images skipped, {len(images)} read", stacklevel=4
+        )
+    return Images(name, torch.from_numpy(np.stack(images)), numbers)
+
+
+def checked_labels(name: str, labels: list[int | None]) -> torch.Tensor | None:
+    """The labels (N,), or None if there are none. ValueError if only some images have one."""
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
         raise ValueError(
             f"{name} is labelled in part: {unlabelled} of {len(labels)} images have no class"
         )
-    if skipped.count:
-        warnings.warn(
-            f"{name}: {skipped.count} unreadable images skipped, {len(images)} read", stacklevel=4
-        )
-    pixels = torch.from_numpy(np.stack(images))
-    return Images(name, pixels, None if unlabelled else torch.tensor(labels))
+    return None if unlabelled else torch.tensor(labels)

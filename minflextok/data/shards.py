@@ -1,12 +1,16 @@
 """WebDataset shards: tar files of images, each with an optional class number in a .cls file of the
-same name."""
+same name.
+
+Plain tars on disk are read by position, in any order (`Members`). Compressed and remote ones can
+only be read from their start (`shuffled`).
+"""
 
 import os
 import random
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -18,8 +22,11 @@ from ..checks import first_line
 from .folders import is_litter
 from .images import IMG_EXTENSIONS, OTHER_EXTENSIONS, UNREADABLE, Skipped, open_image
 
+MOST_CLS = 64  # bytes of a class number
 REMOTE = ("pipe:", "http:", "https:", "s3:", "gs:")
-Files = Iterable[dict]  # files in stored order: {"fname", "data", "__url__"}; {} ends a shard
+# Files in stored order: {"fname", "data", "__url__"}; where only the places of images are asked for,
+# "at" is their (offset, size). {} ends a shard.
+Files = Iterable[dict]
 
 
 @dataclass
@@ -31,6 +38,32 @@ class Sample:
     image: bytes = b""
     suffix: str = ""  # of the image, such as ".jpg"
     label: int | None = None
+    at: tuple[int, int] = (0, 0)  # offset and size of the image in the shard, in bytes
+
+
+@dataclass(eq=False)
+class Members(Sequence):
+    """The images in plain tars, each read by seeking to it: `members[i]` is its bytes."""
+
+    shards: list[str]
+    names: np.ndarray  # (N,) names as bytes, which take less memory than str
+    places: np.ndarray  # (N, 3) int64: shard, offset, size
+    labels: list[int | None] = field(default_factory=list)  # as many, or left out
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i) -> bytes:
+        shard, offset, size = self.places[i].tolist()
+        with open(self.shards[shard], "rb") as f:
+            f.seek(offset)
+            return f.read(size)
+
+    def name(self, i: int) -> str:
+        return f"{self.names[i].decode()} in {self.shards[self.places[i, 0]]}"
+
+    def select(self, i: np.ndarray) -> "Members":
+        return Members(self.shards, self.names[i], self.places[i])
 
 
 def expand(pattern: str) -> tuple[list[str], int | None]:
@@ -81,6 +114,35 @@ def read_all(shards: Iterable[str]) -> Files:
     return tar_file_expander(opened(shards))
 
 
+def by_position(shards: list[str]) -> Members:
+    """The images of plain tars, of which only the headers and the classes are read."""
+    numbers = {shard: i for i, shard in enumerate(shards)}
+    names, places, labels = [], [], []
+    for sample in samples(headers(shards)):
+        names.append(sample.key.encode(errors="surrogateescape"))
+        places.append((numbers[sample.url], *sample.at))
+        labels.append(sample.label)
+    return Members(shards, np.array(names), np.array(places, dtype=np.int64).reshape(-1, 3), labels)
+
+
+def headers(shards: Iterable[str]) -> Files:
+    """The files of plain tars in stored order, with the places of images in place of their data."""
+    for shard in shards:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isreg():
+                    continue
+                if member.issparse():
+                    raise ValueError(f"{shard}: {member.name} is a sparse file: write it as it is")
+                file = {"fname": member.name, "__url__": shard}
+                if member.name.lower().endswith(".cls"):
+                    found = tar.extractfile(member)
+                    yield file | {"data": found.read(MOST_CLS) if found else b""}
+                else:
+                    yield file | {"data": b"", "at": (member.offset_data, member.size)}
+        yield {}
+
+
 def shuffled(
     shards: list[str], seed: int, epoch: int = 0, reader: int = 0, readers: int = 1
 ) -> Iterator["Sample"]:
@@ -95,6 +157,28 @@ def shuffled(
     mine = islice(samples(read_all(order)), (reader - epoch) % readers, None, readers)
     rng = random.Random(f"{seed + epoch} {reader}")
     return wds.filters.shuffle(4096, rng=rng)(mine)
+
+
+def dealt(
+    shards: list[str], seed: int, epoch: int = 0, reader: int = 0, readers: int = 1
+) -> Iterator["Sample"]:
+    """One reader's samples of as many shards as there are, in random order (in a buffer of 4,096).
+
+    The shards of all epochs, each in random order, are dealt to the readers in turn, and each reads
+    only its own. Readers yield at the same rate, so one with small shards is soon at its next:
+    every image is seen equally often in the long run, though readers may be in different epochs.
+    """
+
+    def mine() -> Iterator[str]:
+        for i in range(epoch * len(shards), (epoch + 1) * len(shards)):
+            deal, at = divmod(i * readers + reader, len(shards))
+            order = list(shards)
+            random.Random(seed + deal).shuffle(order)
+            yield order[at]
+
+    rng = random.Random(f"{seed + epoch} {reader}")
+    found = (sample for shard in mine() for sample in samples(read_all([shard])))
+    return wds.filters.shuffle(4096, rng=rng)(found)
 
 
 def read_files(files: Files) -> Iterator[dict]:
@@ -138,12 +222,12 @@ def grouped(files: Files) -> Iterator[Sample | None]:
             yield None
         if file:
             sample = sample or Sample(key, file["__url__"])
-            add(sample, name, suffix.lower(), file["data"])
+            add(sample, name, suffix.lower(), file["data"], file.get("at", (0, 0)))
     if sample:
         yield from finished(sample, previous, "")
 
 
-def add(sample: Sample, name: str, suffix: str, data: bytes) -> None:
+def add(sample: Sample, name: str, suffix: str, data: bytes, at: tuple[int, int]) -> None:
     """Add a file to its sample; files that are neither an image nor a class are left out."""
     if suffix in IMG_EXTENSIONS:
         if sample.suffix:
@@ -151,7 +235,7 @@ def add(sample: Sample, name: str, suffix: str, data: bytes) -> None:
                 f"{sample.url}: {name} is a second image of {sample.key} (the first is a "
                 f"{sample.suffix}): keep one image for each name"
             )
-        sample.image, sample.suffix = data, suffix
+        sample.image, sample.suffix, sample.at = data, suffix, at
     elif suffix in OTHER_EXTENSIONS:
         raise ValueError(f"{sample.url}: cannot read {name}: convert it to PNG or JPEG")
     elif suffix == ".cls":

@@ -31,8 +31,11 @@ def test_large_folders_and_shards_stay_on_disk_with_the_same_batches(tmp_path, m
     monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
     folder = load_dataset(tmp_path / "big", image_size=8, workers=0)
     assert isinstance(folder, Folder) and torch.equal(next(folder.batches(4, 0, start=2)), memory)
-    shard(tmp_path / "s.tar", {f"{i}.png": png(i) for i in range(7)})
-    stream = load_dataset(tmp_path / "s.tar", image_size=8, workers=0)
+    shard(tmp_path / "p.tar", {f"{i}.png": png(i) for i in range(10)})
+    plain = load_dataset(tmp_path / "p.tar", image_size=8, workers=0)
+    assert isinstance(plain, Folder) and torch.equal(next(plain.batches(4, 0, start=2)), memory)
+    shard(tmp_path / "s.tar.gz", {f"{i}.png": png(i) for i in range(7)})
+    stream = load_dataset(tmp_path / "s.tar.gz", image_size=8, workers=0)
     assert isinstance(stream, Stream) and stream.head(3).shape == (3, 3, 8, 8)
     first = list(islice(stream.batches(7, 0), 3))
     assert [sorted(x[:, 0, 0, 0].tolist()) for x in first] == [list(range(7))] * 3
@@ -40,7 +43,7 @@ def test_large_folders_and_shards_stay_on_disk_with_the_same_batches(tmp_path, m
         torch.equal(a, b) for a, b in zip(first, islice(stream.batches(7, 0), 3), strict=False)
     )
     with pytest.raises(ValueError, match="image_size"):
-        load_dataset(tmp_path / "s.tar")
+        load_dataset(tmp_path / "s.tar.gz")
 
 
 def test_cifar10_offline_names_the_alternatives(monkeypatch):

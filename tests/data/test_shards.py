@@ -1,5 +1,6 @@
 """WebDataset shards: which files make a sample, and what is refused."""
 
+import tarfile
 from collections import Counter
 from itertools import islice
 
@@ -9,7 +10,7 @@ import torch
 from conftest import SHARED
 from image_files import png, shard
 
-from minflextok.data import Stream, load_dataset, shards
+from minflextok.data import Folder, Stream, identity, load_dataset, shards
 
 
 def test_shards(tmp_path):
@@ -110,6 +111,83 @@ def test_equal_names_in_two_shards_are_two_images(tmp_path):
     assert load_dataset(f"{tmp_path}/{{0..1}}.tar").images[:, 0, 0, 0].tolist() == [0, 1]
 
 
+# ---- plain tars on disk, by position -------------------------------------------------------------
+
+
+def on_disk(tmp_path, monkeypatch, sizes, workers=0, broken=()):
+    """Shards of so many images each, too large for memory; the red of an image is its number."""
+    monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
+    numbers = iter(range(sum(sizes)))
+    for i, n in enumerate(sizes):
+        members = []
+        for k in (next(numbers) for _ in range(n)):
+            image = b"broken" if k in broken else png(k)
+            members += [(f"v1.2/{k}.png", image), (f"v1.2/{k}.cls", b"%d" % (k % 2))]
+        shard(tmp_path / f"{i}.tar", members)
+    pattern = f"{tmp_path}/{{0..{len(sizes) - 1}}}.tar" if len(sizes) > 1 else f"{tmp_path}/0.tar"
+    return load_dataset(pattern, image_size=8, workers=workers)
+
+
+def reds(x):
+    return x[:, 0, 0, 0].tolist()
+
+
+def test_shards_on_disk_are_read_as_in_memory(tmp_path, monkeypatch):
+    data = on_disk(tmp_path, monkeypatch, [3, 0, 9])
+    assert isinstance(data, Folder) and len(data) == 12
+    x, labels = next(data.in_order(12))
+    assert reds(x) == list(range(12)) and labels.tolist() == [0, 1] * 6
+    part = data.select(torch.tensor([11, 2, 5]))
+    assert reds(part.at(torch.tensor([0, 1, 2]))) == [11, 2, 5]
+    assert part.labels.tolist() == [1, 0, 1] and identity(part) != identity(data)
+
+
+@pytest.mark.parametrize("sizes", [[1, 15], [16], [3, 3, 3, 3, 4]])
+@pytest.mark.parametrize("workers, world", [(0, 1), (2, 1), (0, 2), (3, 4)])
+def test_each_epoch_of_shards_on_disk_has_each_image_once(
+    tmp_path, monkeypatch, sizes, workers, world
+):
+    data, seen = on_disk(tmp_path, monkeypatch, sizes, workers), []
+    for rank in range(world):
+        batches = islice(data.batches(8, 0, rank=rank, world=world), 4)
+        seen.append([reds(x) for x in batches])
+    for epoch in range(2):
+        images = [i for batches in seen for b in batches[2 * epoch : 2 * epoch + 2] for i in b]
+        assert sorted(images) == list(range(16))
+
+
+def test_shards_on_disk_resume_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    data = on_disk(tmp_path, monkeypatch, [5, 8])
+    whole = [reds(x) for x in islice(data.batches(4, 0), 7)]
+    assert [reds(x) for x in islice(data.batches(4, 0, start=2), 5)] == whole[2:]
+
+
+def test_a_broken_image_on_disk_is_named_and_replaced_within_its_class(tmp_path, monkeypatch):
+    data = on_disk(tmp_path, monkeypatch, [6], broken=(2,))
+    with pytest.warns(UserWarning, match=r"v1.2/2 in .*0.tar"):
+        assert reds(data.at(torch.tensor([2]))) == [4]
+
+
+def test_what_is_no_plain_tar_of_files_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
+    whole = shard(tmp_path / "a.tar", {"a.png": b"x" * 9000}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:5000] + bytes(1024))
+    with pytest.raises(ValueError, match="truncated"):
+        load_dataset(tmp_path / "a.tar", image_size=8)
+    with tarfile.open(tmp_path / "b.tar", "w") as t:
+        t.addfile(tarfile.TarInfo("folder"))
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        t.addfile(link)
+    with pytest.raises(ValueError, match="no image"):
+        load_dataset(tmp_path / "b.tar", image_size=8)
+    shard(tmp_path / "c.tar", [("a.png", png()), ("a.cls", b"1"), ("b.png", png())])
+    with pytest.raises(ValueError, match="labelled in part: 1 of 2"):
+        load_dataset(tmp_path / "c.tar", image_size=8)
+    with pytest.raises(ValueError, match="give an image_size"):
+        load_dataset(tmp_path / "c.tar")
+
+
 # ---- streams -------------------------------------------------------------------------------------
 
 
@@ -145,6 +223,23 @@ def test_every_image_has_the_same_chance_on_every_rank(tmp_path):
     for rank in range(4):
         found += drawn(stream(tmp_path, [1, 1, 14]), 40, 8, rank=rank, world=4)
     assert found == dict.fromkeys(range(16), 10)
+
+
+@pytest.mark.parametrize("sizes", [[1, 15], [8, 8], [2, 0, 5, 9], [4, 4, 4, 4, 0]])
+def test_remote_shards_are_read_by_one_reader_each_with_equal_chances_in_the_long_run(
+    tmp_path, sizes
+):
+    paths, rounds, found = stream(tmp_path, sizes).shards, 2000, Counter()
+    opened = Counter()
+    for reader in range(2):
+        drawn = (s for e in range(rounds) for s in shards.dealt(paths, 0, e, reader, 2))
+        found.update(s.key for s in islice(drawn, 4000))
+    assert set(found) == {str(i) for i in range(16)}
+    assert max(abs(n - 500) for n in found.values()) < 50  # 8,000 draws of 16 images
+    for reader in range(2):  # each deal of all shards goes to the two readers once
+        for shard_of in shards.dealt(paths, 0, 0, reader, 2):
+            opened[shard_of.key] += 1
+    assert opened == dict.fromkeys(found, 2)
 
 
 @pytest.mark.parametrize("readers", [2, 3, 4, 7])
