@@ -172,6 +172,21 @@ def check_no_splits(folder: Path, files: list[str]) -> None:
             )
 
 
+def check_no_linked_class(root: Path) -> None:
+    """ValueError where a class folder is a link to another one beside it."""
+    for folder in root.iterdir():
+        target = Path(os.path.realpath(folder))
+        if (
+            folder.is_symlink()
+            and folder.is_dir()
+            and target.parent == Path(os.path.realpath(root))
+        ):
+            raise ValueError(
+                f"{folder} is a link to class {target.name}: its images would have two classes; "
+                "remove the link"
+            )
+
+
 def scan(
     root: Path, names: list[str] | None = None
 ) -> tuple[list[str], list[int] | None, list[str]]:
@@ -205,7 +220,9 @@ def scan(
             f"(its classes: {', '.join(names[:10])})"
         )
     classes = names or own
+    check_no_linked_class(root)
     files, labels = [], []
+    class_of: dict[str, str] = {}  # the class of each folder, wherever links lead to it from
     others = sorted(str(f) for f in root.iterdir() if f.is_file() and not is_litter(f.name))
     for folder in folders:
         found, left_out = sort_out(folder)
@@ -216,6 +233,13 @@ def scan(
                 "delete it, or add some"
             )
         check_no_splits(folder, found)
+        for inner in {os.path.dirname(f) for f in found}:
+            owner = class_of.setdefault(os.path.realpath(inner), folder.name)
+            if owner != folder.name:
+                raise ValueError(
+                    f"{inner} leads to images of class {owner}, through a link: its images would "
+                    f"have two classes; remove the link"
+                )
         files += found
         labels += [classes.index(folder.name)] * len(found)
     warn_of_others(root, others)

@@ -24,8 +24,8 @@ from .images import IMG_EXTENSIONS, OTHER_EXTENSIONS, UNREADABLE, Skipped, open_
 
 MOST_CLS = 64  # bytes of a class number
 REMOTE = ("pipe:", "http:", "https:", "s3:", "gs:")
-# Files in stored order: {"fname", "data", "__url__"}; where only the places of images are asked for,
-# "at" is their (offset, size). {} ends a shard.
+# Files in stored order: {"fname", "data", "__url__"}; where only the places of images are asked
+# for, "at" is their (offset, size). {} ends a shard.
 Files = Iterable[dict]
 
 

@@ -164,6 +164,17 @@ def test_links_to_parent_folders_give_no_copies(tmp_path, where):
     assert data.classes == ["cat", "dog"] and len(data) == 2 and len(find_images(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("where, target", [("dog", "cat"), ("dog/more", "cat"), ("dog/x", "cat/x")])
+def test_a_link_to_another_class_is_an_error(tmp_path, where, target):
+    for name in ("cat", "cat/x", "eel"):
+        picture(tmp_path / name / "1.png")
+    if where != "dog":
+        picture(tmp_path / "dog/1.png")
+    link(tmp_path / where, tmp_path / target)
+    with pytest.raises(ValueError, match="dog.* class cat"):
+        load_dataset(tmp_path)
+
+
 def test_links_to_other_folders_are_followed_once(tmp_path):
     make(tmp_path / "store", "a", "b")
     make(tmp_path / "set", "cat")
