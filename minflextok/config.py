@@ -456,6 +456,10 @@ class TrainConfig:
     )
     nested_full: float = opt(0.67, "share of the run after which every image has nested dropout")
     flip: bool = opt(True, "mirror images at random")
+    crop_scale: float = opt(
+        1.0, "random crops of at least this share of the area of an image (1: its center)"
+    )
+    sample_latents: bool = opt(False, "of a VAE's posterior, train on samples in place of the mode")
     bf16: bool = opt(True, "bfloat16 autocast, on devices that compute bfloat16 natively")
     compile: bool = opt(False, "torch.compile the networks")
     seed: int = opt(0, "seed of the weights, the order of the images and every random draw")
@@ -484,6 +488,7 @@ class TrainConfig:
             self.optimizer in ("adamw", "muon"),
             f"optimizer={self.optimizer!r}: give 'adamw' or 'muon'",
         )
+        require(0 < self.crop_scale <= 1, f"crop_scale={self.crop_scale}: give a share in (0, 1]")
         require(self.decay_from < 1, f"decay_from={self.decay_from}: give a share below 1")
         require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
         require(

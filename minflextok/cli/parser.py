@@ -12,7 +12,7 @@ import torch
 
 from ..config import TrainConfig
 from ..presets import CLASSIFIERS, PRIORS, TOKENIZERS, VAES, Preset
-from . import codec, evaluate, train
+from . import codec, data, evaluate, train
 from .flags import (
     AUTO,
     DATA,
@@ -80,14 +80,21 @@ def add_train(command) -> None:
         return p
 
     nested = ("nested_from", "nested_full")  # fields for tokenizers only
-    stage("vae", train.vae, VAES, "f2-small", "a VAE, stage 0 of models on latents", nested)
+    stage(
+        "vae",
+        train.vae,
+        VAES,
+        "f2-small",
+        "a VAE, stage 0 of models on latents",
+        (*nested, "sample_latents"),
+    )
     stage(
         "classifier",
         train.classifier,
         CLASSIFIERS,
         "classifier",
         "an evaluation classifier, or a teacher for --repa",
-        skip=(*nested, "compile"),
+        skip=(*nested, "compile", "crop_scale", "sample_latents"),
         aliases=("judge",),
     )
     p = stage("tokenizer", train.tokenizer, TOKENIZERS, "shapes", "a FlexTok")
@@ -105,7 +112,14 @@ def add_train(command) -> None:
         help="initial weights, by name or directory; their K may differ (default: random)",
     )
     flag(p, "--vae", help="weights of the VAE, for a preset with in_channels != 3")
-    p = stage("prior", train.prior, PRIORS, "cifar10-tiny", "a GPT over a tokenizer's ids", nested)
+    p = stage(
+        "prior",
+        train.prior,
+        PRIORS,
+        "cifar10-tiny",
+        "a GPT over a tokenizer's ids",
+        (*nested, "crop_scale", "sample_latents"),
+    )
     flag(p, "--tokenizer", help=f"{WEIGHTS} (default: the preset's)")
     flag(p, "--crops", type=int, default=1, help="1, or 5: also shifted towards the four corners")
     flag(p, "--cache", help="directory that keeps the ids (default ~/.cache/minflextok/ids)")
@@ -128,6 +142,40 @@ def add_curves_and_compare(command) -> None:
     flag(p, "--num-images", type=int, default=2000, help="test images")
     flag(p, "--repa", metavar="TEACHER", help="teacher of the systems with REPA (default: none)")
     flag(p, "--out", default="data/compare", help="directory for JSON files and pictures")
+    add_device(p)
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def add_data(command) -> None:
+    kinds = command("data", None, "Prepare data: shards, latents of a VAE.").add_subparsers(
+        dest="what", required=True, metavar="WHAT"
+    )
+
+    def add(name: str, run, about: str) -> argparse.ArgumentParser:
+        p = kinds.add_parser(name, help=about, description=about)
+        p.set_defaults(run=run)
+        flag(p, "--out", required=True, help="directory for the shards and their record")
+        flag(p, "--split", default="train", choices=["train", "test"], help="of the data")
+        flag(
+            p, "--per-shard", type=int, default=10_000, help="the largest number of images of each"
+        )
+        return p
+
+    p = add("shard", data.shard, "Write the images of a folder as shuffled shards, unchanged.")
+    p.add_argument("directory", help="DIR/CLASS/*, or DIR/train/CLASS/*: see docs/data.md")
+    flag(p, "--seed", type=int, default=0, help="of the order")
+
+    p = add("cache-latents", data.latents, "Write the latents of a VAE as shards, to train on.")
+    flag(p, "--vae", required=True, help="weights of the VAE")
+    flag(p, "--data", required=True, help=DATA)
+    flag(p, "--image-size", type=int, help="of the images in pixels (default: the VAE's)")
+    on = argparse.BooleanOptionalAction
+    p.add_argument("--flip", action=on, default=True, help="of mirror images too (default)")
+    p.add_argument("--bf16", action=on, default=False, help="compute in bfloat16 where native")
+    flag(p, "--batch-size", type=int, default=32, help="images that the VAE takes at once")
+    flag(p, "--workers", type=int, default=4, help="processes that decode image files")
     add_device(p)
 
 
@@ -270,6 +318,7 @@ def build_parser() -> argparse.ArgumentParser:
         return p
 
     add_codec(command)
+    add_data(command)
     add_train(command)
     add_evaluate(command)
     add_generate(command)

@@ -47,19 +47,25 @@ def model_of(a: argparse.Namespace, preset: Preset):
     return from_dict(type(preset.model), config)
 
 
-def data_of(a: argparse.Namespace, preset: Preset, size: int, recipe: TrainConfig) -> Dataset:
-    """The train split of --data, or of the preset's own data."""
+def data_of(
+    a: argparse.Namespace, preset: Preset, size: int, recipe: TrainConfig, latents: bool = False
+) -> Dataset:
+    """The train split of --data, or of the preset's own data. latents: they may be cached."""
     name = a.data or preset.data
     if name is None:
         raise ValueError(f"preset {a.preset} has no default data: give --data")
-    return load_dataset(name, "train", size, recipe.workers)
+    return load_dataset(name, "train", size, recipe.workers, latents)
 
 
 def tokenizer(a: argparse.Namespace) -> None:
     preset = TOKENIZERS[a.preset]
     recipe, config = recipe_of(a, preset), model_of(a, preset)
     vae = VAE.from_pretrained(a.vae) if a.vae else None
-    data = data_of(a, preset, config.image_size * (vae.config.downscale if vae else 1), recipe)
+    size, latents = (
+        config.image_size * (vae.config.downscale if vae else 1),
+        config.in_channels != 3,
+    )
+    data = data_of(a, preset, size, recipe, latents)
     train_tokenizer(
         config, recipe, data, a.out, a.device, a.quiet, vae=vae, teacher=a.repa, init=a.init
     )
@@ -85,7 +91,7 @@ def prior(a: argparse.Namespace) -> None:
     if not (a.tokenizer or preset.tokenizer):
         raise ValueError(f"preset {a.preset} names no tokenizer: give --tokenizer")
     tok = FlexTok.from_pretrained(str(a.tokenizer or preset.tokenizer))
-    data = data_of(a, preset, tok.image_size, recipe)
+    data = data_of(a, preset, tok.image_size, recipe, tok.vae is not None)
     train_prior(config, recipe, tok, data, a.out, a.device, a.quiet, crops=a.crops, cache=a.cache)
 
 

@@ -2,16 +2,17 @@
 `load_dataset`.
 
 images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files;
-datasets.py has the three kinds of data sets; order.py shuffles and splits; load.py loads by name;
-shapes.py draws scenes; identity.py hashes a data set.
+datasets.py has the kinds of data sets; order.py shuffles and splits; load.py loads by name;
+shapes.py draws scenes; identity.py hashes a data set; write.py and records.py write shards.
 """
 
-from .datasets import Dataset, Folder, Images, Stream, in_order
+from .datasets import Dataset, Folder, Images, Latents, Stream, in_order
 from .folders import find_images
 from .identity import identity
 from .images import IMG_EXTENSIONS, Skipped, open_image, to_float, to_uint8
 from .load import CIFAR10_CLASSES, load_dataset
 from .order import shuffled, validation_split
+from .write import cache_latents, shard_folder
 
 __all__ = [
     "CIFAR10_CLASSES",
@@ -19,13 +20,16 @@ __all__ = [
     "Dataset",
     "Folder",
     "Images",
+    "Latents",
     "Skipped",
     "Stream",
+    "cache_latents",
     "find_images",
     "identity",
     "in_order",
     "load_dataset",
     "open_image",
+    "shard_folder",
     "shuffled",
     "to_float",
     "to_uint8",

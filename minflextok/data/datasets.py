@@ -1,20 +1,23 @@
 """The three kinds of image data sets: in memory, on disk, streamed. See load.py for
 `load_dataset`."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from .. import checks
 from . import shards
-from .images import UNREADABLE, Skipped, open_image
-from .order import shuffled
+from .images import UNREADABLE, RandomCrop, Skipped, open_image
+from .order import random_crops, shuffled
 
+LATENTS = shards.LATENTS  # suffix of an item in shards
 Batches = Iterator[Tensor]  # (B, 3, H, W) uint8
 LabelledBatches = Iterator[tuple[Tensor, Tensor | None]]  # the same, and labels (B,) or None
 
@@ -79,12 +82,20 @@ class Images:
         )
 
     def batches(
-        self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        crop_scale: float = 1.0,
     ) -> Batches:
         """Endless training batches from step `start` on: this rank's share of each. See
-        `shuffled`."""
-        for i in shuffled(len(self), batch_size, seed, start):
-            yield self.at(i[rank::world])
+        `shuffled` and, for crop_scale < 1, `random_crops`."""
+        crops = random_crops(batch_size, seed, crop_scale, start)
+        for i, c in zip(shuffled(len(self), batch_size, seed, start), crops, strict=False):
+            x = self.at(i[rank::world])
+            yield torch.stack([*map(cropped, x, c[rank::world])]) if crop_scale < 1 else x
 
     def in_order(self, batch_size: int, num: int | None = None) -> LabelledBatches:
         for i in torch.arange(len(self))[:num].split(batch_size):
@@ -115,12 +126,13 @@ class Folder(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i: int) -> Tensor:
+    def __getitem__(self, item: int | tuple[int, RandomCrop | None]) -> Tensor:
+        i, crop = item if isinstance(item, tuple) else (item, None)
         for j in (j % len(self) for j in range(i, i + len(self))):
             if self.labels is not None and self.labels[j] != self.labels[i]:
                 continue
             try:
-                return torch.from_numpy(open_image(self.files[j], self.size).copy())
+                return torch.from_numpy(open_image(self.files[j], self.size, crop).copy())
             except UNREADABLE as e:
                 self.skipped(self._name(j), e)
         which = self.name if self.labels is None else f"class {self.classes[self.labels[i]]}"
@@ -134,24 +146,32 @@ class Folder(torch.utils.data.Dataset):
 
     def select(self, i: Tensor, split: str | None = None) -> "Folder":
         files = self.files
-        return Folder(
-            self.name,
-            [files[j] for j in i.tolist()] if isinstance(files, list) else files.select(i.numpy()),
-            None if self.labels is None else self.labels[i],
-            self.classes,
-            self.size,
-            self.workers,
-            split or self.split,
-            self.encoding,
+        return replace(
+            self,
+            files=[files[j] for j in i.tolist()]
+            if isinstance(files, list)
+            else files.select(i.numpy()),
+            labels=None if self.labels is None else self.labels[i],
+            split=split or self.split,
         )
 
     def batches(
-        self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        crop_scale: float = 1.0,
     ) -> Batches:
-        order = (i[rank::world].tolist() for i in shuffled(len(self), batch_size, seed, start))
+        order = shuffled(len(self), batch_size, seed, start)
+        crops = random_crops(batch_size, seed, crop_scale, start)
         yield from DataLoader(
             self,
-            batch_sampler=order,
+            batch_sampler=(
+                list(zip(i.tolist(), c, strict=True))[rank::world]
+                for i, c in zip(order, crops, strict=False)
+            ),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
         )
@@ -163,6 +183,26 @@ class Folder(torch.utils.data.Dataset):
         )
         for i, x in zip(rows.split(batch_size), images, strict=True):
             yield x, None if self.labels is None else self.labels[i]
+
+
+@dataclass(eq=False)
+class Latents(Folder):
+    """The latents of images by a VAE, on disk: see `cache_latents`.
+
+    An item holds mean and log-variance (bfloat16) of the posterior of an image and, if views = 2,
+    of its mirror image.
+    """
+
+    shape: tuple[int, ...] = ()  # of an item: (views, 2, C, h, w)
+    vae: str = ""  # the fingerprint of the VAE
+    scaling_factor: float = 1.0  # which it multiplies latents by
+
+    def __getitem__(self, item: int | tuple[int, RandomCrop | None]) -> Tensor:
+        i = item[0] if isinstance(item, tuple) else item
+        content = self.files[i]
+        if not isinstance(content, bytes) or len(content) != 2 * math.prod(self.shape):
+            raise ValueError(f"{self._name(i)} holds no latents of shape {self.shape}")
+        return torch.frombuffer(bytearray(content), dtype=torch.bfloat16).view(self.shape)
 
 
 @dataclass(eq=False)
@@ -185,6 +225,7 @@ class Stream(IterableDataset):
     def __post_init__(self):
         self.classes: list[str] = []
         self.skipped, self.seed, self.rank, self.world = Skipped(), 0, 0, 1
+        self.crop_scale = 1.0
 
     def __iter__(self) -> Iterator[Tensor]:
         worker = torch.utils.data.get_worker_info()
@@ -195,7 +236,10 @@ class Stream(IterableDataset):
         for epoch in range(10**9):
             idle += 1  # epochs without an image: of fewer images than readers, or of broken ones
             found = read(self.shards, self.seed, epoch, reader, readers)
-            for image, _ in shards.decode(found, self.size, self.skipped):
+            crops = chain.from_iterable(
+                random_crops(64, self.seed + epoch, self.crop_scale, 2**20 * reader)
+            )
+            for image, _ in shards.decode(found, self.size, self.skipped, crops):
                 idle = 0
                 yield torch.from_numpy(image.copy())
             if idle == 10 * readers:
@@ -209,9 +253,16 @@ class Stream(IterableDataset):
         return images
 
     def batches(
-        self, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+        self,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        crop_scale: float = 1.0,
     ) -> Batches:
         self.seed, self.rank, self.world = seed + 1_000_003 * start, rank, world
+        self.crop_scale = crop_scale
         yield from DataLoader(
             self,
             batch_size=batch_size // world,
@@ -228,7 +279,18 @@ class Stream(IterableDataset):
             yield torch.from_numpy(np.stack([image for image, _ in batch])), known
 
 
-Dataset = Images | Folder | Stream
+def cropped(image: Tensor, crop: RandomCrop | None) -> Tensor:
+    """A random crop of an image (3, H, W) uint8, resized to its size."""
+    if crop is None:
+        return image
+    size = image.shape[-2:]
+    left, top, right, bottom = (round(n) for n in crop.box(size[1], size[0]))
+    part = image[None, :, top : max(bottom, top + 1), left : max(right, left + 1)].float()
+    resized = F.interpolate(part, size, mode="bicubic", antialias=True)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)
+
+
+Dataset = Images | Folder | Stream  # Latents are a Folder
 
 
 def in_order(data: Dataset, batch_size: int, num: int | None = None) -> LabelledBatches:

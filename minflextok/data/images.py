@@ -4,6 +4,7 @@ crops."""
 import io
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,9 +50,31 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
+class RandomCrop(NamedTuple):
+    """A crop of random area, aspect ratio and place, resized to a square (Szegedy et al., arXiv
+    1409.4842): the smallest share of the image's area, and four uniform draws."""
+
+    scale: float
+    area: float
+    ratio: float
+    x: float
+    y: float
+
+    def box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom in an image of this size, in pixels. The aspect ratio is between
+        3:4 and 4:3, or what fits."""
+        area = (self.scale + (1 - self.scale) * self.area) * width * height
+        ratio = (4 / 3) ** (2 * self.ratio - 1)
+        w, h = min(width, (area * ratio) ** 0.5), min(height, (area / ratio) ** 0.5)
+        left, top = self.x * (width - w), self.y * (height - h)
+        return left, top, left + w, top + h
+
+
+def open_image(
+    source: str | Path | bytes, size: int | None, crop: RandomCrop | None = None
+) -> np.ndarray:
     """Read an image file or its bytes as RGB (3, H, W) uint8; with `size`, resize the short side
-    and crop the center.
+    and crop the center, or crop at random and resize.
 
     Photos are turned upright, transparency is composited on white, an animation gives its first
     frame. Raises OSError or ValueError for a file that is broken or whose values have no known
@@ -61,7 +84,11 @@ def open_image(source: str | Path | bytes, size: int | None) -> np.ndarray:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         image = decode(data)
         image = on_white(eight_bits(upright(image)))
-        return np.asarray(resize_and_crop(image, size) if size else image).transpose(2, 0, 1)
+        if size and crop:
+            image = image.resize((size, size), Image.Resampling.BICUBIC, crop.box(*image.size))
+        elif size:
+            image = resize_and_crop(image, size)
+        return np.asarray(image).transpose(2, 0, 1)
     except UnidentifiedImageError:
         raise ValueError("it is no image, or of a format that Pillow does not read") from None
     except (*UNREADABLE, MemoryError):

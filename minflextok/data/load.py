@@ -1,5 +1,6 @@
 """Image data sets by name or path: `load_dataset`."""
 
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +13,9 @@ from torchvision.datasets import CIFAR10
 from .. import checks
 from ..config import DATA_DIR
 from . import folders, shards
-from .datasets import Dataset, Folder, Images, Stream
+from .datasets import Dataset, Folder, Images, Latents, Stream
 from .images import UNREADABLE, Skipped, open_image
+from .records import read_record, shard_name
 from .shapes import make_shapes
 
 CIFAR10_CLASSES = [
@@ -34,7 +36,11 @@ TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def load_dataset(
-    name_or_path: str | Path, split: str = "train", image_size: int | None = None, workers: int = 4
+    name_or_path: str | Path,
+    split: str = "train",
+    image_size: int | None = None,
+    workers: int = 4,
+    latents: bool = False,
 ) -> Dataset:
     """Images by name or path.
 
@@ -44,7 +50,8 @@ def load_dataset(
     A folder: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/test or DIR/val, or images without
     class folders.
     WebDataset shards (.tar, .tar.gz; "train-{000..127}.tar"): images, each with an optional class
-    number in a .cls file.
+    number in a .cls file. Or the directory that `minflextok data shard` wrote them to.
+    A directory that `minflextok data cache-latents` wrote, if `latents` of a VAE are asked for.
 
     The text {split} in a path is replaced by `split`; shards without it are read as they are.
     image_size resizes the short side and crops the center; without it all must have one size.
@@ -54,17 +61,29 @@ def load_dataset(
     if image_size is not None:
         image_size = checks.check_count(image_size, "image_size", 1, 2**14)
     workers = checks.check_count(workers, "workers", 0, 1024)
+    checks.check_bools(latents=latents)
     if name == "shapes":
         return load_shapes(split, image_size or 16)
     if name == "cifar10-sample":
         path = str(DATA_DIR / f"cifar10-sample-{split}.tar.gz")
-        return load_shards(path, split, image_size, workers, name, CIFAR10_CLASSES)
+        return load_shards(name, [path], split, image_size, workers, CIFAR10_CLASSES)
     if name == "cifar10":
         return load_cifar10(split, image_size)
     path = name.replace("{split}", split)
     if path.endswith(TARS):
-        return load_shards(path, split, image_size, workers)
+        return load_shards(path, shards.expand(path), split, image_size, workers)
     if Path(path).is_dir():
+        record = read_record(Path(path), split)
+        if record and "latents" in record:
+            if not latents:
+                raise ValueError(
+                    f"{path} holds latents of a VAE, and this needs images: give the data that "
+                    "they were computed from"
+                )
+            return load_latents(Path(path), split, record, workers)
+        if record:
+            files = written(Path(path), split, record)
+            return load_shards(path, files, split, image_size, workers, record["classes"])
         return load_folder(name, split, image_size, workers)
     raise FileNotFoundError(
         f"no data set {name!r}: give shapes, cifar10-sample, cifar10, an existing folder of "
@@ -133,35 +152,75 @@ def load_folder(name: str, split: str, size: int | None, workers: int) -> Images
 
 
 def load_shards(
-    pattern: str,
+    name: str,
+    files: list[str],
     split: str,
     size: int | None,
     workers: int,
-    name: str | None = None,
     classes: list[str] | None = None,
 ) -> Dataset:
     """WebDataset shards: in memory if they fit; else read by position, if they are plain tars on
-    disk; else a stream. name, classes: of a known data set."""
-    files, num_bytes = shards.expand(pattern)
+    disk; else a stream."""
     first = next(shards.samples(shards.read_all(files)), None)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"
-    if num_bytes is None or 10 * num_bytes >= IN_MEMORY_BYTES:  # JPEGs grow about tenfold
+    remote = files[0].startswith(shards.REMOTE)
+    # JPEGs grow about tenfold in memory.
+    if remote or 10 * sum(map(os.path.getsize, files)) >= IN_MEMORY_BYTES:
         if not size:
             raise ValueError(
-                f"{pattern} is too large for memory: give an image_size, so that it can stream"
+                f"{name} is too large for memory: give an image_size, so that it can stay on disk"
             )
-        if num_bytes is None or not all(f.endswith(".tar") for f in files):
-            return Stream(pattern, files, size, workers, split, encoding)
+        if remote or not all(f.endswith(".tar") for f in files):
+            return Stream(name, files, size, workers, split, encoding)
         members = shards.by_position(files)
         if not members:
-            raise ValueError(f"{pattern} holds no image")
-        labels = checked_labels(pattern, members.labels)
-        return Folder(pattern, members, labels, [], size, workers, split, encoding)
+            raise ValueError(f"{name} holds no image")
+        labels = checked_labels(name, members.labels)
+        check_classes(name, labels, classes)
+        return Folder(name, members, labels, classes or [], size, workers, split, encoding)
     found = ((s.key, s.image, s.label) for s in shards.samples(shards.read_all(files)))
-    data = in_memory(name or pattern, found, size)
-    data.classes = classes or []  # shards have numbers, and no names
+    data = in_memory(name, found, size)
+    check_classes(name, data.labels, classes)
+    data.classes = classes or []  # shards that others wrote have numbers, and no names
     data.split, data.encoding = split, encoding
     return data
+
+
+def check_classes(name: str, labels: torch.Tensor | None, classes: list[str] | None) -> None:
+    """ValueError if a label is not the number of one of these classes."""
+    if labels is not None and classes and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise ValueError(
+            f"{name} has labels from {labels.min()} to {labels.max()}, and {len(classes)} classes"
+        )
+
+
+def written(directory: Path, split: str, record: dict) -> list[str]:
+    """The shards of a split that `minflextok data` wrote, all of them."""
+    files = [str(directory / shard_name(split, i)) for i in range(record["shards"])]
+    shards.check_whole(files)
+    return files
+
+
+def load_latents(directory: Path, split: str, record: dict, workers: int) -> Latents:
+    name, about = str(directory), record["latents"]
+    members = shards.by_position(written(directory, split, record))
+    if len(members) != record["images"]:
+        raise ValueError(f"{name} has {len(members)} latents of {record['images']} images")
+    labels = checked_labels(name, members.labels)
+    check_classes(name, labels, record["classes"])
+    return Latents(
+        name,
+        members,
+        labels,
+        record["classes"],
+        size=0,
+        workers=workers,
+        split=split,
+        encoding="latents",
+        shape=tuple(about["shape"]),
+        vae=about["vae"],
+        scaling_factor=about["scaling_factor"],
+    )
 
 
 def in_memory(

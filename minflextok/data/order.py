@@ -1,11 +1,14 @@
 """The order in which images are seen, and the validation split."""
 
+import random
 from collections.abc import Iterator
+from itertools import count
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from .images import RandomCrop
 
 
 def shuffled(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Tensor]:
@@ -25,6 +28,19 @@ def shuffled(n: int, batch_size: int, seed: int, start: int = 0) -> Iterator[Ten
         at = position - first * n
         yield torch.cat(list(orders.values()))[at : at + batch_size]
         position += batch_size
+
+
+def random_crops(
+    batch_size: int, seed: int, scale: float, start: int = 0
+) -> Iterator[list[RandomCrop | None]]:
+    """Endless random crops of a batch of images, a function of seed and step as in `shuffled`; None
+    for scale = 1, the whole image."""
+    for step in count(start):
+        rng = random.Random(f"crops {seed} {step}")
+        yield [
+            RandomCrop(scale, *(rng.random() for _ in range(4))) if scale < 1 else None
+            for _ in range(batch_size)
+        ]
 
 
 def permutation(n: int, seed: int) -> Tensor:

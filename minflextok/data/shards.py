@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,9 @@ from webdataset.tariterators import tar_file_expander
 
 from ..checks import first_line
 from .folders import is_litter
-from .images import IMG_EXTENSIONS, OTHER_EXTENSIONS, UNREADABLE, Skipped, open_image
+from .images import IMG_EXTENSIONS, OTHER_EXTENSIONS, UNREADABLE, RandomCrop, Skipped, open_image
 
+LATENTS = ".latents"  # suffix of the latents of an image, in place of the image
 MOST_CLS = 64  # bytes of a class number
 REMOTE = ("pipe:", "http:", "https:", "s3:", "gs:")
 # Files in stored order: {"fname", "data", "__url__"}; where only the places of images are asked
@@ -66,18 +67,24 @@ class Members(Sequence):
         return Members(self.shards, self.names[i], self.places[i])
 
 
-def expand(pattern: str) -> tuple[list[str], int | None]:
-    """The shards that a name such as "train-{000..127}.tar" means, and their size in bytes (None:
-    remote)."""
+def expand(pattern: str) -> list[str]:
+    """The shards that a name such as "train-{000..127}.tar" means. FileNotFoundError or ValueError
+    if one on disk is missing or truncated."""
     if not pattern.startswith(REMOTE):
         pattern = pattern.replace(os.sep, "/")  # a backslash of Windows would escape braces
     shards = wds.shardlists.expand_urls(pattern)
     if pattern.startswith(REMOTE):
-        return shards, None
+        return shards
     # Only what a caller names may be a URL or run a command, never a part of a list.
     remote = [s for s in shards if s.startswith(REMOTE)]
     if remote:
         raise ValueError(f"{pattern} holds {remote[0]}: give shards of one kind")
+    check_whole(shards)
+    return shards
+
+
+def check_whole(shards: list[str]) -> None:
+    """FileNotFoundError or ValueError if a shard on disk is missing or truncated."""
     absent = [s for s in shards if not Path(s).exists()]
     if absent:
         raise FileNotFoundError(
@@ -88,7 +95,6 @@ def expand(pattern: str) -> tuple[list[str], int | None]:
             raise ValueError(
                 f"{shard} does not end as a tar does: it is truncated, or no tar; copy it again"
             )
-    return shards, sum(os.path.getsize(s) for s in shards)
 
 
 def is_whole(shard: str) -> bool:
@@ -229,7 +235,7 @@ def grouped(files: Files) -> Iterator[Sample | None]:
 
 def add(sample: Sample, name: str, suffix: str, data: bytes, at: tuple[int, int]) -> None:
     """Add a file to its sample; files that are neither an image nor a class are left out."""
-    if suffix in IMG_EXTENSIONS:
+    if suffix in IMG_EXTENSIONS or suffix == LATENTS:
         if sample.suffix:
             raise ValueError(
                 f"{sample.url}: {name} is a second image of {sample.key} (the first is a "
@@ -262,11 +268,14 @@ def finished(sample: Sample, previous: Sample | None, following: str) -> Iterato
 
 
 def decode(
-    found: Iterable[Sample], size: int, skipped: Skipped
+    found: Iterable[Sample],
+    size: int,
+    skipped: Skipped,
+    crops: Iterator[RandomCrop | None] = repeat(None),
 ) -> Iterator[tuple[np.ndarray, int | None]]:
     """Image (3, size, size) uint8 and class of each sample that can be read."""
-    for sample in found:
+    for sample, crop in zip(found, crops, strict=False):
         try:
-            yield open_image(sample.image, size), sample.label
+            yield open_image(sample.image, size, crop), sample.label
         except UNREADABLE as e:
             skipped(sample.key, e)

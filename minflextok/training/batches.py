@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data import Dataset, Images, Stream, identity, to_float, validation_split
+from ..data import Dataset, Images, Latents, Stream, identity, to_float, validation_split
 from .run import Run
 
 
@@ -44,19 +44,47 @@ def check_image_size(data: Dataset, images: Tensor, size: int) -> None:
         )
 
 
+def check_latents(data: Latents, vae: str, shape: tuple[int, ...], c: TrainConfig) -> None:
+    """Raises ValueError unless data has latents of this shape (C, h, w), by the VAE of this
+    fingerprint, and of the views that the recipe asks for."""
+    if data.vae != vae:
+        raise ValueError(
+            f"{data.name} holds latents of the VAE {data.vae}, this is {vae}: give that VAE, or "
+            "cache the latents again"
+        )
+    if data.shape[2:] != shape:
+        raise ValueError(
+            f"{data.name} has latents of shape {data.shape[2:]}, this model takes {shape}: cache "
+            "them from images of another size"
+        )
+    if c.crop_scale < 1:
+        raise ValueError(
+            f"crop_scale={c.crop_scale}: {data.name} has latents of whole images: give "
+            "crop_scale=1, or train from images"
+        )
+    if c.flip and data.shape[0] == 1:
+        raise ValueError(
+            f"{data.name} has no latents of mirror images: give flip=False, or cache them again"
+        )
+
+
 def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:
     """Endless batches from step run.step on: this rank's images, and a generator for further draws.
 
     Images are (B / world size, 3, H, W) in [-1, 1] on run.device; with recipe.flip, half of them
-    are mirrored.
+    are mirrored. Of `Latents`, mean and log-variance: (B / world size, 2, C, h, w) float32.
     """
     c, ranks = run.recipe, run.ranks
     if isinstance(data, Images):
         data.images = data.images.to(run.device)  # data in memory is batched on the device
-    for batch in data.batches(c.batch_size, c.seed, run.step, ranks.rank, ranks.world_size):
-        x, g = to_float(batch.to(run.device, non_blocking=True)), run.generator()
+    share = ranks.rank, ranks.world_size
+    for batch in data.batches(c.batch_size, c.seed, run.step, *share, c.crop_scale):
+        batch, g = batch.to(run.device, non_blocking=True), run.generator()
+        cached = isinstance(data, Latents)
+        x = batch[:, 0].float() if cached else to_float(batch)
         if c.flip:
             mirrored = (torch.rand(c.batch_size, generator=g) < 0.5)[run.share]
             mirrored = mirrored.to(run.device, non_blocking=True)
-            x = torch.where(mirrored.view(-1, 1, 1, 1), x.flip(-1), x)
+            mirror = batch[:, 1].float() if cached else x.flip(-1)
+            x = torch.where(mirrored.view(-1, *(1,) * (x.ndim - 1)), mirror, x)
         yield x, g

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import TokenizerConfig, TrainConfig
-from ..data import Dataset, to_float
+from ..data import Dataset, Latents, to_float
 from ..draws import seeded_noise
 from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
@@ -17,7 +17,13 @@ from ..tokenizer import FlexTok
 from ..transformer import MLP, AdaLNBlock
 from ..vae import VAE
 from ..weights import fingerprint, start_from
-from .batches import check_image_size, describe_data, image_batches, split_validation
+from .batches import (
+    check_image_size,
+    check_latents,
+    describe_data,
+    image_batches,
+    split_validation,
+)
 from .loop import Task, fit
 from .objective import TokenizerObjective
 from .repa import Repa, Teacher, load_teacher
@@ -53,7 +59,8 @@ def evaluate_tokenizer(tok: FlexTok, x: Tensor) -> tuple[dict, str]:
 
 
 class TokenizerTask(Task):
-    """A FlexTok and its objective, on uint8 images; with a VAE, on its latents of them.
+    """A FlexTok and its objective, on uint8 images; with a VAE, on its latents of them, which may
+    be cached (`Latents`).
 
     vae: frozen, for a config of latents. teacher: aligns a decoder block with its features of the
     images (REPA); a name for `load_teacher`, or a function. init: weights to initialize the model
@@ -75,8 +82,9 @@ class TokenizerTask(Task):
     ):
         self.config, self.ranks, self.bf16 = config, ranks, recipe.bf16
         self.vae = None if vae is None else vae.to(ranks.device)
+        self.cached, self.sample = isinstance(data, Latents), recipe.sample_latents
         self.train, val = split_validation(data, recipe)
-        self.check(data, val, teacher)
+        self.check(data, val, teacher, recipe)
         torch.manual_seed(recipe.seed)
         tok = cls(config)
         self.sources = describe_sources(data, vae, teacher, init)
@@ -96,7 +104,9 @@ class TokenizerTask(Task):
                 if isinstance(module, MLP | AdaLNBlock):
                     module.compile(dynamic=True)
 
-    def check(self, data: Dataset, val: Tensor, teacher: Teacher | str | None) -> None:
+    def check(
+        self, data: Dataset, val: Tensor, teacher: Teacher | str | None, recipe: TrainConfig
+    ) -> None:
         """Raises ValueError if data, VAE or teacher do not fit the config."""
         c = self.config
         if c.in_channels != 3 and self.vae is None:
@@ -104,15 +114,24 @@ class TokenizerTask(Task):
                 f"this model takes latents of {c.in_channels} channels: give vae, a VAE with "
                 f"latent_channels={c.in_channels} (minflextok train vae), or choose a pixel preset"
             )
-        size = c.image_size * (self.vae.config.downscale if self.vae is not None else 1)
-        check_image_size(data, val, size)
+        if isinstance(data, Latents):
+            if self.vae is None or teacher is not None:
+                needs = "give its VAE" if self.vae is None else "a teacher needs images"
+                raise ValueError(f"{data.name} holds latents of a VAE: {needs}")
+            shape = c.in_channels, c.image_size, c.image_size
+            check_latents(data, fingerprint(self.vae.state_dict()), shape, recipe)
+        else:
+            size = c.image_size * (self.vae.config.downscale if self.vae is not None else 1)
+            check_image_size(data, val, size)
         if teacher is not None and c.repa_block >= c.dec_depth:
             raise ValueError(
                 f"repa_block={c.repa_block}: this decoder has blocks 0 to {c.dec_depth - 1}"
             )
 
     def to_device(self, images: Tensor) -> Tensor:
-        return to_float(images).to(self.ranks.device)
+        """uint8 images as floats; of cached latents, those of images that are not mirrored."""
+        x = images[:, 0].float() if self.cached else to_float(images)
+        return x.to(self.ranks.device)
 
     @torch.no_grad()
     def mean_features(self, teacher: Teacher, images: Tensor) -> Tensor:
@@ -122,15 +141,19 @@ class TokenizerTask(Task):
         return torch.stack([f.float().mean((0, 2, 3)) for f in features]).mean(0)
 
     @torch.no_grad()
-    def latents(self, images: Tensor) -> Tensor:
-        """The input of the model: images in [-1, 1], or the mode of the VAE's posterior of them.
+    def latents(self, images: Tensor, eps: Tensor | None = None) -> Tensor:
+        """The input of the model: images in [-1, 1]; or the mode of the VAE's posterior of them, or
+        its sample for standard normal eps (B, C, h, w). images may be the posterior, if cached.
 
         This is vae.encode without its checks, which would make a GPU wait.
         """
         if self.vae is None:
             return images
         with autocast(self.ranks.device, self.bf16):
-            return (self.vae.posterior(images)[0] * self.vae.config.scaling_factor).float()
+            mean, logvar = images.unbind(1) if self.cached else self.vae.posterior(images)
+        if eps is not None:
+            mean = mean + torch.exp(logvar / 2) * eps
+        return (mean * self.vae.config.scaling_factor).float()
 
     def batches(self, run: Run) -> Iterator[tuple[Tensor, ...]]:
         """Images or latents, the draws of the objective and, with a teacher, its features."""
@@ -138,8 +161,11 @@ class TokenizerTask(Task):
         for images, g in image_batches(self.train, run):
             with torch.no_grad(), autocast(self.ranks.device, self.bf16):
                 features = () if self.teacher is None else (self.teacher(images).float(),)
-            x = self.latents(images)
-            whole = x[:1].expand(B, -1, -1, -1)  # draws are for all ranks together
+            c = self.config
+            shape = B, c.in_channels, c.image_size, c.image_size  # draws are for all ranks together
+            eps = torch.randn(shape, generator=g)[run.share].to(images) if self.sample else None
+            x = self.latents(images, eps)
+            whole = x[:1].expand(shape)
             draws = self.model.draw(whole, nested_prob(run.progress, run.recipe), g)
             yield x, *(d[run.share] for d in draws), *features
 

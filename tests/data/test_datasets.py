@@ -2,9 +2,11 @@
 
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from image_files import picture, png, shard
+from PIL import Image
 
 from minflextok.data import Folder, Images, Stream, load_dataset
 
@@ -68,3 +70,31 @@ def test_a_set_knows_its_split_and_encoding(tmp_path):
     shard(tmp_path / "s.tar", {"0.webp": png()})
     assert load_dataset(tmp_path / "s.tar", "test").encoding == "WEBP"
     assert load_dataset(tmp_path / "s.tar", "test").split == "test"
+
+
+def test_random_crops_are_a_function_of_the_step_whatever_the_ranks_and_where_the_images_are(
+    tmp_path, monkeypatch
+):
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    for i in range(6):
+        square = np.full((64, 64, 3), 40 * i, np.uint8)
+        square[..., 1], square[..., 2] = ramp[None], ramp[:, None]
+        (tmp_path / "a").mkdir(exist_ok=True)
+        Image.fromarray(square).save(tmp_path / "a" / f"{i}.png")
+
+    def batches(data, rank=0, world=1, start=0):
+        got = data.batches(4, 0, start, rank, world, crop_scale=0.3)
+        return torch.stack(list(islice(got, 4 - start)))
+
+    memory = load_dataset(tmp_path, image_size=64)
+    monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
+    disk = load_dataset(tmp_path, image_size=64, workers=0)
+    whole = batches(disk)
+    assert torch.equal(batches(disk, start=2), whole[2:])
+    ranks = [batches(disk, rank, 2) for rank in range(2)]
+    assert torch.equal(torch.stack(ranks, 2).flatten(1, 2), whole)
+    assert torch.equal(whole[:, :, 0, 0, 0], batches(memory)[:, :, 0, 0, 0])
+    far = (whole.float() - batches(memory).float()).abs()
+    assert far.mean() < 2.5  # boxes in memory are whole pixels
+    assert whole[0, 0, 1].float().std() < 0.99 * ramp.astype(float).std()  # a part of the ramp
+    assert torch.equal(next(memory.batches(4, 0, crop_scale=1.0)), next(disk.batches(4, 0)))

@@ -5,10 +5,13 @@ import struct
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from image_files import encoded
 from PIL import Image, TiffImagePlugin
 
 from minflextok.data import open_image, to_float, to_uint8
+from minflextok.data.images import RandomCrop
 
 
 def test_photos_are_turned_upright_and_16_bits_are_scaled(tmp_path):
@@ -206,3 +209,38 @@ def test_an_animation_gives_its_first_frame():
     frames = [Image.new("RGB", (4, 4), c) for c in ("red", "blue")]
     file = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert open_image(file, None)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+# ---- random crops --------------------------------------------------------------------------------
+
+
+@given(
+    scale=st.floats(0.01, 1),
+    draws=st.tuples(*[st.floats(0, 1, exclude_max=True)] * 4),
+    width=st.integers(1, 600),
+    height=st.integers(1, 600),
+)
+def test_a_random_crop_lies_in_the_image_and_is_large_enough(scale, draws, width, height):
+    left, top, right, bottom = RandomCrop(scale, *draws).box(width, height)
+    assert 0 <= left < right <= width * (1 + 1e-9) and 0 <= top < bottom <= height * (1 + 1e-9)
+    if width == height:  # a side that does not fit loses at most a quarter of the area
+        assert (right - left) * (bottom - top) >= scale * width * height * 0.74
+
+
+def test_random_crops_have_the_area_and_aspect_asked_for():
+    rng = np.random.default_rng(0)
+    boxes = np.array([RandomCrop(0.2, *rng.random(4)).box(300, 200) for _ in range(2000)])
+    w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    free = h < 200  # the others did not fit
+    assert (w / h)[free].min() >= 0.749 and (w / h)[free].max() <= 1.334
+    assert (w * h)[free].min() >= 0.2 * 60_000 - 1e-6
+    assert abs((boxes[:, 0] + boxes[:, 2]).mean() / 2 - 150) < 5  # anywhere, symmetrically
+
+
+def test_a_random_crop_shows_its_part_of_the_image():
+    """A ramp: the mean of a crop is the value at the middle of its box."""
+    ramp = np.tile(np.linspace(0, 255, 256, dtype=np.uint8), (256, 1))
+    crop = RandomCrop(0.1, 0.0, 0.5, 0.25, 0.75)
+    left, _, right, _ = crop.box(256, 256)
+    shown = open_image(encoded(Image.fromarray(ramp)), 32, crop)
+    assert shown.shape == (3, 32, 32) and abs(shown.mean() - (left + right) / 2) < 1

@@ -1,0 +1,37 @@
+"""The commands that prepare data: data shard, data cache-latents."""
+
+import argparse
+
+from ..data import cache_latents, load_dataset, shard_folder
+from ..training.runtime import Ranks
+from ..vae import VAE
+from .flags import say
+
+
+def shard(a: argparse.Namespace) -> None:
+    n = shard_folder(a.directory, a.out, a.split, a.per_shard, a.seed)
+    say(f"{n} shards of split {a.split} -> {a.out}; read them with --data {a.out}")
+
+
+def latents(a: argparse.Namespace) -> None:
+    ranks = Ranks(a.device)
+    vae = VAE.from_pretrained(a.vae).to(ranks.device)
+    data = load_dataset(a.data, a.split, a.image_size or vae.config.image_size, a.workers)
+    n = cache_latents(
+        data,
+        vae,
+        a.out,
+        a.flip,
+        a.per_shard,
+        a.batch_size,
+        a.bf16,
+        ranks.rank,
+        ranks.world_size,
+        quiet=not ranks.is_main,
+    )
+    ranks.wait()
+    if ranks.is_main:
+        say(
+            f"{n} shards of split {a.split} -> {a.out}; read them with --data {a.out} --vae {a.vae}"
+        )
+    ranks.close()

@@ -1,0 +1,165 @@
+"""Writing WebDataset shards: of the image files in a folder, or of the latents of a data set.
+
+A directory gets SPLIT-00000.tar, SPLIT-00001.tar, ... and SPLIT.json, the record of what they hold.
+`load_dataset(DIRECTORY)` reads them.
+"""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import checks
+from ..precision import autocast
+from ..vae import VAE
+from ..weights import atomic_file, fingerprint
+from . import folders
+from .datasets import LATENTS, Folder, Images, Latents, Stream
+from .identity import identity
+from .images import to_float
+from .order import permutation
+from .records import claim, shard_name
+
+Files = dict[str, bytes]  # the files of one sample by suffix, such as {".jpg": ..., ".cls": b"3"}
+
+
+def shard_folder(
+    directory: str | Path,
+    out: str | Path,
+    split: str = "train",
+    per_shard: int = 10_000,
+    seed: int = 0,
+    quiet: bool = False,
+) -> int:
+    """Write the image files of one split of a folder as shards, unchanged; returns the number of
+    shards.
+
+    The images are shuffled once, and all shards have the same number of them, at most `per_shard`,
+    or one less. Interrupted, the same call goes on. Raises ValueError where `out` holds other
+    shards of this split; see `folders.scan` for layouts that are refused.
+    """
+    source = Path(checks.check_path(directory, "directory"))
+    checks.check_choice(split, "split", ("train", "test"))
+    per_shard = checks.check_count(per_shard, "per_shard", 1, checks.MOST)
+    seed = checks.check_count(seed, "seed", 0, 2**63 - 1)
+    if not source.is_dir():
+        raise FileNotFoundError(f"directory={str(source)!r}: there is no such folder")
+    root, train = folders.find_split(source, split)
+    trained = [d.name for d in folders.subfolders(train)]
+    files, labels, classes = folders.scan(root, trained)
+    order = permutation(len(files), seed)
+    named = torch.tensor(labels) if labels is not None else None
+    data = Folder(str(root), files, named, classes, size=1, workers=0)
+    record = {"images": len(files), "classes": classes, "seed": seed, "identity": identity(data)}
+
+    def read(rows: list[int]) -> Iterator[Files]:
+        for i in rows:
+            image = Path(files[i])
+            yield {image.suffix.lower(): image.read_bytes()} | label_file(data.labels, i)
+
+    return write_shards(Path(out), split, order, per_shard, record, read, quiet=quiet)
+
+
+@torch.no_grad()
+def cache_latents(
+    data: Images | Folder,
+    vae: VAE,
+    out: str | Path,
+    flip: bool = True,
+    per_shard: int = 10_000,
+    batch_size: int = 32,
+    bf16: bool = False,
+    rank: int = 0,
+    world: int = 1,
+    quiet: bool = False,
+) -> int:
+    """Write the latents of all images of a data set as shards, for training without pixels; returns
+    the number of shards.
+
+    Each sample holds mean and log-variance of the VAE's posterior of an image and, with `flip`, of
+    its mirror image: (1 or 2, 2, C, h, w) bfloat16, in stored order of the data set. bf16: compute
+    in bfloat16 where that is native. Of `world` ranks, each writes its share of the shards.
+    Interrupted, the same call goes on. Raises ValueError where `out` holds other shards.
+    """
+    checks.check_type(vae, VAE, "vae")
+    if isinstance(data, Stream | Latents):
+        raise ValueError(
+            f"data is a {type(data).__name__}: give images in memory or on disk "
+            "(unpack compressed shards: gunzip *.tar.gz)"
+        )
+    batch_size = checks.check_count(batch_size, "batch_size", 1, checks.MOST)
+    per_shard = checks.check_count(per_shard, "per_shard", 1, checks.MOST)
+    device = vae.quant_conv.weight.device
+    vae = vae.eval()
+
+    def encode(images: Tensor) -> Tensor:
+        """(b, 3, H, W) uint8 -> (b, 2, C, h, w) bfloat16."""
+        with autocast(device, bf16):
+            posterior = vae.posterior(to_float(images).to(device))
+        return torch.stack(posterior, 1).bfloat16().cpu()
+
+    def read(rows: list[int]) -> Iterator[Files]:
+        part = data.select(torch.tensor(rows))
+        at = iter(rows)
+        for images, _ in part.in_order(batch_size):
+            both = [images, images.flip(-1)] if flip else [images]
+            for z in torch.stack([encode(x) for x in both], 1):
+                yield {LATENTS: to_bytes(z)} | label_file(data.labels, next(at))
+
+    z = encode(data.at(torch.tensor([0])))
+    record = {
+        "images": len(data),
+        "classes": data.classes,
+        "identity": identity(data, conditions=True),
+        "latents": {
+            "shape": [1 + flip, *z.shape[1:]],
+            "vae": fingerprint(vae.state_dict()),
+            "scaling_factor": vae.config.scaling_factor,
+            "computed_in": "bfloat16" if bf16 else "float32",
+        },
+    }
+    order = torch.arange(len(data))
+    return write_shards(
+        Path(out), data.split, order, per_shard, record, read, rank, world, quiet=quiet
+    )
+
+
+def label_file(labels: Tensor | None, i: int) -> Files:
+    return {} if labels is None else {".cls": str(int(labels[i])).encode()}
+
+
+def to_bytes(z: Tensor) -> bytes:
+    return z.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def write_shards(
+    out: Path,
+    split: str,
+    order: Tensor,
+    per_shard: int,
+    record: dict,
+    read: Callable[[list[int]], Iterator[Files]],
+    rank: int = 0,
+    world: int = 1,
+    quiet: bool = False,
+) -> int:
+    """Write samples in this order, `read(positions)`, as shards of equal size; returns their
+    number. Shards that are there already are left as they are."""
+    parts = order.tensor_split(-(-len(order) // per_shard))
+    claim(out, split, {"shards": len(parts)} | record)
+    mine = range(rank, len(parts), world)
+    starts = [0, *torch.tensor([len(p) for p in parts]).cumsum(0).tolist()]
+    for s in tqdm(mine, desc=split, unit="shard", disable=True if quiet else None):
+        path = out / shard_name(split, s)
+        if not path.exists():
+            with atomic_file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
+                for number, files in enumerate(read(parts[s].tolist()), starts[s]):
+                    for suffix, content in files.items():
+                        info = tarfile.TarInfo(f"{number:08d}{suffix}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+    return len(parts)
