@@ -273,9 +273,15 @@ class Stream(IterableDataset):
     def in_order(self, batch_size: int, num: int | None = None) -> LabelledBatches:
         found = shards.samples(shards.read_all(self.shards))
         decoded = islice(shards.decode(found, self.size, Skipped()), num)
+        labelled: bool | None = None  # whether the first image has a class
         while batch := list(islice(decoded, batch_size)):
             labels = [label for _, label in batch]
-            known = None if None in labels else torch.tensor(labels)
+            labelled = labels[0] is not None if labelled is None else labelled
+            if {label is not None for label in labels} != {labelled}:
+                raise ValueError(
+                    f"{self.name} is labelled in part: give all images a class, or none"
+                )
+            known = torch.tensor(labels) if labelled else None
             yield torch.from_numpy(np.stack([image for image, _ in batch])), known
 
 

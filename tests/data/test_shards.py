@@ -276,6 +276,16 @@ def test_a_name_that_stands_twice_is_an_error_in_streams_too(tmp_path):
         next(Stream("s", [str(path)], 8, 0).batches(4, 0))
 
 
+@pytest.mark.parametrize("labelled", [0, 3])
+def test_a_stream_labelled_in_part_is_an_error(tmp_path, labelled):
+    members = [(f"{i}.png", png()) for i in range(6)]
+    members.insert(labelled + 1, (f"{labelled}.cls", b"1"))
+    path = shard(tmp_path / "a.tar.gz", members)
+    for batch_size in (1, 2, 6):
+        with pytest.raises(ValueError, match="labelled in part"):
+            list(Stream("s", [str(path)], 8, 0).in_order(batch_size))
+
+
 @pytest.mark.parametrize("pattern", ["a.tar::pipe:touch hit.tar", "{a,pipe:touch hit}.tar"])
 def test_a_command_inside_a_list_of_shards_never_runs(tmp_path, monkeypatch, pattern):
     monkeypatch.chdir(tmp_path)
