@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test format notebooks student figures lab sweep mistakes bench compare clean
+.PHONY: setup demo test slow format notebooks student figures lab sweep mistakes bench compare clean
 
 setup: .venv/.ready
 
@@ -20,6 +20,9 @@ test: setup  ## linter, formatter's check, type checker, all tests, all notebook
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+slow: setup  ## tests that take minutes or gigabytes, such as a step of d12-d12 at 256 px
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 format: setup  ## what the linter can fix, and the format
 	$(BIN)/ruff check --fix .
