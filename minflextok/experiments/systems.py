@@ -25,7 +25,7 @@ NO_NESTED_DROPOUT = {"nested_from": 1.0, "nested_full": 1.0}
 
 def _titok(length: int) -> System:
     return System(
-        f"TiTok: always {length} tokens, regression",
+        f"TiTok: always {length} token{'s' * (length > 1)}, regression",
         Regressor,
         RegressionObjective,
         {"num_registers": length},
@@ -50,7 +50,7 @@ def _grid(patch: int, size: int = 32) -> System:
 
 # Changes to the preset of the comparison; the grids are for 32x32 images.
 SYSTEMS = {
-    "flextok": System("FlexTok, with REPA where a teacher is given"),
+    "flextok": System("FlexTok"),
     "titok-1": _titok(1),
     "titok-4": _titok(4),
     "titok-16": _titok(16),
