@@ -10,9 +10,9 @@ from minflextok.draws import seeded_noise
 
 
 @pytest.fixture(scope="module")
-def shapes():
-    data = load_dataset("shapes", "test")
-    return FlexTok.from_pretrained("shapes"), to_float(data.images[:16])
+def photos():
+    data = load_dataset("cifar10-sample", "test")
+    return FlexTok.from_pretrained("cifar10-tiny"), to_float(data.images[:16])
 
 
 def all_values(tok, x, **options):
@@ -23,8 +23,8 @@ def all_values(tok, x, **options):
     )
 
 
-def test_it_is_the_search_over_all_lengths(shapes):
-    tok, x = shapes
+def test_it_is_the_search_over_all_lengths(photos):
+    tok, x = photos
     table = all_values(tok, x, steps=2)
     target = table[6].median().item()
     found = tok.encode_adaptive(x, target, steps=2, batch_size=7)
@@ -41,8 +41,8 @@ def test_it_is_the_search_over_all_lengths(shapes):
     assert found.met.any() and len({len(r) for r in found.ids}) > 3
 
 
-def test_targets_and_metrics_of_ones_own(shapes):
-    tok, x = shapes
+def test_targets_and_metrics_of_ones_own(photos):
+    tok, x = photos
     x = x[:4]
     each = torch.tensor([-1e3, 1e3, 0.0, 1e3])
     found = tok.encode_adaptive(x, each, steps=1)
@@ -64,8 +64,8 @@ def test_targets_and_metrics_of_ones_own(shapes):
         ({"steps": 0}, "steps=0"),
     ],
 )
-def test_bad_arguments_are_errors(shapes, options, match):
-    tok, x = shapes
+def test_bad_arguments_are_errors(photos, options, match):
+    tok, x = photos
     with pytest.raises(ValueError, match=match):
         tok.encode_adaptive(x[:2], **({"target": 10.0} | options))
 
