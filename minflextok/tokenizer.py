@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import checks, codec_checks, published, savings, weights
+from . import adaptive, checks, codec_checks, published, savings, weights
 from .codec_checks import Ids
 from .config import TokenizerConfig
 from .decoder import Decoder
@@ -101,6 +101,11 @@ class FlexTok(nn.Module):
         checks.check_count(k, "num_tokens", 1, self.config.num_registers)
         parts = _split(self._check_input(x, "latents"), batch_size)
         return torch.cat([self.fsq(self._encode_registers(part, k))[1] for part in parts])
+
+    def encode_adaptive(self, images: Tensor, target: float, metric="psnr", **options):
+        """For each image the shortest prefix of its ids that meets a target: see
+        `adaptive.encode_adaptive`."""
+        return adaptive.encode_adaptive(self, images, target, metric, **options)
 
     # ---- ids to images ---------------------------------------------------------------------------
 

@@ -86,16 +86,21 @@ def encode(a: argparse.Namespace) -> None:
     if Path(a.out).suffix not in (".npz", ".json"):
         raise ValueError(f"--out {a.out}: ids are saved as .npz or .json")
     tok = load(a)
-    parts, names = [], []
-    for some, images in batches_of(read_images(a.images, tok.image_size)):
-        names += some
-        parts.append(tok.encode(images, a.tokens).cpu())
-    ids = torch.cat(parts)
+    ids, names = encode_files(tok, a.images, a.tokens)
     write_ids(Path(a.out), ids, names, a.weights, tok.fingerprint())
     say(
         f"{len(ids)} images -> {a.out}: {ids.shape[1]} ids each, "
         f"{tok.config.num_bytes(ids.shape[1])} bytes packed"
     )
+
+
+def encode_files(tok: FlexTok, paths: list[str], k: int | None) -> tuple[Tensor, list[str]]:
+    """The ids (N, k) of image files, and their names."""
+    parts, names = [], []
+    for some, images in batches_of(read_images(paths, tok.image_size)):
+        names += some
+        parts.append(tok.encode(images, k).cpu())
+    return torch.cat(parts), names
 
 
 def decode(a: argparse.Namespace) -> None:
@@ -104,20 +109,32 @@ def decode(a: argparse.Namespace) -> None:
     a.weights = a.weights or held.weights
     tok, out = load(a), Path(a.out)
     check_tokenizer(tok, held, a)
-    g = torch.Generator().manual_seed(a.seed)
     shortest = min(len(r) for r in rows)
     if a.tokens is not None and not 1 <= a.tokens <= shortest:
         raise ValueError(
             f"--tokens {a.tokens}: {a.ids} has {shortest} ids an image; give 1 to {shortest}"
         )
+    write_images(tok, [r[: a.tokens] for r in rows], held.names, out, a)
+
+
+def write_images(
+    tok: FlexTok, rows: list[Tensor], names: list[str], out: Path, a: argparse.Namespace
+) -> None:
+    """Decode ids to PNG files in the folder `out`; each batch is on disk before the next is
+    decoded."""
+    g = torch.Generator().manual_seed(a.seed)
     out.mkdir(parents=True, exist_ok=True)
-    for start in range(0, len(rows), BATCH):  # each batch is on disk before the next is decoded
-        batch = [r[: a.tokens] for r in rows[start : start + BATCH]]
+    for start in range(0, len(rows), BATCH):
         images = tok.decode(
-            batch, a.steps, a.guidance, a.apg, generator=g, progress=sys.stderr.isatty()
+            rows[start : start + BATCH],
+            a.steps,
+            a.guidance,
+            a.apg,
+            generator=g,
+            progress=sys.stderr.isatty(),
         )
         for i, image in enumerate(to_uint8(images).cpu(), start):
-            file = out / file_name(i, held.names[i])
+            file = out / file_name(i, names[i])
             with naming(file):
                 Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     say(f"{len(rows)} images -> {out}/")

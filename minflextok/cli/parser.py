@@ -12,7 +12,7 @@ import torch
 
 from ..config import TrainConfig
 from ..presets import CLASSIFIERS, PRIORS, TOKENIZERS, VAES, Preset
-from . import codec, data, evaluate, train
+from . import codec, compress, data, evaluate, train
 from .flags import (
     AUTO,
     DATA,
@@ -215,6 +215,25 @@ def add_codec(command) -> None:
     add_decoding(p)
 
 
+def add_compress(command) -> None:
+    prior = "weights of the prior, or none (default: the shipped one of the tokenizer, or none)"
+    p = command("compress", compress.compress, "Encode images as entropy-coded ids: .ftk.")
+    p.add_argument("images", nargs="+", help=IMAGES)
+    flag(p, "--weights", default="cifar10", help=WEIGHTS)
+    flag(p, "--prior", help=prior)
+    flag(p, "--tokens", type=int, help="ids per image (default: all K)")
+    flag(p, "--out", default="outputs/images.ftk", help=".ftk file")
+    add_device(p)
+
+    p = command("decompress", compress.decompress, "Decode a .ftk file, or its beginning.")
+    p.add_argument("file", help=".ftk file of `compress`")
+    flag(p, "--weights", help=f"{WEIGHTS} (default: the shipped ones that compressed)")
+    flag(p, "--prior", help=prior)
+    out = "directory for PNG files, or a .npz or .json file for the ids"
+    flag(p, "--out", default="outputs/decompressed", help=out)
+    add_decoding(p)
+
+
 # ---- evaluate, generate --------------------------------------------------------------------------
 
 
@@ -318,6 +337,7 @@ def build_parser() -> argparse.ArgumentParser:
         return p
 
     add_codec(command)
+    add_compress(command)
     add_data(command)
     add_train(command)
     add_evaluate(command)
@@ -350,5 +370,5 @@ def main(argv: list[str] | None = None) -> None:
     )
     try:
         a.run(a)
-    except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as e:
+    except (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError) as e:
         sys.exit(f"minflextok: error: {printable(with_flags(str(e), set(vars(a))))}")

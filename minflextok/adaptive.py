@@ -1,0 +1,130 @@
+"""Adaptive length: for each image the shortest prefix of its ids that is good enough.
+
+The exact search decodes prefixes, by bisection. Related work chooses lengths otherwise: ALIT
+(Duggal et al., arXiv 2411.02393) and ElasticTok (Yan et al., arXiv 2410.08368) train the encoder
+for several lengths and search at test time; KARL (Duggal et al., arXiv 2507.07995) predicts the
+length in one pass. Here the tokenizer is an ordinary FlexTok, which never saw a target.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .draws import seeded_noise
+
+# (images, originals) (B, 3, H, W) in [-1, 1] -> how good each image is, (B,); higher is better.
+Metric = Callable[[Tensor, Tensor], Tensor]
+
+
+def psnr(images: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB."""
+    error = (images - originals).square().flatten(1).mean(1)
+    return 10 * torch.log10(4 / error.clamp(min=1e-10))
+
+
+class Adaptive(NamedTuple):
+    """What `encode_adaptive` found for B images."""
+
+    ids: list[Tensor]  # (k_i,) int64 each
+    values: Tensor  # (B,), the metric of the decoded prefix
+    met: Tensor  # (B,) bool; where False, not even all K ids meet the target, and all are kept
+
+
+@torch.no_grad()
+def encode_adaptive(
+    tok: Any,
+    images: Tensor,
+    target: float | Tensor,
+    metric: str | Metric = "psnr",
+    seed: int = 0,
+    batch_size: int = 64,
+    **decode_options,
+) -> Adaptive:
+    """For each image (B, 3, H, W) in [-1, 1] the shortest prefix of its ids whose decoded image
+    meets a target: metric(decoded, image) >= target.
+
+    target: a number, or one for each image (B,). metric: "psnr" in dB, or a function of decoded
+    images and originals, such as minus a distance of features, or the probability of the right
+    class. All prefixes of an image are decoded from the same noise (of `seed`), with
+    decode_options (steps, guidance, apg). Bisection: 1 + log2 K decodes for an image. It finds a
+    prefix that meets the target while the one shorter by an id does not; where the metric does not
+    rise with every id, a still shorter one may meet it too.
+    """
+    measure = psnr if metric == "psnr" else metric
+    if not callable(measure):
+        raise ValueError(f"metric={checks.show(metric)}: give 'psnr' or a function")
+    x = tok.to_latents(images)
+    targets = as_targets(target, len(x))
+    noise = seeded_noise(x.shape, checks.check_seed(seed)).to(x.device)
+    originals = images.to(x.device)
+    ids = tok.encode_latents(x, batch_size=batch_size)
+    K = ids.shape[1]
+
+    def values_at(rows: Tensor, keep_k: Tensor) -> Tensor:
+        """The metric of images decoded from their first keep_k ids: (n,)."""
+        found = []
+        for i, k in zip(rows.split(batch_size), keep_k.split(batch_size), strict=True):
+            prefixes = [ids[row, :n] for row, n in zip(i.tolist(), k.tolist(), strict=True)]
+            decoded = tok.decode(prefixes, noise=noise[i], **decode_options)
+            found.append(check_metric(measure(decoded, originals[i]), len(i)))
+        return torch.cat(found)
+
+    low, high = torch.zeros(len(x), dtype=torch.long), torch.full((len(x),), K)
+    values = values_at(torch.arange(len(x)), high)
+    met = values >= targets
+    while len(rows := (met & (high - low > 1)).nonzero()[:, 0]):
+        middle = (low[rows] + high[rows]) // 2
+        found = values_at(rows, middle)
+        enough = found >= targets[rows]
+        high[rows[enough]], values[rows[enough]] = middle[enough], found[enough]
+        low[rows[~enough]] = middle[~enough]
+    return Adaptive([row[:k].cpu() for row, k in zip(ids, high.tolist(), strict=True)], values, met)
+
+
+def as_targets(target: float | Tensor, n: int) -> Tensor:
+    """(n,) on the CPU."""
+    if isinstance(target, Tensor) and target.ndim:
+        checks.check_values(checks.check_tensor(target, "target"), "target")
+        if target.shape != (n,):
+            raise ValueError(f"target has shape {tuple(target.shape)}: give ({n},), or a number")
+        return target.detach().float().cpu()
+    return torch.full((n,), checks.check_number(float(target), "target", -1e30, 1e30))
+
+
+def check_metric(values: Tensor, n: int) -> Tensor:
+    """A metric's values, (n,) on the CPU."""
+    if not isinstance(values, Tensor) or values.shape != (n,):
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"metric gives {shape} for {n} images: give a function to ({n},)")
+    return checks.check_values(values.float(), "values of the metric").cpu()
+
+
+class LengthHead(nn.Module):
+    """Predicts the length that `encode_adaptive` finds, from the registers before quantization.
+
+    z (B, K, F) -> logits (B, K): whether the first k ids suffice, for k = 1..K. They rise with k,
+    as sums of positive steps.
+    """
+
+    def __init__(self, num_registers: int, channels: int, width: int = 256):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(num_registers * channels, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, num_registers),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        first, *steps = self.mlp(z).split(1, dim=1)
+        return torch.cat([first, *map(nn.functional.softplus, steps)], 1).cumsum(1)
+
+    def lengths(self, z: Tensor, confidence: float = 0.5) -> Tensor:
+        """The shortest length that suffices with this probability (B,) int64; K where none does."""
+        enough = self(z).sigmoid() >= confidence
+        return torch.where(enough.any(1), enough.int().argmax(1) + 1, z.shape[1])
