@@ -53,9 +53,10 @@ def encode_adaptive(
     prefix that meets the target while the one shorter by an id does not; where the metric does not
     rise with every id, a still shorter one may meet it too.
     """
-    measure = psnr if metric == "psnr" else metric
+    measure = psnr if isinstance(metric, str) and metric == "psnr" else metric
     if not callable(measure):
         raise ValueError(f"metric={checks.show(metric)}: give 'psnr' or a function")
+    batch_size = checks.check_count(batch_size, "batch_size", 1)
     x = tok.to_latents(images)
     targets = as_targets(target, len(x))
     noise = seeded_noise(x.shape, checks.check_seed(seed)).to(x.device)
@@ -69,7 +70,7 @@ def encode_adaptive(
         for i, k in zip(rows.split(batch_size), keep_k.split(batch_size), strict=True):
             prefixes = [ids[row, :n] for row, n in zip(i.tolist(), k.tolist(), strict=True)]
             decoded = tok.decode(prefixes, noise=noise[i], **decode_options)
-            found.append(check_metric(measure(decoded, originals[i]), len(i)))
+            found.append(measured(measure, decoded, originals[i]))
         return torch.cat(found)
 
     low, high = torch.zeros(len(x), dtype=torch.long), torch.full((len(x),), K)
@@ -91,14 +92,23 @@ def as_targets(target: float | Tensor, n: int) -> Tensor:
         if target.shape != (n,):
             raise ValueError(f"target has shape {tuple(target.shape)}: give ({n},), or a number")
         return target.detach().float().cpu()
-    return torch.full((n,), checks.check_number(float(target), "target", -1e30, 1e30))
+    return torch.full((n,), checks.check_number(target, "target", -1e30, 1e30))
 
 
-def check_metric(values: Tensor, n: int) -> Tensor:
-    """A metric's values, (n,) on the CPU."""
-    if not isinstance(values, Tensor) or values.shape != (n,):
+def measured(metric: Metric, images: Tensor, originals: Tensor) -> Tensor:
+    """The values of a metric, (n,) on the CPU. ValueError if it fails, or gives something else."""
+    try:
+        values = metric(images, originals)
+    except Exception as e:
+        raise ValueError(
+            f"metric={checks.show(metric)} fails: {checks.first_line(e)}: give a function of images "
+            "and originals (n, 3, H, W)"
+        ) from e
+    if not isinstance(values, Tensor) or values.shape != (len(images),):
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"metric gives {shape} for {n} images: give a function to ({n},)")
+        raise ValueError(
+            f"metric gives {shape} for {len(images)} images: give a function to ({len(images)},)"
+        )
     return checks.check_values(values.float(), "values of the metric").cpu()
 
 

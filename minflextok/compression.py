@@ -44,6 +44,7 @@ def compress(ids: Ids, tok: FlexTok, prior: Prior | None = None, batch_size: int
     images that the prior takes at once, which changes nothing.
     """
     padded, lengths = codec_checks.check_ids(ids, checks.check_type(tok, FlexTok, "tok").config)
+    identities(tok, prior)  # checks that they belong together
     keep_k = torch.tensor(lengths)
     coded = []
     for span in segments(max(lengths)):

@@ -3,6 +3,7 @@ package raises itself and that names the argument or its value; or the value was
 
 import dataclasses
 import datetime
+import importlib.util
 import math
 import re
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from minflextok import FlexTok, Prior, PriorConfig, TokenizerConfig, TrainConfig
 from minflextok.checks import show
+from minflextok.compression import compress, decompress
 from minflextok.config import VAEConfig, from_dict
 from minflextok.course import check
 from minflextok.data import Images, load_dataset, to_float, to_uint8
@@ -161,6 +163,18 @@ CALLS = {
         TOK.reconstruct,
         {"images": X, "steps": 2},
         IMAGES | BUDGET | {key: DECODE[key] for key in DECODE if key != "ids"},
+    ),
+    "encode_adaptive": Call(
+        TOK.encode_adaptive,
+        {"images": X, "target": 5.0, "steps": 1},
+        IMAGES
+        | {
+            "target": either(number(-1e30, 1e30), tensor(*FLOATS, ok=lambda v: v.shape == (2,))),
+            "metric": one_of("psnr"),
+            "seed": whole(0, 2**63 - 1),
+            "batch_size": whole(1, 2**63 - 1),
+            "steps": DECODE["steps"],
+        },
     ),
     "loss": Call(
         TOK.loss, {"images": X}, IMAGES | {"nested_prob": number(0, 1), "generator": NONE}
@@ -338,13 +352,26 @@ CALLS = {
         {"cond": X, "uncond": X, "scale": 2.0},
         {"cond": never, "uncond": never, "scale": SCALE},
     ),
-    "check": Call(check, {"name": "fsq.bound", "answer": len}, {"name": never, "answer": callable}),
+    "check": Call(
+        check, {"name": "fsq.bound", "answer": len}, {"name": never, "answer": lambda v: True}
+    ),
     "from_dict": Call(
         from_dict,
         {"cls": TokenizerConfig, "values": {}},
         {"cls": never, "values": one_of({})},
     ),
 }
+if importlib.util.find_spec("constriction"):
+    CALLS["compress"] = Call(
+        compress,
+        {"ids": IDS, "tok": TOK},
+        {"ids": TOKENS, "tok": never, "prior": NONE, "batch_size": whole(1, 2**63 - 1)},
+    )
+    CALLS["decompress"] = Call(
+        decompress,
+        {"data": compress(IDS, TOK), "tok": TOK},
+        {"data": never, "tok": never, "prior": NONE, "batch_size": whole(1, 2**63 - 1)},
+    )
 for kind in (TokenizerConfig, VAEConfig, PriorConfig, TrainConfig):
     for f in dataclasses.fields(kind):
         CALLS[f"{kind.__name__} {f.name}"] = Call(kind, {}, {f.name: lambda v: True})

@@ -18,7 +18,7 @@ from ..precision import autocast
 from ..vae import VAE
 from ..weights import atomic_file, fingerprint
 from . import folders
-from .datasets import LATENTS, Folder, Images, Latents, Stream
+from .datasets import LATENTS, Folder, Images, Latents
 from .identity import identity
 from .images import to_float
 from .order import permutation
@@ -86,11 +86,14 @@ def cache_latents(
     Interrupted, the same call goes on. Raises ValueError where `out` holds other shards.
     """
     checks.check_type(vae, VAE, "vae")
-    if isinstance(data, Stream | Latents):
+    if not isinstance(data, Images | Folder) or isinstance(data, Latents):
         raise ValueError(
             f"data is a {type(data).__name__}: give images in memory or on disk "
             "(unpack compressed shards: gunzip *.tar.gz)"
         )
+    checks.check_bools(flip=flip, bf16=bf16, quiet=quiet)
+    world = checks.check_count(world, "world", 1, checks.MOST)
+    rank = checks.check_count(rank, "rank", 0, world - 1)
     batch_size = checks.check_count(batch_size, "batch_size", 1, checks.MOST)
     per_shard = checks.check_count(per_shard, "per_shard", 1, checks.MOST)
     device = vae.quant_conv.weight.device
