@@ -101,8 +101,8 @@ def measured(metric: Metric, images: Tensor, originals: Tensor) -> Tensor:
         values = metric(images, originals)
     except Exception as e:
         raise ValueError(
-            f"metric={checks.show(metric)} fails: {checks.first_line(e)}: give a function of images "
-            "and originals (n, 3, H, W)"
+            f"metric={checks.show(metric)} fails: {checks.first_line(e)}: give a function of "
+            "images and originals (n, 3, H, W)"
         ) from e
     if not isinstance(values, Tensor) or values.shape != (len(images),):
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
