@@ -14,8 +14,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not part of the package
 
 import bench
 import prior
-from flops import decode_flops, decoder_flops, embed_flops, encoder_flops
 
+from minflextok.experiments.flops import decode_flops, decoder_flops, embed_flops, encoder_flops
 from minflextok.training.runtime import peak_memory
 
 
