@@ -2,6 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# OpenMP's threads wait for each other without blocking the cores: see minflextok/openmp.py.
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 1000
+endif
+
 .PHONY: setup demo test slow format notebooks student figures lab sweep mistakes bench compare clean
 
 setup: .venv/.ready

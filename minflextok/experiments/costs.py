@@ -65,6 +65,8 @@ class Costs:
 @lru_cache
 def costs(c: Config, recipe: TrainConfig) -> Costs:
     """Raises ValueError for a prior with a frozen text encoder, which is not counted."""
+    if isinstance(c, PriorConfig) and c.text not in ("", "words", "bytes"):
+        raise ValueError(f"text={c.text!r}: a frozen text encoder is not counted; give 'bytes'")
     found = footprint.parameters(c), footprint.footprint(c)
     if isinstance(c, VAEConfig):
         flops = footprint.vae_training_flops(c)
