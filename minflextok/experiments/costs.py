@@ -49,8 +49,7 @@ GPUS = {
 class Costs:
     """What one training step of a model costs. flops: an image, in expectation over the draws of
     the run; flops_plain: without the exact savings. vae: of the model's latents; flops_vae: of
-    computing them. passes: passes through the blocks a micro-batch, one for each group of
-    images. positions: of the Transformer, an image."""
+    computing them. positions: of the Transformer, an image."""
 
     parameters: footprint.Parameters
     footprint: Footprint
@@ -58,7 +57,6 @@ class Costs:
     flops_plain: float
     vae: VAEConfig | None = None
     flops_vae: float = 0.0
-    passes: int = 1
     positions: int = 10**9
 
 
@@ -82,7 +80,6 @@ def costs(c: Config, recipe: TrainConfig) -> Costs:
         flops_plain=tokenizer_training_flops(c, nested, savings=False),
         vae=vae,
         flops_vae=footprint.latent_flops(vae) if vae else 0.0,
-        passes=len(groups),
         positions=c.grid**2 + round(sum(m * share for m, share in groups.items())),
     )
 
@@ -127,6 +124,12 @@ class Option:
         return flags + (" --checkpoint-activations" if self.checkpoint else "")
 
     @property
+    def flops(self) -> float:
+        """Of a training step, an image. FSDP needs the same calls on all ranks, and the groups of
+        the exact savings differ, so it trains without them."""
+        return self.costs.flops_plain if self.fsdp else self.costs.flops
+
+    @property
     def local_batch(self) -> int:
         return self.recipe.batch_size // self.gpus
 
@@ -160,7 +163,7 @@ class Option:
 
     def compute_seconds(self, vae: bool = False) -> float:
         """Of a step. Checkpointing computes the forward pass twice. vae: latents on the fly."""
-        flops = self.costs.flops * (4 / 3 if self.checkpoint else 1)
+        flops = self.flops * (4 / 3 if self.checkpoint else 1)
         flops += self.costs.flops_vae if vae else 0
         return self.local_batch * flops / (1e12 * self.gpu.tflops * self.utilization)
 
@@ -172,8 +175,7 @@ class Option:
         bandwidth = 1e9 * (link if n <= NODE else min(link, NODE * self.network))
         size = 2 * 4
         if self.fsdp:
-            passes = min(self.costs.passes, self.micro_batch)
-            size = (2 * 2 + 4) * passes * math.ceil(self.local_batch / self.micro_batch)
+            size = (2 * 2 + 4) * math.ceil(self.local_batch / self.micro_batch)
         return size * self.costs.parameters.total * (n - 1) / n / bandwidth
 
     def step_seconds(self, vae: bool = False) -> float:

@@ -83,9 +83,10 @@ class Plan:
     def options(self) -> list[Option]:
         """The largest micro-batch of each kind."""
         blocks = not isinstance(self.model, VAEConfig)  # what can be sharded and checkpointed
+        shards = blocks and self.gpus > 1 and self.recipe.optimizer != "muon"  # of whole matrices
         return [
             self.option(fsdp, checkpoint)
-            for fsdp in ((False, True) if self.gpus > 1 and blocks else (False,))
+            for fsdp in ((False, True) if shards else (False,))
             for checkpoint in ((False, True) if blocks else (False,))
         ]
 
@@ -158,7 +159,8 @@ def model_lines(p: Plan) -> Iterator[str]:
         f"{p.images:,}"
     )
     yield f"parameters          {c.parameters.total / 1e6:,.1f} M"
-    plain = f" (without the exact savings {c.flops_plain / 1e9:,.1f})"
+    sharded = ", as with FSDP2," if any(o.fsdp for o in p.options) else ""
+    plain = f" (without the exact savings{sharded} {c.flops_plain / 1e9:,.1f})"
     yield (
         f"training step       {c.flops / 1e9:,.1f} GFLOP an image"
         f"{plain if c.flops_plain != c.flops else ''}, {batch * c.flops / 1e12:,.1f} TFLOP a step"

@@ -173,6 +173,7 @@ def test_a_plan_of_the_largest_tokenizer(capsys):
     assert p.costs.flops == pytest.approx(2748e9, rel=0.02)  # measured with drawn batches
     assert p.costs.flops_vae == pytest.approx(273e9, rel=0.01)
     ddp, fsdp = p.option(False, False, 4), p.option(True, False, 4)
+    assert fsdp.flops > 1.5 * ddp.flops  # without the exact savings
     assert fsdp.gb < ddp.gb / 2 and fsdp.communication_seconds > ddp.communication_seconds
 
 
@@ -190,6 +191,10 @@ def test_many_gpus_wait_for_each_other():
     assert few.step_seconds() < 1.02 * few.compute_seconds()
     assert many.step_seconds() > 1.2 * many.compute_seconds()
     assert many.images_per_second() < 64 * few.images_per_second()
+
+
+def test_muon_is_not_sharded():
+    assert not any(o.fsdp for o in plan("d12-d12", optimizer="muon").options)
 
 
 def test_small_models_are_said_to_be_bound_by_launches():
