@@ -2,6 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# OpenMP's threads wait for each other without blocking the cores: see minflextok/openmp.py.
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 1000
+endif
+
 .PHONY: setup demo test slow format notebooks student figures lab sweep mistakes bench compare clean
 
 setup: .venv/.ready
@@ -58,8 +63,10 @@ mistakes: setup
 	for run in recipe token-std-0.02 nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
 		cp runs/mistakes/$$run/metrics.jsonl runs/mistakes/$$run/run.json data/curves/$$run; done
 
-bench: setup  ## d12-d12 with and without savings: results.json, cost.png; the prior against transformers: prior.json
+bench: setup  ## savings: results.json, cost.png; the training step: step.json; readers: readers.json; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/readers.py
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
 	$(BIN)/python benchmarks/prior.py
 

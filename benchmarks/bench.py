@@ -22,7 +22,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from flops import decode_flops, encoder_flops
 from measure import SIDES, compare, count_flops, seconds
 from report import header, line, machine, plot_cost
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -39,6 +38,7 @@ from work import (
 )
 
 from minflextok import PRESETS, FlexTok, savings
+from minflextok.experiments.flops import decode_flops, encoder_flops
 from minflextok.training.runtime import peak_memory
 from minflextok.weights import write_atomic
 

@@ -189,6 +189,13 @@ def velocities(
 # overhead than it saves. If K <= P/4, all images form one group.
 
 
+def group_sizes(keep_k: Tensor, null: Tensor, P: int, K: int) -> Tensor:
+    """The number of registers m that is computed for each image, (B,)."""
+    needed = torch.where(null, 1, keep_k)  # null images need no register; m is at least 1
+    smallest = P // 8 if K > P // 4 else K
+    return round_up_pow2(needed).clamp(min=smallest, max=K)
+
+
 def by_length(
     group_loss: Callable[..., Tensor],
     keep_k: Tensor,
@@ -204,9 +211,7 @@ def by_length(
     (B, ...) or None.
     """
     device = next(x.device for x in tensors if x is not None)
-    needed = torch.where(null, 1, keep_k)  # null images need no register; m is at least 1
-    smallest = P // 8 if K > P // 4 else K
-    sizes = round_up_pow2(needed).clamp(min=smallest, max=K)
+    sizes = group_sizes(keep_k, null, P, K)
     total = torch.zeros((), device=device)
     for m in sizes.unique().tolist():
         i = (sizes == m).nonzero()[:, 0].to(device, non_blocking=True)

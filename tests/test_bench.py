@@ -14,8 +14,10 @@ sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not part of the package
 
 import bench
 import prior
-from flops import decode_flops, decoder_flops, embed_flops, encoder_flops
+import readers
+import step
 
+from minflextok.experiments.flops import decode_flops, decoder_flops, embed_flops, encoder_flops
 from minflextok.training.runtime import peak_memory
 
 
@@ -82,3 +84,19 @@ def test_bench_of_the_prior_compares_every_side(tmp_path, capsys):
     assert row["cached"]["ratio"] == 1 < row["uncached"]["ratio"]
     assert found["machine"]["threads"] == 1
     assert "medians of 1 turns" in printed and "threads 1" in printed
+
+
+def test_bench_of_the_readers(tmp_path, capsys):
+    out = tmp_path / "readers.json"
+    readers.main(["--images", "32", "--out", str(out)])
+    rows = json.loads(out.read_text())["rows"]
+    names = [(row["size"], row["reader"]) for row in rows]
+    assert names == [(size, name) for size in (32, 256) for name in ("folder", ".tar", ".tar.gz")]
+    assert all(row["images_per_s"] > 0 for row in rows)
+    assert rows[0]["images_per_s"] > rows[3]["images_per_s"]  # small images are read faster
+
+
+def test_bench_of_the_training_step():
+    found = step.measured("shapes", 2, "cpu", compiled=False, steps=1)
+    assert found["flops_per_s"] * 2 == pytest.approx(found["images_per_s"] * found["flops"])
+    assert 0 < found["share_of_peak"] < 2 and found["precision"] in ("float32", "bfloat16")

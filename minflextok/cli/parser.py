@@ -11,8 +11,10 @@ import warnings
 import torch
 
 from ..config import TrainConfig
+from ..experiments.costs import GPUS
+from ..experiments.plan import STAGES
 from ..presets import CLASSIFIERS, PRIORS, TOKENIZERS, VAES, Preset
-from . import codec, compress, data, evaluate, train
+from . import codec, compress, data, evaluate, plan, train
 from .flags import (
     AUTO,
     DATA,
@@ -179,6 +181,22 @@ def add_data(command) -> None:
     add_device(p)
 
 
+def add_plan(command) -> None:
+    about = "What a training run costs: operations, memory, hours; and settings with which it fits."
+    p = command("plan", plan.show_plan, about)
+    flag(p, "--preset", required=True, help="a tokenizer, a prior or a VAE")
+    flag(p, "--stage", choices=list(STAGES), help="of the preset (default: the first that has it)")
+    flag(p, "--gpus", type=int, default=8, help="number of GPUs")
+    flag(p, "--gpu", default="h100", help=f"one of {', '.join(GPUS)}")
+    flag(p, "--epochs", type=float, help="epochs (default: as many as the recipe has steps for)")
+    flag(p, "--images", type=int, help="training images (default: the preset's, or ImageNet's)")
+    flag(p, "--batch-size", type=int, help="images per step (default: the recipe's)")
+    flag(p, "--optimizer", choices=["adamw", "muon"], help="(default: the recipe's)")
+    reached = "share of the GPU's peak that training reaches"
+    flag(p, "--utilization", type=float, default=0.4, help=reached)
+    flag(p, "--network", type=float, default=50.0, help="GB/s between nodes of 8, of each GPU")
+
+
 # ---- encode, decode ------------------------------------------------------------------------------
 
 
@@ -343,6 +361,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(command)
     add_generate(command)
     add_curves_and_compare(command)
+    add_plan(command)
     return parser
 
 

@@ -23,6 +23,7 @@ from .lock import only_run
 from .optimizers import update_ema
 from .run import Run
 from .runtime import Log, Ranks, peak_memory, stop_on_signal
+from .threads import on_chosen_threads
 
 
 class Task:
@@ -95,7 +96,7 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
     casts = partial(autocast, run.device, c.bf16)
     objective = DistributedDataParallel(run.model) if ranks.world_size > 1 else run.model
 
-    batches = task.batches(run)
+    batches = on_chosen_threads(task.batches(run), run, out, log)
     with stop_on_signal() as signals:
         while (at := run.progress) < 1:
             lr = run.set_learning_rates(at)

@@ -1,0 +1,68 @@
+"""Training on a machine that does other work, too: `shapes` idle, and beside busy loops.
+
+    python benchmarks/busy.py [--steps 40] [--loops 2]
+
+Each row is a setting of OpenMP; "package" is what `minflextok train` does by itself. Each cell is
+the speed of a training run of its own, without its first steps.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+SETTINGS = {
+    "package": {},
+    "OpenMP's default": {"GOMP_SPINCOUNT": "300000", "OMP_NUM_THREADS": str(os.cpu_count())},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": str(os.cpu_count())},
+}
+OURS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@contextmanager
+def busy(loops: int):
+    """Processes that use a core each, and end with this one."""
+    loop = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    others = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(loops)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def images_per_second(setting: dict[str, str], preset: str, steps: int) -> float:
+    env = {k: v for k, v in os.environ.items() if k not in OURS} | setting
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "minflextok", "train", "tokenizer", "--preset", preset]
+        command += ["--steps", str(steps), "--out", out, "--device", "cpu", "--quiet"]
+        command += ["--log-every", str(max(1, steps // 4)), "--val-images", "8"]
+        subprocess.run([*command, "--eval-every", str(10 * steps)], env=env, check=True)
+        lines = (Path(out) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "images" in row]
+    first, last = rows[0], rows[-1]
+    return (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", default="shapes")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--loops", type=int, default=2, help="busy loops beside the training")
+    a = parser.parse_args()
+    print(f"{a.preset}, {os.cpu_count()} cores, images/s: idle, and beside {a.loops} busy loops")
+    for name, setting in SETTINGS.items():
+        idle = images_per_second(setting, a.preset, a.steps)
+        with busy(a.loops):
+            other = images_per_second(setting, a.preset, a.steps)
+        print(f"{name:22}{idle:8.0f}{other:8.0f}{idle / other:8.1f} times slower", flush=True)
+
+
+if __name__ == "__main__":
+    main()
