@@ -1,16 +1,18 @@
-"""The number of CPU threads of a training run: measured at its start, recorded, kept when it
-resumes.
+"""The number of CPU threads of a training run: measured once for a model on a machine, recorded,
+kept when the run resumes.
 
 A small model gains nothing from more threads, and on a busy machine it loses, because they wait for
 each other. Sums over threads depend on their number by rounding, so a run keeps the number that it
-began with.
+began with, and the same run in another directory gets the same number.
 """
 
 import copy
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from statistics import median
@@ -26,6 +28,7 @@ from .run import Run
 from .runtime import Log
 
 FILE = "threads.json"
+KNOWN = Path.home() / ".cache" / "minflextok" / "threads.json"  # what probes found on this machine
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 TORCH_DEFAULT = torch.get_num_threads() if FIRST else None
 SECONDS = 1.0  # of the probe, about; a model that one thread takes longer for uses all of them
@@ -58,7 +61,7 @@ def on_chosen_threads(batches: Iterator[Batch], run: Run, out: Path, log: Log) -
         elif run.step == 0 and not run.recipe.compile and not run.recipe.processor_time:
             first = next(batches)
             batches = chain([first], batches)
-            threads, why = fastest(run.model, first, before, run.recipe.bf16)
+            threads, why = probed_once(run.model, first, before, run.recipe.bf16)
         else:
             why = "the default of torch"
     if not path.exists():
@@ -69,6 +72,24 @@ def on_chosen_threads(batches: Iterator[Batch], run: Run, out: Path, log: Log) -
         yield from batches
     finally:
         torch.set_num_threads(before)
+
+
+def probed_once(model: nn.Module, batch: Batch, most: int, bf16: bool) -> tuple[int, str]:
+    """`fastest`, and the next time for such a model and batch what it found then, from the file
+    KNOWN."""
+    shapes = [tuple(x.shape) for x in (*model.parameters(), *batch)]
+    key = hashlib.sha256(repr((shapes, most, bf16, torch.__version__)).encode()).hexdigest()[:16]
+    try:
+        known = json.loads(KNOWN.read_text(encoding="utf-8"))
+        if known[key] in range(1, most + 1):
+            return known[key], f"as probed before; delete {KNOWN} to probe again"
+    except (OSError, ValueError, LookupError, TypeError):
+        known = {}
+    chosen, why = fastest(model, batch, most, bf16)
+    with suppress(OSError):  # a read-only home: it is probed each time
+        KNOWN.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(KNOWN, json.dumps(known | {key: chosen}) + "\n")
+    return chosen, why
 
 
 def fastest(model: nn.Module, batch: Batch, most: int, bf16: bool) -> tuple[int, str]:

@@ -16,8 +16,10 @@ from minflextok.training.tokenizer import train_tokenizer
 
 
 @pytest.fixture
-def free(monkeypatch):
-    """As if the user had set no number of threads; the number is what it was after the test."""
+def free(monkeypatch, tmp_path):
+    """As if the user had set no number of threads, and nothing had been probed; the number is what
+    it was after the test."""
+    monkeypatch.setattr(threads, "KNOWN", tmp_path / "home/threads.json")
     for name in threads.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     before = torch.get_num_threads()
@@ -74,6 +76,21 @@ def test_a_resumed_run_keeps_its_number(free, monkeypatch, tmp_path):
     run(until=5, probe=1)
     run(until=2, probe=2)
     assert used == [1, 1] and json.loads((tmp_path / threads.FILE).read_text()) == {"threads": 1}
+
+
+def test_a_model_is_probed_once_on_a_machine(free, monkeypatch):
+    probes = iter([1, 2, 2, 1])
+    monkeypatch.setattr(threads, "fastest", lambda *_: (next(probes), "a test"))
+    model = torch.nn.Linear(3, 3)
+
+    def chosen(model=model, most=2):
+        return threads.probed_once(model, batch(), most, bf16=False)[0]
+
+    assert [chosen(), chosen()] == [1, 1]
+    assert [chosen(torch.nn.Linear(3, 4)), chosen(most=4)] == [2, 2]  # other questions
+    threads.KNOWN.write_text("[]")
+    assert chosen() == 1 and next(probes, None) is None
+    assert "delete" in threads.probed_once(model, batch(), 2, bf16=False)[1]
 
 
 @pytest.mark.parametrize("how", ["variable", "call", "unknown"])
