@@ -20,6 +20,7 @@ _PICTURES = (
     ".pnm .pfm .jp2 .j2k .jpc .jpf .jpx .j2c .tga .ico .pcx .psd .sgi .qoi .dds .heic .heif .jxl "
     ".svg .eps .raw .dng .cr2 .nef .arw .exr .hdr"
 )
+Image.preinit()  # first, so that Pillow tries common formats before the others that are known next
 _READ = {e for e, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"}}
 _READ -= {".eps", ".hdr"}  # Pillow calls Ghostscript, or reads the header alone
 IMG_EXTENSIONS = tuple(e for e in _PICTURES.split() if e in _READ)
