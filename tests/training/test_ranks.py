@@ -1,0 +1,209 @@
+"""Runs on two ranks: DDP and FSDP2 train as one process does, checkpoints move between numbers of
+ranks, and a rank may be killed."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import (
+    RECIPE,
+    ROOT,
+    TINY,
+    killed_after,
+    lines,
+    newest,
+    noise_images,
+    state,
+)
+from safetensors.torch import load_file
+
+from minflextok import FlexTok
+from minflextok.training.checkpoints import names_in
+from minflextok.training.parallel import blocks_of, checkpoint_activations
+from minflextok.training.tokenizer import train_tokenizer
+
+LONG = dataclasses.replace(RECIPE, steps=50, log_every=1, eval_every=25)
+
+
+def run(out, recipe=LONG, **options):
+    return train_tokenizer(TINY, recipe, noise_images(), out, "cpu", quiet=True, **options)
+
+
+def torchrun(script, *arguments, restarts=0):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    command += ["2", "--max-restarts", str(restarts), "--monitor-interval", "0.1", str(script)]
+    path = [str(ROOT / "tests"), str(ROOT / "tests/training"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    """Wait for the end of a torchrun that must succeed."""
+    _, errors = process.communicate(timeout=300)
+    own = [line for line in errors.splitlines() if "torch/distributed/elastic" not in line]
+    assert process.returncode == 0, "\n".join(own)[:6000]
+
+
+TRAIN = """
+import dataclasses, sys
+from pathlib import Path
+import torch
+from conftest import killed_after
+from minflextok.training.checkpoints import Checkpoints
+from minflextok.training.runtime import Ranks
+from test_ranks import LONG, run
+
+OUT = Path(sys.argv[1])
+recipe = dataclasses.replace(LONG, steps=STEPS, eval_every=STEPS // 2)
+Ranks.close = lambda self: None  # one process group for all runs of this script
+sharded = dataclasses.replace(recipe, fsdp=True, checkpoint_activations=True)
+run(OUT / "ddp", dataclasses.replace(recipe, micro_batch=3))
+tok = run(OUT / "fsdp", sharded)
+assert not hasattr(tok.encoder.registers, "full_tensor"), "the result is whole"
+with killed_after(STEPS // 2 + 2):
+    run(OUT / "two-to-one", sharded)
+run(OUT / "one-to-two", sharded)
+
+# a save in the background, of sharded and of whole tensors
+ranks = Ranks("cpu")
+checkpoints = Checkpoints(OUT / "background", ranks, background=True)
+tensors = {"x": torch.arange(6.0), "y": torch.ones(1)}
+for step in (1, 2, 3):
+    checkpoints.save(step, {}, tensors)
+    tensors["x"] += 1  # the next steps change the tensors while they are written
+    checkpoints.poll()
+checkpoints.finish()
+ranks.wait()
+assert [p.name[-1] for p in checkpoints.found()] == ["2", "3"]
+found = {"x": torch.zeros(6), "y": torch.zeros(1)}
+checkpoints.read(checkpoints.found()[-1], found)
+assert torch.equal(found["x"], torch.arange(6.0) + 2) and torch.equal(found["y"], torch.ones(1))
+"""
+
+
+def losses(out):
+    return torch.tensor([loss for _, loss in lines(out, "loss")], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("steps", [8, pytest.param(50, marks=pytest.mark.slow)])
+def test_two_ranks_train_as_one(tmp_path, steps):
+    """DDP with micro-batches, FSDP2 with activation checkpointing, and both resumed from another
+    number of ranks: the losses of one process."""
+    recipe = dataclasses.replace(LONG, steps=steps, eval_every=steps // 2)
+    tok = run(tmp_path / "one", recipe)
+    with killed_after(steps // 2 + 2):
+        run(tmp_path / "one-to-two", recipe)
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN.replace("STEPS", str(steps)))
+    finish(torchrun(script, tmp_path))
+    assert state(tmp_path / "two-to-one")["step"] == steps // 2
+    run(tmp_path / "two-to-one", recipe)
+    one = losses(tmp_path / "one")
+    for name in ("ddp", "fsdp", "two-to-one", "one-to-two"):
+        found = losses(tmp_path / name)
+        assert found.shape == one.shape and (found - one).abs().max() < 1e-4, name
+        other = FlexTok.from_pretrained(tmp_path / name)
+        for p, q in zip(tok.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, atol=2e-3, rtol=1e-2)
+    files = [load_file(f) for f in sorted(newest(tmp_path / "fsdp").glob("*.safetensors"))]
+    assert len(files) == 2 and names_in(newest(tmp_path / "fsdp")) == names_in(
+        newest(tmp_path / "one")
+    )
+    name = "ema.tok.encoder.blocks.0.attn.wq.weight"  # each rank writes its rows
+    assert [len(part[name]) for part in files] == [32, 32]
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from minflextok.training import loop
+from test_ranks import RECIPE, run
+import dataclasses
+
+out, mode = Path(sys.argv[1]), sys.argv[2]
+real, count = loop.training_step, []
+
+def step(*args):
+    count.append(1)
+    once = out.parent / "killed"
+    if mode == "kill" and len(count) == 10 and os.environ["RANK"] == "1" and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), 9)
+    if mode == "slow":
+        time.sleep(1.0)
+    return real(*args)
+
+loop.training_step = step
+run(out, dataclasses.replace(RECIPE, eval_every=1000 if mode == "slow" else 4))
+"""
+
+
+def test_a_killed_rank_is_restarted_and_the_end_is_the_same(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    for name, mode in (("straight", "none"), ("killed-run", "kill")):
+        finish(torchrun(script, tmp_path / name, mode, restarts=1))
+    assert (tmp_path / "killed").exists()
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("straight", "killed-run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert lines(tmp_path / "straight", "loss") == lines(tmp_path / "killed-run", "loss")
+    a, b = (newest(tmp_path / n) for n in ("straight", "killed-run"))
+    for file in a.glob("*.safetensors"):
+        first, second = load_file(file), load_file(b / file.name)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sigterm_to_all_ranks_saves_within_two_slow_steps(tmp_path):
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(SCRIPT)
+    process = torchrun(script, out, "slow")
+    for _ in range(1200):
+        if (out / "metrics.jsonl").exists() and lines(out, "loss"):
+            break
+        time.sleep(0.1)
+    before = lines(out, "loss")[-1][0]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert before <= state(out)["step"] <= before + 2
+
+
+# ---- activation checkpointing, and what does not work --------------------------------------------
+
+
+@pytest.mark.parametrize("savings", [True, False])
+def test_checkpointed_activations_change_no_gradient(tok, images, savings):
+    tok.savings, calls = savings, []
+    tok.encoder.blocks[0].mlp.register_forward_pre_hook(lambda *_: calls.append("encoder"))
+    tok.decoder.blocks[-1].mlp.register_forward_pre_hook(lambda *_: calls.append("decoder"))
+
+    def gradients():
+        tok.zero_grad()
+        tok.loss(images, generator=torch.Generator().manual_seed(0)).backward()
+        return [p.grad for p in tok.parameters()]
+
+    plain = gradients()
+    assert sorted(calls) == ["decoder", "encoder"]
+    checkpoint_activations(tok)
+    calls.clear()
+    for a, b in zip(plain, gradients(), strict=True):
+        assert torch.equal(a, b)
+    assert sorted(calls) == ["decoder"] * 2 + ["encoder"] * 2  # each block is computed twice
+    assert len(blocks_of(tok)) == 4
+
+
+def test_what_sharding_needs(tmp_path):
+    with pytest.raises(ValueError, match="fsdp=True needs several ranks: start .* torchrun"):
+        run(tmp_path, dataclasses.replace(LONG, fsdp=True))
+    with pytest.raises(ValueError, match="optimizer='muon': .*give optimizer='adamw' or fsdp=Fal"):
+        dataclasses.replace(LONG, fsdp=True, optimizer="muon")
+    with pytest.raises(ValueError, match="checkpoint_activations=True: Linear has no Transformer"):
+        checkpoint_activations(torch.nn.Linear(1, 1))
