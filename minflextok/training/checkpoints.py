@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from ..checks import first_line
 from ..weights import read_json, read_shapes, write_atomic
@@ -73,6 +74,13 @@ class Checkpoints:
                 self.part.mkdir(parents=True, exist_ok=True)
                 save_file(tensors, self.part / "state.safetensors")
             else:
+                # Of tensors that all ranks have, each writes its share.
+                rank, world = self.ranks.rank, self.ranks.world_size
+                tensors = {
+                    name: x
+                    for i, (name, x) in enumerate(sorted(tensors.items()))
+                    if isinstance(x, DTensor) or i % world == rank
+                }
                 writer = dcp.HuggingFaceStorageWriter(str(self.part), save_distributed=True)
                 to: dict[str, Any] = {"storage_writer": writer, "process_group": self.group}
                 if self.background:

@@ -137,6 +137,7 @@ class Run:
     def save(self, checkpoints: Checkpoints) -> None:
         """Write the checkpoint of this step; never one with weights that are not finite."""
         weights = [local(p.detach()) for p in (*self.model.parameters(), *self.ema.parameters())]
+        weights = [x for x in weights if x.numel()]  # a shard may be empty
         finite = torch.stack(torch._foreach_norm(weights, float("inf"))).isfinite().all().item()
         if self.ranks.mean(finite) < 1:
             found = checkpoints.found()

@@ -214,8 +214,8 @@ def board(folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter  # it loads for seconds
     except ImportError:
         raise ValueError(
-            "tensorboard=True, but it is not installed: pip install tensorboard, or give "
-            "tensorboard=False"
+            "tensorboard=True, but TensorBoard is not installed: "
+            'pip install "minflextok[tensorboard]", or give tensorboard=False'
         ) from None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

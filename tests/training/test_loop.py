@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,31 @@ def test_run_json_has_the_settings_and_the_data(tmp_path):
     assert set(record) == {"model", "train", "data", "launches"}
     assert record["data"] == {"name": "noise", "images": 40, "identity": identity(noise_images())}
     assert record["model"]["num_registers"] == 6 and record["train"]["batch_size"] == 8
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(tmp_path, monkeypatch):
+    found = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            assert (folder, purge_step) == (str(tmp_path / "tensorboard"), 1)
+
+        def add_scalar(self, *values):
+            found.append(values)
+
+        def close(self):
+            found.append("closed")
+
+    recipe = dataclasses.replace(RECIPE, steps=2, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    with pytest.raises(ValueError, match=r"pip install .*\[tensorboard\].*tensorboard=False"):
+        run(tmp_path, recipe)
+    fake = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    run(tmp_path, recipe)
+    assert ("loss", lines(tmp_path, "loss")[0][1], 2) in found and found[-1] == "closed"
+    assert {name for name, *_ in found[:-1]} >= {"psnr/1", "psnr/6", "lr", "grad_norm"}
+    assert all(isinstance(value, int | float) for _, value, _ in found[:-1])
 
 
 # ---- resuming ------------------------------------------------------------------------------------

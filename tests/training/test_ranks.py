@@ -22,12 +22,17 @@ from conftest import (
 )
 from safetensors.torch import load_file
 
-from minflextok import FlexTok
+from minflextok import FlexTok, PriorConfig
 from minflextok.training.checkpoints import names_in
 from minflextok.training.parallel import blocks_of, checkpoint_activations
 from minflextok.training.tokenizer import train_tokenizer
 
 LONG = dataclasses.replace(RECIPE, steps=50, log_every=1, eval_every=25)
+
+
+TEXT = PriorConfig(
+    100, 6, 0, dim=32, depth=2, head_dim=8, text="words", words=("red", "circle"), text_dim=16
+)
 
 
 def run(out, recipe=LONG, **options):
@@ -52,13 +57,19 @@ def finish(process):
 
 
 TRAIN = """
-import dataclasses, sys
+import dataclasses, sys, time
 from pathlib import Path
 import torch
-from conftest import killed_after
+from conftest import TINY, killed_after, noise_images
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from minflextok import FlexTok, Prior
+from minflextok.data import to_float
+from minflextok.training import token_cache
+from minflextok.training.parallel import shard
 from minflextok.training.checkpoints import Checkpoints
 from minflextok.training.runtime import Ranks
-from test_ranks import LONG, run
+from test_ranks import LONG, TEXT, run
 
 OUT = Path(sys.argv[1])
 recipe = dataclasses.replace(LONG, steps=STEPS, eval_every=STEPS // 2)
@@ -74,7 +85,10 @@ run(OUT / "one-to-two", sharded)
 # a save in the background, of sharded and of whole tensors
 ranks = Ranks("cpu")
 checkpoints = Checkpoints(OUT / "background", ranks, background=True)
+mesh = init_device_mesh("cpu", (2,))
 tensors = {"x": torch.arange(6.0), "y": torch.ones(1)}
+for name, rows in (("empty", 1), ("uneven", 3)):  # rank 1 has no row, or one of three
+    tensors[name] = distribute_tensor(torch.ones(rows, 2), mesh, [Shard(0)])
 for step in (1, 2, 3):
     checkpoints.save(step, {}, tensors)
     tensors["x"] += 1  # the next steps change the tensors while they are written
@@ -83,8 +97,39 @@ checkpoints.finish()
 ranks.wait()
 assert [p.name[-1] for p in checkpoints.found()] == ["2", "3"]
 found = {"x": torch.zeros(6), "y": torch.zeros(1)}
+found |= {"empty": torch.zeros(1, 2), "uneven": torch.zeros(3, 2)}
 checkpoints.read(checkpoints.found()[-1], found)
-assert torch.equal(found["x"], torch.arange(6.0) + 2) and torch.equal(found["y"], torch.ones(1))
+assert torch.equal(found["x"], torch.arange(6.0) + 2) and found["y"] == 1
+assert (found["empty"] == 1).all() and (found["uneven"] == 1).all()
+
+# a text prior, sharded: its cross-attention is called before its block is
+torch.manual_seed(0)
+prior = Prior(TEXT)
+batch = torch.randint(TEXT.vocab_size, (4, TEXT.num_tokens)), prior.prepare(["red circle"] * 4)
+batch = *batch, *prior.draw(4)
+whole = prior(*batch)
+whole.backward()
+gradient = prior.blocks[1].cross.wkv.weight.grad.clone()
+prior.zero_grad()
+shard(prior, half=False)
+loss = prior(*batch)
+loss.backward()
+assert torch.allclose(loss, whole, atol=1e-6)
+found = prior.blocks[1].cross.wkv.weight.grad.full_tensor()
+assert torch.allclose(found, gradient, atol=1e-6)
+
+# the ids of ten parts, shared by the ranks
+torch.manual_seed(0)
+tok, encode, calls = FlexTok(TINY), FlexTok.encode, []
+def slow(*args):
+    calls.append(1)
+    time.sleep(0.1)
+    return encode(*args)
+FlexTok.encode, token_cache.PART = slow, 4
+ranks.wait()
+ids, _ = token_cache.extract_ids(tok, noise_images(), cache=OUT / "ids", quiet=True)
+assert 0 < len(calls) < 10 and ranks.mean(len(calls)) == 5
+assert (ids[:, 0] == encode(tok, to_float(noise_images().images)).numpy()).all()
 """
 
 
