@@ -206,8 +206,8 @@ def report_bad_steps(
                 f"max_bad_steps={run.recipe.max_bad_steps}{where}. "
                 + (
                     f"{found[-1]} is the last good checkpoint; the same command resumes from it "
-                    "and meets the same images again, so give a larger max_bad_steps to go on "
-                    "without them"
+                    "and meets the same images again: give "
+                    f"max_bad_steps={max(10, 2 * run.recipe.max_bad_steps)} to go on without them"
                     if found
                     else "There is no checkpoint yet"
                 )

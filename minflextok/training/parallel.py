@@ -4,6 +4,7 @@ import copy
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -50,7 +51,7 @@ def shard(model: nn.Module, half: bool) -> None:
         raise ValueError(
             f"fsdp=True: {type(model).__name__} has no Transformer blocks: give fsdp=False"
         )
-    if not torch.distributed.is_initialized():
+    if not dist.is_initialized():
         raise ValueError("fsdp=True needs several ranks: start the run with torchrun")
     for module in model.modules():
         if isinstance(module, FlexTok):
@@ -72,6 +73,14 @@ def shard(model: nn.Module, half: bool) -> None:
 def copies(model: nn.Module) -> nn.Module:
     """DDP around a model: the mean gradient of all ranks."""
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, as DDP does before each step: the statistics of batch
+    norm differ between ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def local(x: Tensor) -> Tensor:

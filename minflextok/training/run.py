@@ -12,7 +12,7 @@ from ..config import TrainConfig
 from ..precision import precision
 from .checkpoints import Checkpoints, names_in, resuming
 from .optimizers import create_state, lr_factor, make_optimizers
-from .parallel import checkpoint_activations, full, local, shard, without_memory
+from .parallel import checkpoint_activations, full, local, shard, share_buffers, without_memory
 from .runtime import Ranks
 
 
@@ -146,6 +146,8 @@ class Run:
                 f"(now lr={self.recipe.lr:g}). "
                 + (f"{found[-1]} is the last good checkpoint" if found else "No checkpoint is left")
             )
+        share_buffers(self.model)
+        share_buffers(self.ema)
         values = {
             "seconds": self.seconds,
             "precision": self.precision,

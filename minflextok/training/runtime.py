@@ -39,7 +39,13 @@ class Ranks:
             torch.cuda.set_device(self.device)
         if self.world_size > 1 and not dist.is_initialized():
             # Numbers on the CPU go through gloo beside the GPUs' NCCL, so that no GPU waits.
-            dist.init_process_group("gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl")
+            backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            # torchrun's store outlives a restart, with the addresses of the ranks that ended.
+            store, _, _ = next(dist.rendezvous("env://"))
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            dist.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world_size
+            )
         self.pending: dist.Work | None = None
         self.posted = torch.zeros(0)
 
