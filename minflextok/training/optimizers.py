@@ -85,6 +85,8 @@ def create_state(optimizers: list[torch.optim.Optimizer]) -> None:
 def drop_gradients(params: list[nn.Parameter], finite: Tensor) -> None:
     """Set all gradients to zero unless `finite`, a bool on their device: decided there, so that a
     GPU does not wait. The step then moves the weights by momentum and decay alone."""
+    if not finite.is_cuda and finite:
+        return
     for p in params:
         if p.grad is not None:
             local(p.grad).masked_fill_(~finite, 0)

@@ -61,7 +61,7 @@ TRAIN = """
 import dataclasses, sys, time
 from pathlib import Path
 import torch
-from conftest import TINY, killed_after, noise_images
+from conftest import TINY, killed_after, noise_images, randomised
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from minflextok import FlexTok, Prior
@@ -121,7 +121,7 @@ found = prior.blocks[1].cross.wkv.weight.grad.full_tensor()
 assert torch.allclose(found, gradient, atol=1e-6)
 
 # bfloat16 computation with float32 masters
-model = TokenizerObjective(FlexTok(TINY))
+model = TokenizerObjective(randomised())
 x = to_float(noise_images(4).images)
 draws = model.draw(x, generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
@@ -132,7 +132,7 @@ with torch.autocast("cpu", torch.bfloat16):
 loss.backward()
 weight = model.tok.decoder.blocks[0].attn.wq.weight
 assert weight.dtype == weight.grad.dtype == torch.float32
-assert 0 < abs(loss - exact) < 0.02 * exact
+assert 0 < abs(loss - exact) < 0.1 * exact
 
 # the ids of ten parts, shared by the ranks
 torch.manual_seed(0)
