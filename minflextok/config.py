@@ -31,9 +31,13 @@ def __getattr__(name: str):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def opt(default, help: str):
-    """A dataclass field with its description, for error messages and `minflextok train --help`."""
-    return field(default=default, metadata={"help": help})
+def opt(default, help: str, free: bool = False):
+    """A dataclass field with its description, for error messages and `minflextok train --help`.
+
+    free: of a recipe, whether it may change when a run is resumed: it changes results by rounding
+    at most.
+    """
+    return field(default=default, metadata={"help": help, "free": free})
 
 
 def require(ok: bool, message: str) -> None:
@@ -433,7 +437,7 @@ class TrainConfig:
     )
     batch_size: int = opt(64, "images per step, over all ranks together")
     micro_batch: int = opt(
-        0, "images per forward pass and rank; gradients are summed (0: all at once)"
+        0, "images per forward pass and rank; gradients are summed (0: all at once)", free=True
     )
     optimizer: str = opt(
         "adamw", "'adamw', or 'muon': Muon for the matrices of the blocks, AdamW for the rest"
@@ -461,12 +465,40 @@ class TrainConfig:
     )
     sample_latents: bool = opt(False, "of a VAE's posterior, train on samples in place of the mode")
     bf16: bool = opt(True, "bfloat16 autocast, on devices that compute bfloat16 natively")
-    compile: bool = opt(False, "torch.compile the networks")
+    compile: bool = opt(False, "torch.compile the networks", free=True)
     seed: int = opt(0, "seed of the weights, the order of the images and every random draw")
     val_images: int = opt(512, "size of the validation split, taken from the training images")
-    log_every: int = opt(50, "steps between log lines")
-    eval_every: int = opt(500, "steps between evaluations, sample images and checkpoints")
-    workers: int = opt(4, "decoding processes of data sets that stream")
+    log_every: int = opt(50, "steps between log lines", free=True)
+    eval_every: int = opt(
+        500, "steps between evaluations, each with sample images and a checkpoint", free=True
+    )
+    save_minutes: float = opt(
+        10.0, "minutes between checkpoints, besides those at evaluations (0: none)", free=True
+    )
+    max_bad_steps: int = opt(
+        10,
+        "steps among the last 100 that may have an infinite or NaN loss or gradient: their "
+        "gradient counts as zero; one more stops the run",
+        free=True,
+    )
+    fsdp: bool = opt(
+        False, "shard weights, gradients and optimizer state over the ranks (FSDP2)", free=True
+    )
+    checkpoint_activations: bool = opt(
+        False,
+        "compute the activations of the blocks again in the backward pass: less memory",
+        free=True,
+    )
+    tensorboard: bool = opt(
+        False, "write TensorBoard files beside metrics.jsonl (an extra)", free=True
+    )
+    extend: bool = opt(
+        False,
+        "resume a run with more steps or minutes; from there on, its schedules are those of the "
+        "longer run",
+        free=True,
+    )
+    workers: int = opt(4, "decoding processes of data sets that stream", free=True)
 
     def __post_init__(self):
         check_types(self)
@@ -475,7 +507,10 @@ class TrainConfig:
                 getattr(self, name) >= 1,
                 f"{name}={getattr(self, name)}: give a whole number of at least 1",
             )
-        for name in ("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"):
+        for name in (
+            *("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"),
+            *("save_minutes", "max_bad_steps"),
+        ):
             require(
                 getattr(self, name) >= 0,
                 f"{name}={getattr(self, name)}: give a number of at least 0",
@@ -489,6 +524,11 @@ class TrainConfig:
             f"optimizer={self.optimizer!r}: give 'adamw' or 'muon'",
         )
         require(0 < self.crop_scale <= 1, f"crop_scale={self.crop_scale}: give a share in (0, 1]")
+        require(
+            not (self.fsdp and self.optimizer == "muon"),
+            "fsdp=True with optimizer='muon': Muon orthogonalizes whole matrices, and FSDP splits "
+            "them over the ranks: give optimizer='adamw' or fsdp=False",
+        )
         require(self.decay_from < 1, f"decay_from={self.decay_from}: give a share below 1")
         require(0 <= self.ema < 1, f"ema={self.ema}: give a decay in [0, 1)")
         require(

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .decoder import Decoder
 from .encoder import Encoder
@@ -58,6 +59,23 @@ def _prefix_attention(
     return _project(attn, out)
 
 
+def _prefix_block(
+    block: Block, x: Tensor, P: int, causal: bool, only_registers: bool = False
+) -> Tensor:
+    """`block(x, mask)` under `prefix_mask`; shapes as in `_prefix_attention`."""
+    attention = _prefix_attention(block.attn, layer_norm(x), P, causal, only_registers)
+    x = (x[:, P:] if only_registers else x) + attention
+    return x + block.mlp(layer_norm(x))
+
+
+def _kept_or_recomputed(function: Callable[..., Tensor], block: nn.Module, *inputs) -> Tensor:
+    """function(block, *inputs). If the block checkpoints its activations, the backward pass
+    computes them again."""
+    if getattr(block, "recompute", False) and torch.is_grad_enabled():
+        return checkpoint(function, block, *inputs, use_reentrant=False)
+    return function(block, *inputs)
+
+
 def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     """`encoder(x)[:, :num_registers]`: (B, C, H, W) -> (B, m, F). Without the causal mask, all
     K registers must be computed."""
@@ -68,13 +86,8 @@ def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     seq = torch.cat([patches, registers], dim=1)  # (B, P + m, D)
     blocks: list[Block] = list(encoder.blocks)
     for block in blocks[:-1]:
-        seq = seq + _prefix_attention(block.attn, layer_norm(seq), P, encoder.causal)
-        seq = seq + block.mlp(layer_norm(seq))
-    last = blocks[-1]
-    seq = seq[:, P:] + _prefix_attention(
-        last.attn, layer_norm(seq), P, encoder.causal, only_registers=True
-    )
-    seq = seq + last.mlp(layer_norm(seq))
+        seq = _kept_or_recomputed(_prefix_block, block, seq, P, encoder.causal)
+    seq = _kept_or_recomputed(_prefix_block, blocks[-1], seq, P, encoder.causal, True)
     return encoder.head(layer_norm(seq))[:, :num_registers]
 
 
@@ -142,7 +155,7 @@ def velocity(
         seq = block(seq, mod, P, mask)
         if hidden is not None:
             hidden.append(seq[:, :P])
-    patches = _last_block(blocks[-1], seq, block_mods[-1], P, mask)
+    patches = _kept_or_recomputed(_last_block, blocks[-1], seq, block_mods[-1], P, mask)
     if hidden is not None:
         hidden.append(patches)
     return decoder.output(patches, head_mod, h, w)

@@ -86,6 +86,16 @@ def lines(out: Path, key: str) -> list[tuple[int, object]]:
     return [(row["step"], row[key]) for row in rows if key in row]
 
 
+def newest(out: Path) -> Path:
+    """The newest checkpoint of a run."""
+    return sorted((out / "checkpoints").glob("step_*"))[-1]
+
+
+def state(out: Path) -> dict:
+    """The plain values of the newest checkpoint of a run."""
+    return json.loads((newest(out) / "state.json").read_text())
+
+
 class Killed(BaseException):
     pass
 

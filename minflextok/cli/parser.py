@@ -371,14 +371,17 @@ OTHER_NAMES = {"num_tokens": "tokens", "budgets": "tokens", "teacher": "repa"}
 
 def with_flags(message: str, known: set[str]) -> str:
     """An error of the library with flags for arguments: "steps=0: give ..." -> "--steps 0: give
-    ..."."""
+    ...", "flip=False" -> "--no-flip"."""
 
     def flag_of(match: re.Match) -> str:
         name = OTHER_NAMES.get(match[1], match[1])
-        end = " " if match[2] == "=" else match[2]
-        return f"--{name.replace('_', '-')}{end}" if name in known else match[0]
+        if name not in known:
+            return match[0]
+        end = {"=": " ", "=True": "", "=False": ""}.get(match[2], match[2])
+        return ("--no-" if match[2] == "=False" else "--") + name.replace("_", "-") + end
 
-    value, asked = r"(?<![\w.\-/'])([a-z]\w*)(=)(?=\S)", r"(?<=give )([a-z]\w*)(,)"
+    value = r"(?<![\w.\-/'])([a-z]\w*)(=True\b|=False\b|=(?=\S))"
+    asked = r"(?<=give )([a-z]\w*)(,)"
     return re.sub(asked, flag_of, re.sub(value, flag_of, message))
 
 

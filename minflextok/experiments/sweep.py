@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,7 @@ def measure(name: str, setting: Setting, data: Dataset, out: Path) -> dict:
     model = {k: v for k, v in change.items() if k not in fields}
     config = dataclasses.replace(PRESETS[preset], **model)
     tok = train_tokenizer(config, recipe, data, out, "cpu", quiet=True, teacher=teacher)
-    (out / "checkpoint.pt").unlink()  # a finished row is not resumed
+    shutil.rmtree(out / "checkpoints")  # a finished row is not resumed
     found = read_log(out)
     if setting.minutes:
         validation = data.select(validation_split(len(data), recipe, data.name)[1])

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data import Dataset, Images, Latents, Stream, identity, to_float, validation_split
+from ..data import (
+    Dataset,
+    Images,
+    Latents,
+    Stream,
+    identity,
+    shuffled,
+    to_float,
+    validation_split,
+)
 from .run import Run
 
 
@@ -66,6 +75,14 @@ def check_latents(data: Latents, vae: str, shape: tuple[int, ...], c: TrainConfi
         raise ValueError(
             f"{data.name} has no latents of mirror images: give flip=False, or cache them again"
         )
+
+
+def batch_positions(data: Dataset | Tensor | None, c: TrainConfig, step: int) -> list[int]:
+    """Positions in a training set of the images of a step; [] for a stream, where they are not
+    known. data: a data set, or the positions (n,) of its training split."""
+    if isinstance(data, Stream) or data is None:
+        return []
+    return next(shuffled(len(data), c.batch_size, c.seed, step)).tolist()
 
 
 def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:

@@ -1,157 +1,216 @@
-"""The files that a run resumes from: its checkpoint, and run.json, the record of its settings."""
+"""The checkpoints of a run: out/checkpoints/step_000000012 and the like, of which the last two are
+kept.
+
+A checkpoint is a folder of safetensors files, which together hold every tensor once, and of
+state.json, which holds the plain values. There is no pickle in it. Under torchrun,
+`torch.distributed.checkpoint` writes one file per rank, and each rank reads the rows it needs, so
+the number of ranks may change between two runs.
+"""
 
 import json
+import os
+import re
+import shutil
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
-import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 from ..checks import first_line
-from ..config import to_json
-from ..weights import atomic_file, read_json, write_atomic
+from ..weights import read_json, read_shapes, write_atomic
+from .runtime import Ranks
 
-FREE = ("train.workers", "train.log_every", "train.compile")  # settings that may change on a resume
-
-
-def save_checkpoint(state: dict, path: Path) -> None:
-    """Write a checkpoint whole or not at all: after a crash or a full disk the old one is
-    intact."""
-    try:
-        with atomic_file(path) as f:
-            torch.save(state, f)
-    except (OSError, RuntimeError) as e:  # torch reports a failed write as a RuntimeError
-        kept = f"{path} is still the last good one" if path.exists() else "there is none yet"
-        raise OSError(
-            f"could not write checkpoint {path} ({first_line(e)}): is the disk full? {kept}; free "
-            "some space and start the same run again to resume"
-        ) from None
+KEPT = 2
+STATE = "state.json"
+FORMER = "checkpoint.pt"  # the one file of earlier versions
 
 
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint with weights_only: tensors and plain values, without running code."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:
-        raise ValueError(
-            f"{path} cannot be read ({first_line(e)}): delete it to start over"
-        ) from None
+class Checkpoints:
+    """Writes, finds and reads the checkpoints of the run in the directory `out`.
+
+    All ranks call its methods at the same steps. In the background (the default on GPUs under
+    torchrun), `save` copies the tensors to the CPU and returns; the files are written while the
+    training goes on.
+    """
+
+    def __init__(self, out: Path, ranks: Ranks, background: bool | None = None):
+        self.folder, self.ranks = out / "checkpoints", ranks
+        self.background = ranks.device.type == "cuda" if background is None else background
+        # Of its own, because a save in the background communicates beside the training.
+        self.group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self.saved = -1  # step of the newest checkpoint
+        self.writing: Future | None = None
+        self.values: dict = {}
+
+    def clean(self) -> None:
+        """Remove what a killed run left incomplete. For rank 0, before any rank saves."""
+        for part in self.folder.glob(".step_*.part"):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def found(self) -> list[Path]:
+        """The complete checkpoints, the newest last."""
+        names = self.folder.glob("step_*") if self.folder.is_dir() else ()
+        return sorted(p for p in names if re.fullmatch(r"step_\d{9}", p.name))
+
+    def save(self, step: int, values: dict, tensors: dict[str, Tensor]) -> None:
+        """Write the checkpoint of a step. After a crash or a full disk there is none of this step,
+        and the earlier ones are intact (OSError)."""
+        if step == self.saved:
+            return
+        self.finish()
+        self.saved, self.values = step, {"step": step, **values, "tensors": len(tensors)}
+        tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
+        with self.naming():
+            if self.group is None:
+                self.part.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, self.part / "state.safetensors")
+            else:
+                # Of tensors that all ranks have, each writes its share.
+                rank, world = self.ranks.rank, self.ranks.world_size
+                tensors = {
+                    name: x
+                    for i, (name, x) in enumerate(sorted(tensors.items()))
+                    if isinstance(x, DTensor) or i % world == rank
+                }
+                writer = dcp.HuggingFaceStorageWriter(str(self.part), save_distributed=True)
+                to: dict[str, Any] = {"storage_writer": writer, "process_group": self.group}
+                if self.background:
+                    self.writing = dcp.async_save(tensors, **to)
+                    return
+                dcp.save(tensors, **to)
+            self.commit()
+
+    def poll(self) -> None:
+        """Complete a save in the background, if its files are written."""
+        if self.writing is not None and self.ranks.is_main and self.writing.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the save in the background, if there is one."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            with self.naming():
+                writing.result()
+                self.commit()
+
+    @property
+    def part(self) -> Path:
+        """The folder in which the checkpoint is written before it is complete."""
+        return self.folder / f".step_{self.saved:09d}.part"
+
+    def commit(self) -> None:
+        """On rank 0: give the complete checkpoint its name, and remove all but the last two."""
+        if not self.ranks.is_main:
+            return
+        files = {f.name: f.stat().st_size for f in sorted(self.part.glob("*.safetensors"))}
+        for name in files:
+            with open(self.part / name, "rb") as f:
+                os.fsync(f.fileno())
+        write_atomic(self.part / STATE, json.dumps(self.values | {"files": files}) + "\n")
+        target = self.folder / f"step_{self.saved:09d}"
+        shutil.rmtree(target, ignore_errors=True)  # a resumed run comes here again
+        os.replace(self.part, target)
+        for old in self.found()[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """A write that fails is an OSError that says which checkpoint is still good."""
+        try:
+            yield
+        except (Exception, CheckpointException) as e:  # the latter is no Exception
+            if self.ranks.is_main:
+                shutil.rmtree(self.part, ignore_errors=True)
+            good = self.found()
+            kept = f"{good[-1]} is still the last good one" if good else "there is none yet"
+            raise OSError(
+                f"could not write checkpoint {self.folder / f'step_{self.saved:09d}'} "
+                f"({reason(e)}): is the disk full? {kept}; free some space and start the same run "
+                "again to resume"
+            ) from None
+
+    def read(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        """Fill these tensors from the checkpoint `path`, in place. ValueError if it does not hold
+        exactly them."""
+        with warnings.catch_warnings():  # torch warns that one process reads alone
+            warnings.simplefilter("ignore")
+            reader = dcp.HuggingFaceStorageReader(str(path))
+            dcp.load(tensors, storage_reader=reader, process_group=self.group)
+        self.saved = step_of(path)
 
 
-# What a checkpoint of a run holds.
+def step_of(path: Path) -> int:
+    """The step of a checkpoint by its name."""
+    return int(path.name.removeprefix("step_"))
+
+
+def reason(e: BaseException) -> str:
+    """The first line of an error; of one that torch collected from the ranks, the first rank's."""
+    if isinstance(e, CheckpointException):
+        e = next((failure[0] for failure in e.failures.values()), e)
+    return first_line(cast(Exception, e))
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of all tensors of a checkpoint."""
+    return {name for file in path.glob("*.safetensors") for name in read_shapes(file)}
+
+
+# What state.json holds.
 CONTENTS = {
-    "model": dict,
-    "ema": dict,
-    "optimizers": list,
-    "precision": str,
     "step": int,
     "seconds": float,
+    "precision": str,
     "window": list,
+    "skipped": list,
+    "tensors": int,
+    "files": dict,
 }
 
 
 @contextmanager
 def resuming(path: Path) -> Iterator[dict]:
-    """The checkpoint of a run, complete and of the right kinds. Whatever else in it does not fit
-    inside the block is a ValueError that names the file."""
-    saved = load_checkpoint(path)
+    """The plain values of a checkpoint, complete and of the right kinds. Whatever else in it does
+    not fit inside the block is a ValueError that names the folder."""
     try:
-        if not isinstance(saved, dict):
-            raise ValueError(f"it holds a {type(saved).__name__}")
-        for name, kind in CONTENTS.items():
-            if name not in saved:
-                raise ValueError(f"it has no {name}")
-            if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
-                raise ValueError(f"{name} is a {type(saved[name]).__name__}, not a {kind.__name__}")
-        for name in ("step", "seconds"):
-            if not 0 <= saved[name] < float("inf"):
-                raise ValueError(f"{name}={saved[name]}")
-        for values in saved["window"]:  # loss and gradient norm
-            if not isinstance(values, Tensor) or values.shape != (2,):
-                raise ValueError("window holds something other than losses and gradient norms")
-        yield saved
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        values = read_json(path / STATE)
+        check_values(values)
+        for name, size in values["files"].items():
+            if Path(name).name != name or (path / name).stat().st_size != size:
+                raise ValueError(f"{name} does not have the {size} bytes that were written")
+        if len(names_in(path)) != values["tensors"]:
+            raise ValueError(f"its files do not hold {values['tensors']} tensors")
+        yield values
+    except (Exception, CheckpointException) as e:
         raise ValueError(
-            f"{path} is no checkpoint of this run ({first_line(e)}): delete it to start over, or "
-            "give another out"
+            f"{path} is no checkpoint of this run, or damaged ({reason(e)}): delete it to resume "
+            "from the one before or, if there is none, to start over; or give another out"
         ) from None
 
 
-def describe_run(model_config, recipe, sources: dict) -> dict:
-    """The contents of run.json: the configs of model and training, and what the run is trained on.
-
-    sources: plain values for JSON. "data" has the name, size and identity of the data set;
-    "teacher", "init", "vae" and "tokenizer" name the other networks that the result depends on,
-    with their fingerprints.
-    """
-    model, train = (json.loads(to_json(c)) for c in (model_config, recipe))
-    return {"model": model, "train": train} | sources
-
-
-def claim_directory(out: Path, record: dict, resume: bool) -> None:
-    """Write run.json; on a resume, check that the run in this directory is the same one, on the
-    same data.
-
-    Raises ValueError that names the differences between the two. What the stored "data" does not
-    have is not compared, but added: the record of an earlier version, or one that a person emptied
-    to accept other data.
-    """
-    path = out / "run.json"
-    if not resume:
-        write_atomic(path, json.dumps(record, indent=2) + "\n")
-        return
-    try:
-        stored = read_json(path)
-        if not isinstance(stored, dict):
-            raise ValueError(f"it holds a {type(stored).__name__}, not the record of a run")
-    except ValueError as e:
-        raise ValueError(
-            f"out={str(out)!r} has a checkpoint, but its run.json cannot be read "
-            f"({first_line(e)}): give another out"
-        ) from None
-    if not isinstance(stored.get("data"), dict):
-        raise ValueError(
-            f"out={str(out)!r} holds a run of an earlier version of minflextok, which cannot be "
-            "resumed: give another out"
-        )
-    there, here = flatten(stored), flatten(record)
-    unknown = [f"data.{key}" for key in record["data"] if key not in stored["data"]]
-    differences = {
-        key: f"{key}={there.get(key)!r} there, {here.get(key)!r} here"
-        for key in here | there
-        if there.get(key) != here.get(key) and key not in (*FREE, *unknown)
-    }
-    changed = [text for key, text in differences.items() if key.startswith("data.")]
-    if changed and len(changed) == len(differences) and "data.name" not in differences:
-        raise ValueError(
-            f"the data {record['data']['name']!r} has changed since the run in out={str(out)!r} "
-            f"began ({'; '.join(changed)}): resumed, it would train on images of its validation "
-            f"split. Restore the data; or give another out; or accept the new data: set "
-            f'"data": {{}} in {path}'
-        )
-    if differences:
-        raise ValueError(
-            f"out={str(out)!r} holds another run ({'; '.join(differences.values())}): give its "
-            "settings, or another out"
-        )
-    if unknown:
-        warnings.warn(
-            f"{path} does not say what data the run began with ({', '.join(unknown)}): it goes on "
-            "with the data of now",
-            stacklevel=2,
-        )
-        stored["data"] = record["data"]
-        write_atomic(path, json.dumps(stored, indent=2) + "\n")
-
-
-def flatten(record: dict, prefix: str = "") -> dict:
-    """{"train": {"lr": 0.1}} -> {"train.lr": 0.1}."""
-    flat = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+def check_values(values: Any) -> None:
+    """Raises ValueError unless these are the values of a state.json."""
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__}")
+    for name, kind in CONTENTS.items():
+        if name not in values:
+            raise ValueError(f"it has no {name}")
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            raise ValueError(f"{name} is a {type(values[name]).__name__}, not a {kind.__name__}")
+    for name in ("step", "seconds", "tensors"):
+        if not 0 <= values[name] < float("inf"):
+            raise ValueError(f"{name}={values[name]}")
+    for pair in values["window"]:
+        if not (isinstance(pair, list) and [type(x) for x in pair] == [float, float]):
+            raise ValueError("window holds something other than losses and gradient norms")
+    if any(type(step) is not int for step in values["skipped"]):
+        raise ValueError("skipped holds something other than steps")

@@ -5,6 +5,7 @@ prior.py, classifier.py), provides the model whose forward returns the loss, its
 evaluation.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -13,16 +14,18 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
 from ..evaluation import figures
 from ..precision import autocast
-from .checkpoints import claim_directory, describe_run
+from .batches import batch_positions
+from .checkpoints import FORMER, Checkpoints, step_of
 from .lock import only_run
-from .optimizers import update_ema
+from .optimizers import drop_gradients, update_ema
+from .parallel import copies, full
+from .record import claim_directory, describe_launch, describe_run
 from .run import Run
-from .runtime import Log, Ranks, peak_memory, stop_on_signal
+from .runtime import Log, Ranks, mean_over_ranks, peak_memory, stop_on_signal
 from .threads import on_chosen_threads
 
 
@@ -43,6 +46,10 @@ class Task:
         them, on run.device."""
         raise NotImplementedError
 
+    def positions(self, recipe: TrainConfig, step: int) -> list[int]:
+        """Positions in the training split of the images of a step; [] where they are not known."""
+        return batch_positions(getattr(self, "train", None), recipe, step)
+
     def evaluate(self, model: nn.Module) -> tuple[dict, str]:
         """Metrics of the averaged model on the validation split, and a line that sums them up."""
         raise NotImplementedError
@@ -52,35 +59,44 @@ class Task:
         return None
 
 
-def start(task: Task, recipe: TrainConfig, out: Path) -> Run:
+def start(task: Task, recipe: TrainConfig, out: Path) -> tuple[Run, Checkpoints]:
     """A new run in the directory `out`, or the one that was interrupted there."""
-    ranks, path = task.ranks, out / "checkpoint.pt"
+    ranks = task.ranks
     if recipe.batch_size % ranks.world_size:
         raise ValueError(
             f"batch_size={recipe.batch_size} is not a multiple of the world size {ranks.world_size}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    run, resume = Run(task.model, recipe, ranks), path.exists()
+    if (out / FORMER).exists():
+        raise ValueError(
+            f"out={str(out)!r} holds a run of an earlier version of minflextok ({FORMER}), which "
+            "cannot be resumed: give another out"
+        )
+    checkpoints = Checkpoints(out, ranks)
+    found = checkpoints.found()
     if ranks.is_main:
         record = describe_run(task.model.config, recipe, task.sources)
-        claim_directory(out, record, resume)
-    if resume:
-        run.load(path)
+        launch = describe_launch(recipe, ranks, step_of(found[-1]) if found else 0)
+        claim_directory(out, record, launch, resume=bool(found))
+        checkpoints.clean()
+    run = Run(task.model, recipe, ranks)
+    if found:
+        run.load(checkpoints, found[-1])
     if ranks.mean(run.step) != run.step:
         raise ValueError(
             f"the ranks do not see the same checkpoint: out={str(out)!r} must be one shared "
             "directory"
         )
-    return run
+    return run, checkpoints
 
 
 def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -> nn.Module:
     """Train task.model and return it with averaged weights, in eval mode.
 
-    On rank 0, `out` gets checkpoint.pt (resumed from if it exists), metrics.jsonl, run.json, sample
-    images and the weights. quiet: no progress bar and no printed lines. Raises ValueError if
-    another run uses `out`; FloatingPointError if the loss is not finite; SystemExit(143), after
-    saving, on SIGTERM or SIGINT.
+    On rank 0, `out` gets checkpoints (resumed from if there are any), metrics.jsonl, run.json,
+    sample images and the weights. quiet: no progress bar and no printed lines. Raises ValueError if
+    another run uses `out`; FloatingPointError if too many losses are not finite; SystemExit(143),
+    after saving, on SIGTERM or SIGINT.
     """
     with only_run(Path(out)) if task.ranks.is_main else nullcontext():
         return train(task, recipe, Path(out), quiet)
@@ -89,49 +105,68 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
 def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
     """`fit`, in a directory that this run has locked."""
     c, ranks = recipe, task.ranks
-    run, path = start(task, c, out), out / "checkpoint.pt"
-    log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet)
+    run, checkpoints = start(task, c, out)
+    log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet, c.tensorboard)
     if c.bf16 and run.precision == "float32":
         log.say(f"{run.device} does not compute bfloat16 natively: training in float32")
+    if run.skipped:
+        log.say(f"resumed at step {run.step}; bad steps so far: {run.skipped}")
     casts = partial(autocast, run.device, c.bf16)
-    objective = DistributedDataParallel(run.model) if ranks.world_size > 1 else run.model
+    objective = copies(run.model) if ranks.world_size > 1 and not c.fsdp else run.model
 
     batches = on_chosen_threads(task.batches(run), run, out, log)
     with stop_on_signal() as signals:
+        ranks.post(0, 0)
         while (at := run.progress) < 1:
-            lr = run.set_learning_rates(at)
-            run.window.append(training_step(objective, run.optimizers, next(batches), c, casts))
-            update_ema(run.ema, run.model, run.step, c.ema)
-            run.step += 1
-            run.tick()
-
-            if run.step % c.log_every == 0 or run.evaluates:
-                log_training(run, log, lr, path)
-            if run.evaluates and ranks.is_main:
-                with casts():
-                    evaluate(task, run, log, out)
-                run.save(path)
-            if stops_here(run, signals):
-                if ranks.is_main:
-                    run.save(path)
+            batch = next(batches)
+            # All ranks learn here what any of them wanted at the end of the last step.
+            stop, save = ranks.collect()
+            if stop or save:
+                save_run(task, run, log, checkpoints)
+            if stop:
+                checkpoints.finish()
                 ranks.wait()  # torchrun ends all ranks once one has ended: wait for the checkpoint
                 log.say(f"stopped at step {run.step}, saved; start the same run again to resume")
                 raise SystemExit(143)
+            lr = run.set_learning_rates(at)
+            values = training_step(objective, run.optimizers, batch, c, casts)
+            update_ema(run.ema, run.model, run.step, c.ema)
+            run.step += 1
+            run.tick()
+            run.note(values)
+            report_bad_steps(task, run, log, checkpoints, keep=1 if values.is_cuda else 0)
+
+            if run.step % c.log_every == 0 or run.evaluates:
+                log_training(task, run, log, lr, checkpoints)
+            if run.evaluates:
+                averaged = run.averaged()
+                if ranks.is_main:
+                    with casts():
+                        evaluate(task, run, averaged, log, out)
+                save_run(task, run, log, checkpoints)
+            checkpoints.poll()
+            ranks.post(bool(signals), run.save_is_due)
+    ranks.collect()
+    checkpoints.finish()
+    averaged = run.averaged()
     if ranks.is_main:
-        run.ema.save_pretrained(out)
+        averaged.save_pretrained(out)
         log.say(f"trained: weights in {out}")
     log.close()
     ranks.close()
-    return run.ema
+    return averaged
 
 
 def training_step(
     objective: nn.Module, optimizers: list, batch: tuple[Tensor, ...], c: TrainConfig, casts
 ) -> Tensor:
-    """One optimizer step in micro-batches -> (2,): loss, and gradient norm before clipping."""
+    """One optimizer step in micro-batches -> (2,): loss, and gradient norm before clipping.
+
+    If one of the two is not finite, on any rank, the gradients count as zero.
+    """
     rows = len(batch[0])
     parts = list(zip(*(x.split(c.micro_batch or rows) for x in batch), strict=True))
-    total = 0.0
+    total = torch.zeros((), device=batch[0].device)
     for i, part in enumerate(parts):
         last = i == len(parts) - 1
         with nullcontext() if last or not hasattr(objective, "no_sync") else objective.no_sync():
@@ -139,17 +174,50 @@ def training_step(
                 loss = objective(*part) * (len(part[0]) / rows)
             loss.backward()
         total += loss.detach()
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    norm = nn.utils.clip_grad_norm_((p for group in groups for p in group["params"]), c.clip)
+    params = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    norm = full(nn.utils.clip_grad_norm_(params, c.clip))
+    values = torch.stack([mean_over_ranks(total), norm])
+    drop_gradients(params, values.isfinite().all())
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return torch.stack([total, norm])  # tensors: reading their values would make a GPU wait
+    return values  # a tensor: reading its values would make a GPU wait
 
 
-def log_training(run: Run, log: Log, lr: float, path: Path) -> None:
+def report_bad_steps(
+    task: Task, run: Run, log: Log, checkpoints: Checkpoints, keep: int = 0
+) -> None:
+    """Warn of steps whose loss or gradient was not finite, of all but the last `keep`, and stop
+    after too many of them: FloatingPointError."""
+    for step, loss, norm in run.settle(keep):
+        images = task.positions(run.recipe, step - 1)
+        shown = ", ".join(map(str, images[:8])) + (", ..." if len(images) > 8 else "")
+        where = f"; positions of its images in the training split: {shown}" if images else ""
+        problem = f"loss is {loss} and gradient norm {norm} at step {step}"
+        if run.ranks.is_main:
+            log.write(step=step, bad={"loss": str(loss), "grad_norm": str(norm), "images": images})
+            warnings.warn(f"{problem}: its gradient counts as zero{where}", stacklevel=2)
+        recent = [s for s in run.skipped if s > step - 100]
+        if len(recent) > run.recipe.max_bad_steps:
+            found = checkpoints.found()
+            raise FloatingPointError(
+                f"{problem}: give a smaller lr (now lr={run.recipe.lr:g}) and another out. Bad "
+                f"steps among the last 100: {recent}, more than "
+                f"max_bad_steps={run.recipe.max_bad_steps}{where}. "
+                + (
+                    f"{found[-1]} is the last good checkpoint; the same command resumes from it "
+                    "and meets the same images again: give "
+                    f"max_bad_steps={max(10, 2 * run.recipe.max_bad_steps)} to go on without them"
+                    if found
+                    else "There is no checkpoint yet"
+                )
+            )
+
+
+def log_training(task: Task, run: Run, log: Log, lr: float, checkpoints: Checkpoints) -> None:
     """Log the mean loss and gradient norm of the steps since the last line, over all ranks."""
-    loss, norm = map(run.ranks.mean, run.averages(path))
+    report_bad_steps(task, run, log, checkpoints)
+    loss, norm = run.averages()
     run.window = []
     log.training(
         run.step,
@@ -164,16 +232,15 @@ def log_training(run: Run, log: Log, lr: float, path: Path) -> None:
     )
 
 
-def evaluate(task: Task, run: Run, log: Log, out: Path) -> None:
+def evaluate(task: Task, run: Run, averaged: nn.Module, log: Log, out: Path) -> None:
     """Evaluate the averaged weights: sample images to out/samples, metrics to the log."""
-    picture = task.picture(run.ema, f"step {run.step}")
+    picture = task.picture(averaged, f"step {run.step}")
     if picture is not None:
         figures.save(picture, out / "samples" / f"step_{run.step:06d}.png")
-    log.evaluation(run.step, *task.evaluate(run.ema))
+    log.evaluation(run.step, *task.evaluate(averaged))
 
 
-def stops_here(run: Run, signals: list[int]) -> bool:
-    """Whether a signal asked any rank to stop. Several ranks agree on that every ten steps only."""
-    if run.ranks.world_size > 1 and run.step % 10:
-        return False
-    return run.ranks.mean(bool(signals)) > 0 and run.progress < 1
+def save_run(task: Task, run: Run, log: Log, checkpoints: Checkpoints) -> None:
+    """Write a checkpoint. All ranks call this at the same step."""
+    report_bad_steps(task, run, log, checkpoints)
+    run.save(checkpoints)

@@ -3,10 +3,11 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import TrainConfig
 from .muon import Muon
+from .parallel import local
 
 
 def lr_factor(step: int, progress: float, c: TrainConfig) -> float:
@@ -68,6 +69,30 @@ def block_matrices(model: nn.Module, adaln: bool = False) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
+def create_state(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Give optimizers the state that they else create in their first step, to load a checkpoint
+    into: a step of learning rate 0 changes no weight."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def drop_gradients(params: list[nn.Parameter], finite: Tensor) -> None:
+    """Set all gradients to zero unless `finite`, a bool on their device: decided there, so that a
+    GPU does not wait. The step then moves the weights by momentum and decay alone."""
+    if not finite.is_cuda and finite:
+        return
+    for p in params:
+        if p.grad is not None:
+            local(p.grad).masked_fill_(~finite, 0)
+
+
+@torch.no_grad()
 def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> None:
     """Move the averaged weights towards those of the model.
 
@@ -75,8 +100,7 @@ def update_ema(ema: nn.Module, model: nn.Module, step: int, decay: float) -> Non
     initialization.
     """
     decay = min(decay, (step + 1) / (step + 10))
-    torch._foreach_lerp_(
-        list(ema.parameters()), [p.detach() for p in model.parameters()], 1 - decay
-    )
+    averaged_weights, weights = ([local(p.detach()) for p in m.parameters()] for m in (ema, model))
+    torch._foreach_lerp_(averaged_weights, weights, 1 - decay)
     for averaged, current in zip(ema.buffers(), model.buffers(), strict=True):
         averaged.copy_(current)  # such as the running statistics of batch norm

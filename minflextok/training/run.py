@@ -1,7 +1,6 @@
 """The state of a training run."""
 
 import copy
-import math
 import time
 import warnings
 from pathlib import Path
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..precision import precision
-from .checkpoints import resuming, save_checkpoint
-from .optimizers import lr_factor, make_optimizers
+from .checkpoints import Checkpoints, names_in, resuming
+from .optimizers import create_state, lr_factor, make_optimizers
+from .parallel import checkpoint_activations, full, local, shard, share_buffers, without_memory
 from .runtime import Ranks
 
 
@@ -21,15 +21,24 @@ class Run:
 
     def __init__(self, model: nn.Module, recipe: TrainConfig, ranks: Ranks):
         self.recipe, self.ranks, self.device = recipe, ranks, ranks.device
+        self.precision = precision(self.device, recipe.bf16)
         self.model = model.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        if recipe.checkpoint_activations:
+            checkpoint_activations(self.model)
+        if recipe.fsdp:
+            self.unsharded = without_memory(self.ema)
+            for part in (self.model, self.ema):
+                shard(part, half=self.precision == "bfloat16")
         self.optimizers = make_optimizers(self.model, recipe)
-        self.precision = precision(self.device, recipe.bf16)
         self.now = time.process_time if recipe.processor_time else time.perf_counter
         self.step, self.seconds, self.clock = 0, 0.0, self.now()
-        self.window: list[
-            Tensor
-        ] = []  # loss and gradient norm of the steps since the last log line
+        self.saved_at = time.monotonic()
+        # Loss and gradient norm of the steps since the last log line, and of those on their way
+        # from the GPU: (step, values, event).
+        self.window: list[Tensor] = []
+        self.arriving: list[tuple[int, Tensor, torch.cuda.Event | None]] = []
+        self.skipped: list[int] = []  # steps whose loss or gradient was not finite
 
     @property
     def progress(self) -> float:
@@ -47,6 +56,12 @@ class Run:
         """Whether to evaluate after this step: every eval_every steps, early on, and at the end."""
         every = self.recipe.eval_every
         return self.step % every == 0 or self.step == min(100, every) or self.progress >= 1
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether save_minutes have passed since the last checkpoint, by the clock of rank 0."""
+        limit = 60 * self.recipe.save_minutes
+        return self.ranks.is_main and limit > 0 and time.monotonic() - self.saved_at >= limit
 
     def generator(self) -> torch.Generator:
         """The source of all random draws of this step, on the CPU; the same on all ranks."""
@@ -67,43 +82,107 @@ class Run:
         if self.recipe.minutes:
             self.seconds = self.ranks.mean(self.seconds)
 
-    def averages(self, path: Path) -> list[float]:
-        """Mean loss and gradient norm since the last log line; FloatingPointError if not finite."""
-        loss, norm = torch.stack(self.window).mean(0).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+    # ---- loss and gradient norm of each step -----------------------------------------------------
+
+    def note(self, values: Tensor) -> None:
+        """Take loss and gradient norm (2,) of the last step. They are copied from a GPU when it has
+        computed them, and nothing waits."""
+        event = torch.cuda.Event() if values.is_cuda else None
+        self.arriving.append((self.step, values.detach().to("cpu", non_blocking=True), event))
+        if event is not None:
+            event.record()
+
+    def settle(self, keep: int = 0) -> list[tuple[int, float, float]]:
+        """Wait for the values of all steps but the last `keep`. Returns step, loss and gradient
+        norm of those that are not finite."""
+        bad = []
+        while len(self.arriving) > keep:
+            step, values, event = self.arriving.pop(0)
+            if event is not None:
+                event.synchronize()
+            if bool(values.isfinite().all()):
+                self.window.append(values)
+            else:
+                self.skipped.append(step)
+                bad.append((step, *values.tolist()))
+        return bad
+
+    def averages(self) -> list[float]:
+        """Mean loss and gradient norm of the finite steps since the last log line (NaN if none)."""
+        if not self.window:
+            return [float("nan")] * 2
+        return torch.stack(self.window).mean(0).tolist()
+
+    # ---- averaged weights and checkpoints --------------------------------------------------------
+
+    def averaged(self) -> nn.Module:
+        """The model with averaged weights, whole and in eval mode. All ranks must call this: with
+        FSDP, they exchange their shards."""
+        if not self.recipe.fsdp:
+            return self.ema
+        model = copy.deepcopy(self.unsharded)
+        model.load_state_dict({k: full(x) for k, x in self.ema.state_dict().items()}, assign=True)
+        return model.requires_grad_(False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the state by name, in their own memory."""
+        found = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        found |= {f"ema.{name}": x for name, x in self.ema.state_dict().items()}
+        names = {p: name for name, p in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for p, state in optimizer.state.items():
+                found |= {f"optimizer.{names[p]}.{key}": x for key, x in state.items()}
+        return {name: x if x.ndim else x.view(1) for name, x in found.items()}
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Write the checkpoint of this step; never one with weights that are not finite."""
+        weights = [local(p.detach()) for p in (*self.model.parameters(), *self.ema.parameters())]
+        weights = [x for x in weights if x.numel()]  # a shard may be empty
+        finite = torch.stack(torch._foreach_norm(weights, float("inf"))).isfinite().all().item()
+        if self.ranks.mean(finite) < 1:
+            found = checkpoints.found()
             raise FloatingPointError(
-                f"loss is {loss} and gradient norm {norm} at step {self.step}: give a smaller lr "
-                f"(now lr={self.recipe.lr:g}). {path} holds the last good step, if there was one"
+                f"weights are not finite at step {self.step}: give a smaller lr "
+                f"(now lr={self.recipe.lr:g}). "
+                + (f"{found[-1]} is the last good checkpoint" if found else "No checkpoint is left")
             )
-        return [loss, norm]
-
-    def save(self, path: Path) -> None:
-        """Write the checkpoint; never overwrite a good one with weights that are not finite."""
-        if self.window:
-            self.averages(path)
-        state = {
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "precision": self.precision,
-            "step": self.step,
+        share_buffers(self.model)
+        share_buffers(self.ema)
+        values = {
             "seconds": self.seconds,
-            "window": self.window,
+            "precision": self.precision,
+            "window": [pair.tolist() for pair in self.window],
+            "skipped": self.skipped,
         }
-        save_checkpoint(state, path)
+        checkpoints.save(self.step, values, self.tensors())
+        self.saved_at = time.monotonic()
 
-    def load(self, path: Path) -> None:
+    def load(self, checkpoints: Checkpoints, path: Path) -> None:
         """Continue from a checkpoint."""
         with resuming(path) as saved:
-            self.model.load_state_dict(saved["model"])
-            self.ema.load_state_dict(saved["ema"])
-            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            self.step, self.seconds = saved["step"], saved["seconds"]
-            self.window = [w.to(self.device) for w in saved["window"]]
+            create_state(self.optimizers)
+            self.drop_state(names_in(path))
+            checkpoints.read(path, self.tensors())
+            self.step, self.seconds, self.skipped = (
+                saved[name] for name in ("step", "seconds", "skipped")
+            )
+            self.window = [torch.tensor(pair) for pair in saved["window"]]
         if saved["precision"] != self.precision:
             warnings.warn(
                 f"{path} was trained in {saved['precision']}, this device continues in "
                 f"{self.precision}: the result will differ slightly",
                 stacklevel=4,
             )
+
+    def drop_state(self, held: set[str]) -> None:
+        """Make the names of this state those of a checkpoint: a parameter that never had a gradient
+        has no optimizer state. ValueError if they differ in anything else."""
+        names = {p: name for name, p in self.model.named_parameters()}
+        for optimizer in self.optimizers:
+            for p in list(optimizer.state):
+                if not any(f"optimizer.{names[p]}.{key}" in held for key in optimizer.state[p]):
+                    del optimizer.state[p]
+        own = self.tensors().keys()
+        if own != held:
+            missing, extra = sorted(own - held), sorted(held - own)
+            raise ValueError(f"it lacks {missing[:3]} and has unknown {extra[:3]}")

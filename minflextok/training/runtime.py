@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from tqdm import tqdm
 
 from ..weights import naming, write_atomic
@@ -31,13 +32,22 @@ class Ranks:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        if self.world_size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         self.device = torch.device(
             f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
         )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        if self.world_size > 1 and not dist.is_initialized():
+            # Numbers on the CPU go through gloo beside the GPUs' NCCL, so that no GPU waits.
+            backend = "gloo" if self.device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            # torchrun's store outlives a restart, with the addresses of the ranks that ended.
+            store, _, _ = next(dist.rendezvous("env://"))
+            store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+            dist.init_process_group(
+                backend, store=store, rank=self.rank, world_size=self.world_size
+            )
+        self.pending: dist.Work | None = None
+        self.posted = torch.zeros(0)
 
     @property
     def is_main(self) -> bool:
@@ -48,9 +58,21 @@ class Ranks:
         """The mean of a number over all ranks."""
         if self.world_size == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        total = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(total)
         return total.item() / self.world_size
+
+    def post(self, *values: float) -> None:
+        """Begin to add up numbers over all ranks, in the background. `collect` returns the sums."""
+        self.posted = torch.tensor(values, dtype=torch.float64)
+        self.pending = dist.all_reduce(self.posted, async_op=True) if self.world_size > 1 else None
+
+    def collect(self) -> list[float]:
+        """The sums of the numbers of the last `post` ([] before the first)."""
+        if self.pending is not None:
+            self.pending.wait()
+            self.pending = None
+        return self.posted.tolist()
 
     def wait(self) -> None:
         """Return when all ranks have come here."""
@@ -59,6 +81,14 @@ class Ranks:
     def close(self) -> None:
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks, on its device; x itself where there is one process."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(x)
+        x = x / dist.get_world_size()
+    return x
 
 
 @contextmanager
@@ -97,15 +127,19 @@ def peak_memory(device: torch.device | str = "cpu") -> float | None:
 
 
 class Log:
-    """metrics.jsonl, a JSON object per line, and a progress bar. Both on rank 0 only.
+    """metrics.jsonl, a JSON object per line, and a progress bar; with `tensorboard`, its numbers as
+    TensorBoard files, too. All on rank 0 only.
 
     A run that resumes from a step drops the later lines, which it computes again.
     """
 
-    def __init__(self, path: Path, step: int, is_main: bool, quiet: bool):
+    def __init__(
+        self, path: Path, step: int, is_main: bool, quiet: bool, tensorboard: bool = False
+    ):
         self.is_main, self.quiet = is_main, quiet
         self.first: tuple[int, float] | None = None  # images and seconds at the first line
         self.path = path
+        self.board = board(path.parent, step) if tensorboard and is_main else None
         if not is_main:
             return
         lines = (
@@ -163,6 +197,9 @@ class Log:
         rounded = {k: float(f"{v:.9g}") if isinstance(v, float) else v for k, v in values.items()}
         with naming(self.path):
             self.file.write(json.dumps(rounded) + "\n")
+        if self.board is not None:
+            for name, value in numbers(rounded):
+                self.board.add_scalar(name, value, rounded["step"])
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -173,3 +210,26 @@ class Log:
         if self.is_main:
             self.bar.close()
             self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def board(folder: Path, step: int):
+    """A writer of TensorBoard files that hides what it wrote for later steps before a resume."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # it loads for seconds
+    except ImportError:
+        raise ValueError(
+            "tensorboard=True, but TensorBoard is not installed: "
+            'pip install "minflextok[tensorboard]", or give tensorboard=False'
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def numbers(values: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a log line by name: {"psnr": {"1": 12.9}} -> ("psnr/1", 12.9)."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float):
+            yield prefix + key, value

@@ -112,4 +112,4 @@ def test_a_cache_that_does_not_fit_is_an_error_before_the_first_step(tmp_path, i
         load_dataset(tmp_path / "latents")
     with pytest.raises(ValueError, match="differ in.*identity"):
         cache_latents(images.select(torch.arange(39)), vae, tmp_path / "latents", quiet=True)
-    assert not (tmp_path / "run/checkpoint.pt").exists()
+    assert not (tmp_path / "run/checkpoints").exists()

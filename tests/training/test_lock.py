@@ -10,7 +10,8 @@ import time
 
 import pytest
 import torch
-from conftest import RECIPE, TINY, after_steps, noise_images
+from conftest import RECIPE, TINY, after_steps, newest, noise_images
+from safetensors.torch import load_file, save_file
 
 from minflextok.training.lock import OWNER, only_run
 from minflextok.training.tokenizer import train_tokenizer
@@ -102,31 +103,46 @@ def test_a_killed_run_whose_workers_still_live_is_waited_for(tmp_path):
 def test_a_checkpoint_that_lacks_something_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt), after_steps(9, stop):
         run(tmp_path)
-    path = tmp_path / "checkpoint.pt"
-    good = torch.load(path)
+    last = newest(tmp_path)
+    path, file = last / "state.json", last / "state.safetensors"
+    good = json.loads(path.read_text())
     for change in [
-        {"ema": None},
         {"step": -5},
         {"step": "5"},
         {"step": 2.0},
         {"seconds": float("nan")},
-        {"window": [torch.zeros(3)]},
+        {"window": [[0.0] * 3]},
+        {"window": [[1, None]]},
         {"window": 3},
-        {"optimizers": []},
-        {"optimizers": [{}]},
-        {"model": {}},
-        {"ema": {"x": torch.zeros(1)}},
+        {"skipped": ["1"]},
         {"precision": 3},
+        {"tensors": good["tensors"] + 1},
+        {"files": {"state.safetensors": 5}},
+        {"files": {"../../run.json": 5}},
+        {"files": {"absent.safetensors": 5}},
     ]:
-        torch.save(good | change, path)
+        path.write_text(json.dumps(good | change))
         check_refused(tmp_path)
     for key in good:
-        torch.save({k: v for k, v in good.items() if k != key}, path)
+        path.write_text(json.dumps({k: v for k, v in good.items() if k != key}))
         check_refused(tmp_path, f"it has no {key}")
-    for value in ([], torch.zeros(2), None, 3):
-        torch.save(value, path)
+    for value in ("[]", "null", "3", "[" * 10**5):
+        path.write_text(value)
         check_refused(tmp_path)
-    torch.save(good, path)
+    tensors = load_file(file)
+    ema, moment = (next(n for n in tensors if n.startswith(p)) for p in ("ema.", "optimizer."))
+    for changed in (
+        {k: x for k, x in tensors.items() if k != ema},
+        {k: x for k, x in tensors.items() if k != moment},
+        tensors | {"ema.x": torch.zeros(1)},
+        tensors | {ema: torch.zeros(1)},
+    ):
+        save_file(changed, file)
+        sizes = {"tensors": len(changed), "files": {file.name: file.stat().st_size}}
+        path.write_text(json.dumps(good | sizes))
+        check_refused(tmp_path)
+    save_file(tensors, file)
+    path.write_text(json.dumps(good))
     run(tmp_path)
 
 
@@ -136,7 +152,7 @@ def stop():
 
 def check_refused(out, match=""):
     with pytest.raises(
-        ValueError, match=f"checkpoint.pt is no checkpoint of this run.*{match}"
+        ValueError, match=f"step_000000008 is no checkpoint of this run, or damaged.*{match}"
     ) as e:
         run(out)
     assert "\n" not in str(e.value)
@@ -144,7 +160,7 @@ def check_refused(out, match=""):
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "3", '"x"', "[" * 10**5, '{"data": {}}', ""])
 def test_any_run_json_ends_in_one_line(tmp_path, text):
-    (tmp_path / "checkpoint.pt").touch()
+    (tmp_path / "checkpoints/step_000000004").mkdir(parents=True)
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"give another out|or another out") as e:
         run(tmp_path)

@@ -4,20 +4,36 @@ wrong."""
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RECIPE, TINY, after_steps, changed, check_resume, lines, noise_images, same
+from conftest import (
+    RECIPE,
+    TINY,
+    after_steps,
+    changed,
+    check_resume,
+    killed_after,
+    lines,
+    newest,
+    noise_images,
+    same,
+    state,
+)
+from safetensors.torch import load_file
 
 from minflextok import FlexTok, TrainConfig
 from minflextok.data import identity
-from minflextok.training.checkpoints import load_checkpoint, save_checkpoint
+from minflextok.training.objective import TokenizerObjective
 from minflextok.training.optimizers import lr_factor, make_optimizers, update_ema
+from minflextok.training.run import Run
 from minflextok.training.runtime import stop_on_signal
 from minflextok.training.tokenizer import train_tokenizer
 
@@ -48,9 +64,34 @@ def test_a_run_writes_weights_metrics_and_pictures(tmp_path):
 def test_run_json_has_the_settings_and_the_data(tmp_path):
     run(tmp_path)
     record = run_record(tmp_path)
-    assert set(record) == {"model", "train", "data"}
+    assert set(record) == {"model", "train", "data", "launches"}
     assert record["data"] == {"name": "noise", "images": 40, "identity": identity(noise_images())}
     assert record["model"]["num_registers"] == 6 and record["train"]["batch_size"] == 8
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(tmp_path, monkeypatch):
+    found = []
+
+    class Writer:
+        def __init__(self, folder, purge_step):
+            assert (folder, purge_step) == (str(tmp_path / "tensorboard"), 1)
+
+        def add_scalar(self, *values):
+            found.append(values)
+
+        def close(self):
+            found.append("closed")
+
+    recipe = dataclasses.replace(RECIPE, steps=2, tensorboard=True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    with pytest.raises(ValueError, match=r"pip install .*\[tensorboard\].*tensorboard=False"):
+        run(tmp_path, recipe)
+    fake = SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    run(tmp_path, recipe)
+    assert ("loss", lines(tmp_path, "loss")[0][1], 2) in found and found[-1] == "closed"
+    assert {name for name, *_ in found[:-1]} >= {"psnr/1", "psnr/6", "lr", "grad_norm"}
+    assert all(isinstance(value, int | float) for _, value, _ in found[:-1])
 
 
 # ---- resuming ------------------------------------------------------------------------------------
@@ -128,13 +169,24 @@ def test_a_run_of_an_earlier_version_is_refused(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused_and_never_executed(tmp_path):
     run(tmp_path)
-    target = tmp_path / "executed"
-    whole = (tmp_path / "checkpoint.pt").read_bytes()
-    for damaged in (whole[:1000], b"", f"cos\nsystem\n(S'touch {target}'\ntR.".encode()):
-        (tmp_path / "checkpoint.pt").write_bytes(damaged)
-        with pytest.raises(ValueError, match="cannot be read"):
-            run(tmp_path)
+    target, last = tmp_path / "executed", newest(tmp_path)
+    pickled = f"cos\nsystem\n(S'touch {target}'\ntR.".encode()
+    for name in ("state.safetensors", "state.json"):
+        whole = (last / name).read_bytes()
+        same_size = (pickled * len(whole))[: len(whole)]
+        for damaged in (whole[: len(whole) // 2], b"", pickled, same_size):
+            (last / name).write_bytes(damaged)
+            with pytest.raises(ValueError, match="or damaged .*delete it to resume from the one"):
+                run(tmp_path)
+        (last / name).write_bytes(whole)
+    (last / "state.safetensors").unlink()
+    with pytest.raises(ValueError, match="or damaged .*No such file"):
+        run(tmp_path)
     assert not target.exists()
+    shutil.rmtree(last)
+    log = lines(tmp_path, "loss")
+    run(tmp_path)  # from the one before
+    assert lines(tmp_path, "loss") == log
 
 
 def test_another_precision_goes_on_with_a_warning(tmp_path, monkeypatch):
@@ -143,8 +195,8 @@ def test_another_precision_goes_on_with_a_warning(tmp_path, monkeypatch):
     run(tmp_path, half)
     assert set(lines(tmp_path, "precision")) == {(2, "float32"), (4, "float32")}
     assert run_record(tmp_path)["train"]["bf16"] is True
-    saved = load_checkpoint(tmp_path / "checkpoint.pt") | {"precision": "bfloat16"}
-    save_checkpoint(saved, tmp_path / "checkpoint.pt")
+    saved = state(tmp_path) | {"precision": "bfloat16"}
+    (newest(tmp_path) / "state.json").write_text(json.dumps(saved))
     with pytest.warns(UserWarning, match="trained in bfloat16, this device continues in float32"):
         run(tmp_path, half)
 
@@ -195,8 +247,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    saved = load_checkpoint(tmp_path / "a/checkpoint.pt")
-    assert 15 <= saved["step"] < 120
+    assert 15 <= state(tmp_path / "a")["step"] < 120
     for name in "ab":
         start(tmp_path / name, *flags).communicate(timeout=300)
     assert lines(tmp_path / "a", "loss") == lines(tmp_path / "b", "loss")
@@ -211,7 +262,7 @@ def test_sigterm_is_obeyed_also_where_every_step_evaluates(tmp_path):
 
     with after_steps(0, stop), pytest.raises(SystemExit) as e:
         run(tmp_path, dataclasses.replace(RECIPE, eval_every=1))
-    assert e.value.code == 143 and load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
+    assert e.value.code == 143 and state(tmp_path)["step"] == 1
 
 
 def test_a_run_on_another_thread_installs_no_signal_handlers():
@@ -228,15 +279,69 @@ def test_a_run_on_another_thread_installs_no_signal_handlers():
     assert seen == [([], before)]
 
 
-def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+NAN, FILE = float("nan"), "state.safetensors"
+
+
+def test_too_many_nans_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
+    few = dataclasses.replace(RECIPE, max_bad_steps=2)
+    match = (
+        r"loss is nan and gradient norm 1.0 at step 9: give a smaller lr \(now lr=0.004\) and "
+        r"another out. Bad steps among the last 100: \[7, 8, 9\], more than max_bad_steps=2; "
+        r"positions .* in the training split: \d+, .*step_000000004|step_000000008 is the last good"
+    )
     with (
-        after_steps(6, lambda: torch.tensor([float("nan"), 1.0])),
-        pytest.raises(
-            FloatingPointError, match=r"loss is nan .*at step 8: give a smaller lr \(now"
-        ),
+        after_steps(6, lambda: torch.tensor([NAN, 1.0])),
+        pytest.warns(UserWarning, match="step 7: its gradient counts as zero; positions"),
+        pytest.raises(FloatingPointError, match=match),
     ):
+        run(tmp_path, few)
+    assert state(tmp_path)["step"] == 8 and state(tmp_path)["skipped"] == [7, 8]
+    assert all(x.isfinite().all() for x in load_file(newest(tmp_path) / FILE).values())
+    bad = lines(tmp_path, "bad")
+    assert [step for step, _ in bad] == [7, 8, 9] and len(bad[0][1]["images"]) == 8
+    with after_steps(0, lambda: torch.tensor([NAN, 1.0])), pytest.raises(FloatingPointError):
+        run(tmp_path, few)  # the same command says the same, at the first bad step
+    run(tmp_path, dataclasses.replace(few, max_bad_steps=3))
+
+
+def test_a_bad_step_changes_no_weight_for_good(tmp_path, monkeypatch):
+    """The images of step 5 make the loss NaN, in one of its micro-batches alone."""
+    real, calls = TokenizerObjective.forward, []
+
+    def forward(self, *tensors):
+        calls.append(1)
+        return real(self, *tensors) * (NAN if len(calls) % 24 == 10 else 1)
+
+    def two_parts(out):
+        return run(out, dataclasses.replace(RECIPE, micro_batch=4))
+
+    monkeypatch.setattr(TokenizerObjective, "forward", forward)
+    with pytest.warns(UserWarning, match="loss is nan and gradient norm nan at step 5"):
+        straight = two_parts(tmp_path / "straight")
+    assert all(p.isfinite().all() for p in straight.parameters())
+    calls.clear()
+    with pytest.warns(UserWarning, match="at step 5"), killed_after(9):
+        two_parts(tmp_path / "resumed")
+    calls[:] = [1] * 16
+    assert same(straight, two_parts(tmp_path / "resumed"))
+    assert state(tmp_path / "resumed")["skipped"] == [5]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    real = Run.save
+
+    def save(self, checkpoints):
+        if self.step == 8:
+            next(self.model.parameters()).data[0] = NAN
+        real(self, checkpoints)
+
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(FloatingPointError, match="not finite at step 8: .*000004 is the last good"),
+    ):
+        patch.setattr(Run, "save", save)
         run(tmp_path)
-    assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 4
+    assert state(tmp_path)["step"] == 4
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
@@ -245,12 +350,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
 import resource, torch
 from pathlib import Path
 from minflextok import FlexTok, TokenizerConfig
-from minflextok.training.checkpoints import save_checkpoint
-path = Path({str(tmp_path / "c.pt")!r})
-save_checkpoint({{"step": 1, "x": torch.zeros(10)}}, path)
+from minflextok.training.checkpoints import Checkpoints
+from minflextok.training.runtime import Ranks
+out = Path({str(tmp_path / "run")!r})
+checkpoints = Checkpoints(out, Ranks("cpu"))
+checkpoints.save(1, {{}}, {{"x": torch.zeros(10)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # files cannot grow past this size
-for save in (lambda: save_checkpoint({{"step": 2, "x": torch.zeros(10**6)}}, path),
-             lambda: FlexTok({TINY!r}).save_pretrained(path.parent / "w")):
+for save in (lambda: checkpoints.save(2, {{}}, {{"x": torch.zeros(10**6)}}),
+             lambda: FlexTok({TINY!r}).save_pretrained(out / "w")):
     try:
         save()
     except OSError as e:
@@ -261,15 +368,70 @@ for save in (lambda: save_checkpoint({{"step": 2, "x": torch.zeros(10**6)}}, pat
     )
     errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 2 and all("disk full" in error for error in errors), done
-    assert "last good" in errors[0]
-    assert load_checkpoint(tmp_path / "c.pt")["step"] == 1
-    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["c.pt"]
+    assert "step_000000001 is still the last good" in errors[0]
+    assert state(tmp_path / "run")["step"] == 1
+    files = [p.name for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert sorted(files) == ["state.json", "state.safetensors"]
 
 
-def test_saving_a_checkpoint_replaces_it(tmp_path):
-    for i in range(2):
-        save_checkpoint({"step": i}, tmp_path / "c.pt")
-    assert load_checkpoint(tmp_path / "c.pt") == {"step": 1} and len(list(tmp_path.iterdir())) == 1
+def test_the_last_two_checkpoints_are_kept(tmp_path):
+    (tmp_path / "checkpoints/.step_000000003.part").mkdir(parents=True)  # of a killed run
+    run(tmp_path)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_000000008", "step_000000012"]
+
+
+def test_checkpoints_come_with_the_clock(tmp_path):
+    """A run that is killed long before its first evaluation resumes bit for bit."""
+    rare = dataclasses.replace(RECIPE, eval_every=1000, save_minutes=1e-9)
+    with killed_after(5):
+        run(tmp_path, rare)
+    assert state(tmp_path)["step"] == 5
+    off = dataclasses.replace(rare, save_minutes=0.0)
+    straight = run(tmp_path / "straight", off)
+    assert same(straight, run(tmp_path, off)) and len(list(newest(tmp_path).parent.iterdir())) == 2
+    assert lines(tmp_path, "loss") == lines(tmp_path / "straight", "loss")
+
+
+def test_a_run_of_one_file_is_refused(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(ValueError, match="earlier version .*checkpoint.pt.*another out"):
+        run(tmp_path)
+
+
+# ---- which settings define a run -----------------------------------------------------------------
+
+
+def test_free_settings_may_change_on_a_resume(tmp_path):
+    with killed_after(9):
+        run(tmp_path)
+    free = {"micro_batch": 4, "eval_every": 5, "log_every": 1, "save_minutes": 1.0, "workers": 1}
+    run(tmp_path, dataclasses.replace(RECIPE, **free, max_bad_steps=0, checkpoint_activations=True))
+    first, second = run_record(tmp_path)["launches"]
+    assert (first["step"], second["step"]) == (0, 8) and first["seed"] == 0
+    assert "pytest" in first["command"] and first["versions"]["torch"] == torch.__version__
+    assert len(first["commit"] or "0" * 40) >= 40
+    assert (first["free"]["micro_batch"], second["free"]["micro_batch"]) == (0, 4)
+    assert run_record(tmp_path)["train"]["micro_batch"] == 4
+
+
+def test_a_run_is_extended_by_choice(tmp_path):
+    run(tmp_path)
+    longer = dataclasses.replace(RECIPE, steps=16)
+    with pytest.raises(
+        ValueError, match=r"shorter run \(train.steps=12 there, 16 here\): give ext"
+    ):
+        run(tmp_path, longer)
+    run(tmp_path, dataclasses.replace(longer, extend=True))
+    assert [s for s, _ in lines(tmp_path, "loss")][-2:] == [14, 16]
+    assert dict(lines(tmp_path, "lr"))[14] > dict(lines(tmp_path, "lr"))[12]
+    run(tmp_path, longer)  # it is that run now
+    for other in ({"steps": 15}, {"steps": 20, "lr": 0.1}):
+        with pytest.raises(ValueError, match="holds another run"):
+            run(tmp_path, dataclasses.replace(longer, extend=True, **other))
+
+
+# ---- limits --------------------------------------------------------------------------------------
 
 
 def test_data_that_does_not_fit(tmp_path):

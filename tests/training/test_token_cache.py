@@ -13,6 +13,7 @@ from PIL import Image
 
 from minflextok import FlexTok
 from minflextok.data import Folder, Stream, in_order, load_dataset, to_float
+from minflextok.training import token_cache
 from minflextok.training.token_cache import extract_ids, views
 
 K = TINY.num_registers
@@ -76,11 +77,14 @@ def test_half_an_extraction_is_never_trusted(tmp_path, monkeypatch):
         return real(*a, **k)
 
     monkeypatch.setattr(FlexTok, "encode", encode)
+    monkeypatch.setattr(token_cache, "PART", 8)
     tok, images = randomised(), data(20)
     with pytest.raises(KeyboardInterrupt):
         extract_ids(tok, images, cache=tmp_path, quiet=True, batch_size=4)
-    assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob("*.npy")) and not list(tmp_path.rglob("*.part"))
     ids, _ = extract_ids(tok, images, cache=tmp_path, quiet=True, batch_size=4)
+    assert len(calls) == 3 + 3  # of five batches, the first part's two were kept
+    assert not list(tmp_path.glob("*.parts"))
     assert np.array_equal(ids[:, 0], real(tok, to_float(images.images)).numpy())
     path = next(p for p in tmp_path.glob("*.npy") if "labels" not in p.name)
     path.write_bytes(path.read_bytes()[:-50])

@@ -1,0 +1,93 @@
+"""A model on several ranks: copies of it (DDP) or shards (FSDP2); and activation checkpointing."""
+
+import copy
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from ..tokenizer import FlexTok
+
+# Linear layers that are called before their block is: the modulations of all blocks are computed
+# together, and so are the keys and values of a text.
+CALLED_ALONE = ("adaln", "wkv")
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The Transformer blocks of a model: the modules of its lists called `blocks`."""
+    return [m for name, m in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]]
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Let each Transformer block keep its inputs alone for the backward pass, and compute its
+    activations again there."""
+    blocks = blocks_of(model)
+    if not blocks:
+        raise ValueError(
+            f"checkpoint_activations=True: {type(model).__name__} has no Transformer blocks: "
+            "give checkpoint_activations=False"
+        )
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.recompute = True  # for the savings, which do not call `forward` of each block
+
+
+def without_memory(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters are on the meta device; its buffers are copied."""
+    memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, memo).eval()
+
+
+def shard(model: nn.Module, half: bool) -> None:
+    """Shard a model over all ranks, in place: FSDP2, one group for each Transformer block and one
+    for the rest. half: compute in bfloat16 with float32 masters, and sum gradients in float32."""
+    blocks = blocks_of(model)
+    if not blocks:
+        raise ValueError(
+            f"fsdp=True: {type(model).__name__} has no Transformer blocks: give fsdp=False"
+        )
+    if not dist.is_initialized():
+        raise ValueError("fsdp=True needs several ranks: start the run with torchrun")
+    for module in model.modules():
+        if isinstance(module, FlexTok):
+            # The exact savings call parts of a block, as often as a rank's draws ask for. But all
+            # ranks must call the same shards, and gather those of a block when it is called.
+            module.savings = False
+    # Timesteps must stay float32, so autocast casts the inputs where a product needs it.
+    policy = MixedPrecisionPolicy(
+        torch.bfloat16 if half else None, torch.float32, cast_forward_inputs=False
+    )
+    for block in blocks:
+        for name, module in block.named_modules():
+            if name.split(".")[-1] in CALLED_ALONE:
+                fully_shard(module, mp_policy=policy)
+        fully_shard(block, mp_policy=policy)
+    fully_shard(model, mp_policy=policy)
+
+
+def copies(model: nn.Module) -> nn.Module:
+    """DDP around a model: the mean gradient of all ranks."""
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, as DDP does before each step: the statistics of batch
+    norm differ between ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor, in the same memory: all of it unless it is sharded."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def full(x: Tensor) -> Tensor:
+    """All of a tensor. All ranks must call this for a sharded one."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
