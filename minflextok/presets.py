@@ -100,9 +100,11 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
                 PUBLISHED, enc_dim=64 * enc, enc_depth=enc, dec_dim=64 * dec, dec_depth=dec
             ),
             # What fits on 8 GPUs of 80 GB with DDP: see `minflextok plan`.
-            recipe=replace(PUBLISHED_RECIPE, micro_batch=micro_batch),
+            recipe=replace(
+                PUBLISHED_RECIPE, micro_batch=micro_batch, checkpoint_activations=dec == 28
+            ),
         )
-        for enc, dec, micro_batch in ((12, 12, 64), (18, 18, 16), (18, 28, 4))
+        for enc, dec, micro_batch in ((12, 12, 64), (18, 18, 16), (18, 28, 32))
     },
 }
 

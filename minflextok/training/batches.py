@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import TokenizerConfig, TrainConfig
 from ..data import (
     Dataset,
     Images,
@@ -53,9 +53,10 @@ def check_image_size(data: Dataset, images: Tensor, size: int) -> None:
         )
 
 
-def check_latents(data: Latents, vae: str, shape: tuple[int, ...], c: TrainConfig) -> None:
-    """Raises ValueError unless data has latents of this shape (C, h, w), by the VAE of this
-    fingerprint, and of the views that the recipe asks for."""
+def check_latents(data: Latents, vae: str, c: TokenizerConfig, flip: bool) -> None:
+    """Raises ValueError unless data has latents for this tokenizer, by the VAE of this fingerprint,
+    and of mirror images if flip asks for them."""
+    shape = c.in_channels, c.image_size, c.image_size
     if data.vae != vae:
         raise ValueError(
             f"{data.name} holds latents of the VAE {data.vae}, this is {vae}: give that VAE, or "
@@ -66,12 +67,7 @@ def check_latents(data: Latents, vae: str, shape: tuple[int, ...], c: TrainConfi
             f"{data.name} has latents of shape {data.shape[2:]}, this model takes {shape}: cache "
             "them from images of another size"
         )
-    if c.crop_scale < 1:
-        raise ValueError(
-            f"crop_scale={c.crop_scale}: {data.name} has latents of whole images: give "
-            "crop_scale=1, or train from images"
-        )
-    if c.flip and data.shape[0] == 1:
+    if flip and data.shape[0] == 1:
         raise ValueError(
             f"{data.name} has no latents of mirror images: give flip=False, or cache them again"
         )

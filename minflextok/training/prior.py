@@ -18,6 +18,7 @@ from ..prior import Prior
 from ..text import words_of
 from ..tokenizer import FlexTok
 from .batches import describe_data
+from .lock import only_run
 from .loop import Task, fit
 from .run import Run
 from .runtime import Ranks
@@ -171,5 +172,9 @@ def train_prior(
     `config` are set to those of tokenizer and data. crops: 1, or 5 to train on shifted images too.
     `out` gets what `fit` writes; its weights load with `Prior.from_pretrained(out)`.
     """
-    task = PriorTask(config, recipe, tok, data, Ranks(device), crops, cache, quiet)
+    ranks = Ranks(device)
+    if ranks.is_main:
+        with only_run(Path(out)):  # refuses a directory in use before the ids are extracted
+            pass
+    task = PriorTask(config, recipe, tok, data, ranks, crops, cache, quiet)
     return fit(task, recipe, out, quiet)

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import first_line
 from ..weights import naming, write_atomic
 
 try:
@@ -28,13 +29,18 @@ class Ranks:
 
     def __init__(self, device: str | None = None):
         """device: "cpu", "cuda" (the GPU of this rank) or a device by number; default: a GPU if
-        there is one."""
+        there is one. ValueError for a device that does not work here."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.device = torch.device(
-            f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
-        )
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+        try:
+            self.device = torch.device(name)
+            torch.zeros(1, device=self.device).item()  # the device "meta" has no values
+        except Exception as e:  # each backend of torch raises an error of its own
+            raise ValueError(
+                f"device={device!r} does not work here ({first_line(e)}): give 'cpu'"
+            ) from None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world_size > 1 and not dist.is_initialized():

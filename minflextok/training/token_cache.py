@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ..data import Dataset, Folder, Images, Stream, identity, in_order, to_float
+from ..data import Dataset, Folder, Images, Latents, Stream, identity, in_order, to_float
 from ..tokenizer import FlexTok
-from ..weights import atomic_file
+from ..weights import atomic_file, fingerprint
+from .batches import check_latents
 
 PART = 2048  # images
 CACHE_DIR = Path.home() / ".cache" / "minflextok" / "ids"
@@ -83,6 +84,11 @@ def extract_ids(
     """
     folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
     views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
+    if isinstance(data, Latents):
+        if tok.vae is None or crops != 1:
+            needs = "a tokenizer with its VAE" if tok.vae is None else "crops=1"
+            raise ValueError(f"{data.name} holds latents of a VAE: give {needs}")
+        check_latents(data, fingerprint(tok.vae.state_dict()), tok.config, flip)
     key = json.dumps([tokenizer_key(tok), identity(data, content=True), flip, crops])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     label_path = path.with_suffix(".labels.npy")
@@ -237,7 +243,14 @@ def write_ids(
 
 
 def encode_views(tok: FlexTok, images: Tensor, flip: bool, crops: int, batch_size: int) -> Tensor:
-    """The ids of all views of images (b, 3, H, W) uint8: (b, V, K) on the CPU."""
-    x = views(images.to(tok.encoder.registers.device), flip, crops)  # (b, V, 3, H, W)
-    parts = x.flatten(0, 1).split(batch_size)
-    return torch.cat([tok.encode(to_float(part)).cpu() for part in parts]).unflatten(0, x.shape[:2])
+    """The ids of all views of images (b, 3, H, W) uint8, or of items of `Latents`: (b, V, K) on the
+    CPU."""
+    images = images.to(tok.device)
+    if images.dtype == torch.uint8:
+        x = to_float(views(images, flip, crops))  # (b, V, 3, H, W)
+    else:  # (b, 1 or 2, 2, C, h, w): the modes of images and of their mirror images
+        scaling_factor = 1.0 if tok.vae is None else tok.vae.config.scaling_factor
+        x = images[:, : 1 + flip, 0].float() * scaling_factor
+    encode = tok.encode if images.dtype == torch.uint8 else tok.encode_latents
+    ids = torch.cat([encode(part).cpu() for part in x.flatten(0, 1).split(batch_size)])
+    return ids.unflatten(0, x.shape[:2])

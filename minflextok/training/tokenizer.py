@@ -118,8 +118,12 @@ class TokenizerTask(Task):
             if self.vae is None or teacher is not None:
                 needs = "give its VAE" if self.vae is None else "a teacher needs images"
                 raise ValueError(f"{data.name} holds latents of a VAE: {needs}")
-            shape = c.in_channels, c.image_size, c.image_size
-            check_latents(data, fingerprint(self.vae.state_dict()), shape, recipe)
+            check_latents(data, fingerprint(self.vae.state_dict()), c, recipe.flip)
+            if recipe.crop_scale < 1:
+                raise ValueError(
+                    f"crop_scale={recipe.crop_scale}: {data.name} has latents of whole images: "
+                    "give crop_scale=1, or train from images"
+                )
         else:
             size = c.image_size * (self.vae.config.downscale if self.vae is not None else 1)
             check_image_size(data, val, size)

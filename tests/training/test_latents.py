@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minflextok import PRESETS
+from minflextok import PRESETS, FlexTok
 from minflextok.config import TrainConfig, VAEConfig
 from minflextok.data import Images, Latents, cache_latents, load_dataset, to_float
+from minflextok.training.token_cache import extract_ids
 from minflextok.training.tokenizer import train_tokenizer
 from minflextok.vae import VAE
 
@@ -106,6 +107,9 @@ def test_a_cache_that_does_not_fit_is_an_error_before_the_first_step(tmp_path, i
         train(teacher=lambda x: x)
     with pytest.raises(ValueError, match=r"shape \(4, 4, 4\), this model takes \(4, 2, 2\)"):
         train(config=replace(CONFIG, image_size=2))
+    with pytest.raises(ValueError, match="crop_scale=0.5: .* has latents of whole images"):
+        recipe = replace(RECIPE, crop_scale=0.5)
+        train_tokenizer(CONFIG, recipe, data, tmp_path / "run", "cpu", quiet=True, vae=vae)
     with pytest.raises(ValueError, match="no latents of mirror images: give flip=False"):
         train(data=cached(tmp_path, images, vae, "once", flip=False))
     with pytest.raises(ValueError, match="holds latents of a VAE, and this needs images"):
@@ -113,3 +117,21 @@ def test_a_cache_that_does_not_fit_is_an_error_before_the_first_step(tmp_path, i
     with pytest.raises(ValueError, match="differ in.*identity"):
         cache_latents(images.select(torch.arange(39)), vae, tmp_path / "latents", quiet=True)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_ids_for_a_prior_come_from_images_or_latents(tmp_path, images, vae):
+    """All ids but those near a rounding boundary are equal: the cache rounds to bfloat16."""
+    torch.manual_seed(0)
+    tok = FlexTok(CONFIG).eval().attach(vae)
+    data = cached(tmp_path, images, vae)
+    want, labels = extract_ids(tok, images, True, cache=tmp_path / "ids", quiet=True)
+    found, same_labels = extract_ids(tok, data, True, cache=tmp_path / "ids", quiet=True)
+    assert found.shape == want.shape == (40, 2, 4) and torch.equal(labels, same_labels)
+    assert (found == want).mean() > 0.9 and (found[:, 0] != found[:, 1]).any()
+    with pytest.raises(ValueError, match="give crops=1"):
+        extract_ids(tok, data, True, crops=5, cache=tmp_path / "ids")
+    with pytest.raises(ValueError, match="latents of the VAE"):
+        torch.manual_seed(1)
+        extract_ids(FlexTok(CONFIG).attach(VAE(SMALL_VAE)), data, cache=tmp_path / "ids")
+    with pytest.raises(ValueError, match="give a tokenizer with its VAE"):
+        extract_ids(FlexTok(CONFIG), data, cache=tmp_path / "ids")

@@ -10,16 +10,19 @@ import time
 
 import pytest
 import torch
-from conftest import RECIPE, TINY, after_steps, newest, noise_images
+from conftest import RECIPE, TINY, after_steps, newest, noise_images, randomised
 from safetensors.torch import load_file, save_file
 
+from minflextok import PriorConfig
 from minflextok.training.lock import OWNER, only_run
+from minflextok.training.prior import train_prior
 from minflextok.training.tokenizer import train_tokenizer
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX processes")
 HOLD = """
 import sys, time
 from pathlib import Path
+from minflextok import PriorConfig
 from minflextok.training.lock import only_run
 with only_run(Path(sys.argv[1])):
     print("held", flush=True)
@@ -50,6 +53,23 @@ def test_a_second_run_is_refused_and_names_the_first(tmp_path, other):
         assert part in str(e.value)
     assert not (tmp_path / "run/metrics.jsonl").exists()
     run(tmp_path / "elsewhere")
+
+
+def test_a_prior_is_refused_before_its_ids_are_extracted(tmp_path, other):
+    config = PriorConfig(TINY.vocab_size, TINY.num_registers, 5, dim=16, depth=1, head_dim=8)
+    data = noise_images(40, labels=torch.arange(40) % 5, classes=list("abcde"))
+    with pytest.raises(ValueError, match="in use by another run"):
+        train_prior(
+            config,
+            RECIPE,
+            randomised(),
+            data,
+            tmp_path / "run",
+            "cpu",
+            quiet=True,
+            cache=tmp_path / "ids",
+        )
+    assert not (tmp_path / "ids").exists()
 
 
 @posix

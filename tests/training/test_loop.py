@@ -510,3 +510,9 @@ def test_weight_decay_is_for_matrices_only(tok):
 def test_bad_recipes(fields, match):
     with pytest.raises(ValueError, match=match):
         dataclasses.replace(RECIPE, **fields)
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda:99", "nonsense"])
+def test_a_device_that_does_not_work_is_an_error(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device='{device}' does not work here"):
+        train_tokenizer(TINY, RECIPE, noise_images(), tmp_path, device)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 
 import pytest
 import torch
@@ -21,9 +22,12 @@ from conftest import (
     noise_images,
     state,
 )
+from image_files import shard
 from safetensors.torch import load_file
 
 from minflextok import FlexTok, PriorConfig
+from minflextok.config import DATA_DIR
+from minflextok.data import Folder, shards
 from minflextok.training.checkpoints import names_in
 from minflextok.training.parallel import blocks_of, checkpoint_activations
 from minflextok.training.tokenizer import train_tokenizer
@@ -36,8 +40,21 @@ TEXT = PriorConfig(
 )
 
 
+def write_photos(folder):
+    """Three shards of 5, 40 and 75 embedded images, on disk."""
+    stored = shards.read_all([str(DATA_DIR / "cifar10-sample-train.tar.gz")])
+    found = [(f"{s.key}.jpg", s.image) for s in islice(shards.samples(stored), 120)]
+    folder.mkdir()
+    for name, part in (("a", found[:5]), ("b", found[5:45]), ("c", found[45:])):
+        shard(folder / f"{name}.tar", part)
+
+
 def run(out, recipe=LONG, **options):
-    return train_tokenizer(TINY, recipe, noise_images(), out, "cpu", quiet=True, **options)
+    """Train on noise, or on the shards beside `out`, if there are any."""
+    data, paths = noise_images(), sorted(map(str, out.parent.glob("photos/*.tar")))
+    if paths:
+        data = Folder("photos", shards.by_position(paths), None, [], TINY.image_size, 0)
+    return train_tokenizer(TINY, recipe, data, out, "cpu", quiet=True, **options)
 
 
 def torchrun(script, *arguments, restarts=0):
@@ -156,7 +173,8 @@ def losses(out):
 @pytest.mark.parametrize("steps", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_two_ranks_train_as_one(tmp_path, steps):
     """DDP with micro-batches, FSDP2 with activation checkpointing, and both resumed from another
-    number of ranks: the losses of one process."""
+    number of ranks: the losses of one process. On shards of real images."""
+    write_photos(tmp_path / "photos")
     recipe = dataclasses.replace(LONG, steps=steps, eval_every=steps // 2)
     tok = run(tmp_path / "one", recipe)
     with killed_after(steps // 2 + 2):
