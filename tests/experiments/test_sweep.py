@@ -19,7 +19,7 @@ def data(monkeypatch):
 
 
 def test_at_equal_steps(tmp_path, data, monkeypatch, capsys):
-    setting = Setting("cifar10-tiny", "cifar10-sample (JPEG)", steps=2)
+    setting = Setting("cifar10-tiny", "cifar10-sample (JPEG)", steps=2, val_images=16)
     sweep(setting, data, tmp_path, ["8 registers", "recipe"])
     found = json.loads((tmp_path / "sweep.json").read_text())
     assert list(found["rows"]) == ["recipe", "8 registers"]  # in the order of the table
@@ -35,7 +35,9 @@ def test_at_equal_steps(tmp_path, data, monkeypatch, capsys):
 
 def test_at_equal_minutes_with_scores_on_validation_images(tmp_path, data, monkeypatch, capsys):
     monkeypatch.setattr(module, "BASE", {"batch_size": 32})
-    setting = Setting("cifar10-tiny", "cifar10-sample (JPEG)", steps=None, minutes=0.002)
+    setting = Setting(
+        "cifar10-tiny", "cifar10-sample (JPEG)", steps=None, minutes=0.002, val_images=16
+    )
     sweep(setting, data, tmp_path, ["head_dim 32"])
     row = json.loads((tmp_path / "sweep_minutes.json").read_text())["rows"]["head_dim 32"]
     assert row["images"] % 32 == 0

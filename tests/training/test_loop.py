@@ -409,7 +409,7 @@ def test_free_settings_may_change_on_a_resume(tmp_path):
     run(tmp_path, dataclasses.replace(RECIPE, **free, max_bad_steps=0, checkpoint_activations=True))
     first, second = run_record(tmp_path)["launches"]
     assert (first["step"], second["step"]) == (0, 8) and first["seed"] == 0
-    assert "pytest" in first["command"] and first["versions"]["torch"] == torch.__version__
+    assert "python" in first["command"] and first["versions"]["torch"] == torch.__version__
     assert len(first["commit"] or "0" * 40) >= 40
     assert (first["free"]["micro_batch"], second["free"]["micro_batch"]) == (0, 4)
     assert run_record(tmp_path)["train"]["micro_batch"] == 4
