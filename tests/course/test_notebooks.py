@@ -197,7 +197,7 @@ def test_outputs_are_compared():
 
 
 def test_the_course_is_complete():
-    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02}" for i in range(13)]
+    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02}" for i in range(14)]
     table = (ROOT / "notebooks/README.md").read_text()
     assert all(f"]({p.name})" in table for p in NOTEBOOKS)
 

@@ -1,0 +1,280 @@
+"""Exercises of notebook 13: what training costs."""
+
+from collections.abc import Iterator
+
+import torch
+
+from . import Exercise, randint
+
+# ---- ★ state of a training run -------------------------------------------------------------------
+
+
+def state_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((10, 1, False), (1000, 8, False), (1000, 8, True))
+    for sharded in (False, True):
+        yield 1000 * randint(g, 1, 900), 2 ** randint(g, 1, 6), sharded
+
+
+def state_bytes(parameters: int, gpus: int, sharded: bool) -> float:
+    total = 0.0
+    for _ in ("weights", "gradients", "first moments", "second moments", "averaged weights"):
+        total += parameters * 4
+    return total / gpus if sharded else total
+
+
+def four_numbers(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, sharded) * 4 / 5
+
+
+def no_moments(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, sharded) * 3 / 5
+
+
+def weights_alone(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, sharded) / 5
+
+
+def in_bfloat16(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, sharded) / 2
+
+
+def always_divided(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, True)
+
+
+def only_weights_sharded(parameters: int, gpus: int, sharded: bool) -> float:
+    return 16.0 * parameters + 4.0 * parameters / (gpus if sharded else 1)
+
+
+# ---- ★★ the largest micro-batch ------------------------------------------------------------------
+
+
+def memory_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((72, 20, 5, 16), (72, 60, 1, 8), (72, 80, 1, 8), (72, 20, 5, 12))
+    for _ in range(4):
+        state = randint(g, 0, 60)
+        yield 72, state, randint(g, 1, 6), 2 ** randint(g, 1, 4) * randint(g, 1, 5)
+
+
+def micro_batch(usable: int, state: int, image: int, local: int) -> int:
+    found = 0
+    for size in range(1, local + 1):
+        if local % size == 0 and state + size * image <= usable:
+            found = size
+    return found
+
+
+def not_a_divisor(usable: int, state: int, image: int, local: int) -> int:
+    return max(0, min(local, (usable - state) // image))
+
+
+def without_state(usable: int, state: int, image: int, local: int) -> int:
+    return micro_batch(usable, 0, image, local)
+
+
+def at_least_one(usable: int, state: int, image: int, local: int) -> int:
+    return max(1, micro_batch(usable, state, image, local))
+
+
+def all_at_once(usable: int, state: int, image: int, local: int) -> int:
+    return local if state + local * image <= usable else 0
+
+
+# ---- ★ images for a budget -----------------------------------------------------------------------
+
+
+def budgets(g: torch.Generator) -> Iterator[tuple]:
+    yield 1, 1e12, 100.0, 0.5
+    for _ in range(4):
+        speed, share = 10.0 * randint(g, 5, 100), randint(g, 1, 9) / 10
+        yield randint(g, 1, 5000), 1e9 * randint(g, 1, 5000), speed, share
+
+
+def images_for(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
+    operations = 0.0
+    for _ in range(60 * 60):  # seconds of an hour
+        operations += gpu_hours * tflops * 1e12 * utilization
+    return operations / flops
+
+
+def at_the_peak(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
+    return images_for(gpu_hours, flops, tflops, 1.0)
+
+
+def upside_down(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
+    return images_for(gpu_hours, flops, tflops, 1 / utilization)
+
+
+def of_seconds(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
+    return images_for(gpu_hours, flops, tflops, utilization) / 3600
+
+
+def of_minutes(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
+    return images_for(gpu_hours, flops, tflops, utilization) / 60
+
+
+# ---- ★★★ the number of GPUs up to which communication is hidden ----------------------------------
+
+
+def clusters(g: torch.Generator) -> Iterator[tuple]:
+    yield 2048, 350e9, 257e6, 400e12, 400e9
+    for _ in range(4):
+        yield (
+            64 * randint(g, 4, 32),
+            1e9 * randint(g, 300, 900),
+            1e6 * randint(g, 200, 900),
+            1e12 * randint(g, 100, 400),
+            1e9 * randint(g, 10, 400),
+        )
+
+
+def hidden_gpus(
+    batch: int,
+    flops: float,
+    parameters: float,
+    speed: float,
+    bandwidth: float,
+    share: float = 2 / 3,
+    size: float = 8,
+    ring: bool = True,
+) -> int:
+    """share: of a step's computation that hides communication; size: bytes that are sent for each
+    parameter; ring: without the part that each GPU already has."""
+    n = 1
+    while True:
+        more = n + 1
+        backward = share * batch / more * flops / speed
+        sent = size * parameters * ((more - 1) / more if ring else 1)
+        if sent / bandwidth > backward:
+            return n
+        n = more
+
+
+def behind_the_step(
+    batch: int, flops: float, parameters: float, speed: float, bandwidth: float
+) -> int:
+    return hidden_gpus(batch, flops, parameters, speed, bandwidth, share=1.0)
+
+
+def behind_the_forward_pass(
+    batch: int, flops: float, parameters: float, speed: float, bandwidth: float
+) -> int:
+    return hidden_gpus(batch, flops, parameters, speed, bandwidth, share=1 / 3)
+
+
+def sent_once(batch: int, flops: float, parameters: float, speed: float, bandwidth: float) -> int:
+    return hidden_gpus(batch, flops, parameters, speed, bandwidth, size=4)
+
+
+def numbers_sent(
+    batch: int, flops: float, parameters: float, speed: float, bandwidth: float
+) -> int:
+    return hidden_gpus(batch, flops, parameters, speed, bandwidth, size=2)
+
+
+def one_too_few(batch: int, flops: float, parameters: float, speed: float, bandwidth: float) -> int:
+    return hidden_gpus(batch, flops, parameters, speed, bandwidth, ring=False)
+
+
+EXERCISES = {
+    "state_bytes": Exercise(
+        state_inputs,
+        state_bytes,
+        [
+            (
+                four_numbers,
+                "one of the five float32 numbers of a parameter is missing: the weight, its "
+                "gradient, Adam's two moments, the averaged weight.",
+            ),
+            (
+                no_moments,
+                "Adam's moments are missing: it keeps the mean of the gradient and of its square "
+                "for each parameter.",
+            ),
+            (
+                weights_alone,
+                "these are the weights alone. A training run has gradients, moments and averaged "
+                "weights, too.",
+            ),
+            (
+                in_bfloat16,
+                "this is two bytes a number. The matrix products are in bfloat16; the state is "
+                "in float32, four bytes a number.",
+            ),
+            (
+                always_divided,
+                "DDP has a copy of everything on each GPU. Only a sharded run divides by the "
+                "number of GPUs.",
+            ),
+            (
+                only_weights_sharded,
+                "only the weights are divided. FSDP2 shards the gradients, the moments and the "
+                "averaged weights as well.",
+            ),
+        ],
+    ),
+    "micro_batch": Exercise(
+        memory_inputs,
+        micro_batch,
+        [
+            (
+                not_a_divisor,
+                "this number of images fits, but it does not divide the images of a GPU: the last "
+                "micro-batch would be smaller than the others.",
+            ),
+            (without_state, "the state of the run needs memory, too: subtract it first."),
+            (at_least_one, "where not even one image fits beside the state, the answer is 0."),
+            (
+                all_at_once,
+                "the images of a GPU need not be computed all at once: try each of their divisors.",
+            ),
+        ],
+    ),
+    "images_for": Exercise(
+        budgets,
+        images_for,
+        [
+            (
+                at_the_peak,
+                "this is at the peak of the matrix units. Training reaches `utilization` of it.",
+            ),
+            (
+                upside_down,
+                "divided by the utilization: a GPU that reaches half of its peak computes half "
+                "as many images.",
+            ),
+            (of_seconds, "`tflops` counts operations of a second, and an hour has 3,600 of them."),
+            (of_minutes, "an hour has 3,600 seconds, not 60."),
+        ],
+    ),
+    "hidden_gpus": Exercise(
+        clusters,
+        hidden_gpus,
+        [
+            (
+                behind_the_step,
+                "gradients exist only in the backward pass: two thirds of a step can hide their "
+                "communication, not all of it.",
+            ),
+            (
+                behind_the_forward_pass,
+                "this is the time of the forward pass, a third of a step. Communication runs "
+                "beside the backward pass, the other two thirds.",
+            ),
+            (
+                sent_once,
+                "4 bytes a parameter is half of what is sent: each gradient travels once to be "
+                "summed, and its sum travels once to all GPUs, both in float32.",
+            ),
+            (
+                numbers_sent,
+                "this counts numbers, not bytes: a float32 number has 4 bytes.",
+            ),
+            (
+                one_too_few,
+                "each GPU sends (n - 1) / n of the gradients in each of the two rounds: it "
+                "already has its own part.",
+            ),
+        ],
+    ),
+}
