@@ -9,6 +9,7 @@ linearly with depth. So models of one or two blocks are enough to know those of 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -33,7 +34,20 @@ Config: TypeAlias = TokenizerConfig | PriorConfig | VAEConfig
 Pass: TypeAlias = tuple[nn.Module, Callable[[], Tensor]]  # a model, and its forward pass
 
 
-GPU = "cuda"  # of the fake tensors; none is needed
+GPU = "cuda:0"  # of the fake tensors; none is needed
+
+
+@cache
+def works() -> bool:
+    """Whether this torch has fake tensors of a GPU: some versions and builds want a GPU for them."""
+    try:
+        with FakeTensorMode(), torch.device(GPU):
+            nn.Linear(1, 1).to(GPU)
+            nn.Conv2d(1, 1, 1)
+    except Exception:  # each version raises another error
+        return False
+    return True
+
 
 # ---- the loss of each kind of model --------------------------------------------------------------
 

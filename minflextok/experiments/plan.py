@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from ..config import PriorConfig, TrainConfig, VAEConfig
 from ..presets import PRIORS, TOKENIZERS, VAES, Preset
 from .costs import GPUS, USABLE, Costs, Option, costs
-from .footprint import Config
+from .footprint import Config, works
 
 IMAGES = {"cifar10": 50_000, "shapes": 20_000}  # training images of a preset's data
 IMAGENET = 1_281_167  # and of ImageNet-1k, for presets without data of their own
@@ -129,6 +131,11 @@ def plan(
     if not stages:
         known = "; ".join(f"{s}: {', '.join(STAGES[s])}" for s in STAGES if stage in (None, s))
         raise ValueError(f"preset={preset!r}: give one of {known}")
+    if not works():
+        raise ValueError(
+            f"torch {torch.__version__} counts the memory of a GPU only where there is one: plan "
+            "there, or update torch"
+        )
     found = STAGES[stages[0]][preset]
     recipe = found.recipe
     recipe = replace(

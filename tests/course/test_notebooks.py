@@ -18,6 +18,7 @@ from conftest import ROOT
 from minflextok.course.check import STUB
 from minflextok.course.notebooks import build, strip, student_version
 from minflextok.course.outputs import execute, printed, same_text
+from minflextok.experiments import footprint
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
@@ -139,6 +140,8 @@ def test_student_notebook_is_what_build_makes(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=names)
 def test_runs_in_fast_mode(path, monkeypatch):
+    if path.stem.startswith("13") and not footprint.works():
+        pytest.skip("the planner wants another version of torch, or a GPU")
     monkeypatch.setenv("FAST", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads of a busy machine wait for each other
     stored, nb = (nbformat.read(path, as_version=4) for _ in range(2))

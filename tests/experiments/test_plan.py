@@ -25,6 +25,10 @@ from minflextok.training.losses import VAEObjective, gradient_distance
 from minflextok.training.objective import TokenizerObjective
 from minflextok.training.optimizers import make_optimizers
 
+pytestmark = pytest.mark.skipif(
+    not footprint.works(), reason="this torch has no fake tensors of a GPU without one"
+)
+
 PRIOR = PriorConfig(vocab_size=50, num_tokens=6, num_classes=3, dim=64, depth=2)
 TEXT_PRIOR = dataclasses.replace(
     PRIOR, num_classes=0, text="bytes", text_dim=64, text_length=5, dropout=0.1
