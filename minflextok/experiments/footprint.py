@@ -39,7 +39,8 @@ GPU = "cuda:0"  # of the fake tensors; none is needed
 
 @cache
 def works() -> bool:
-    """Whether this torch has fake tensors of a GPU: some versions and builds want a GPU for them."""
+    """Whether this torch has fake tensors of a GPU; some versions and builds want a GPU for
+    them."""
     try:
         with FakeTensorMode(), torch.device(GPU):
             nn.Linear(1, 1).to(GPU)
