@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 
 from minflextok.course.check import STUB
@@ -140,8 +141,9 @@ def test_student_notebook_is_what_build_makes(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=names)
 def test_runs_in_fast_mode(path, monkeypatch):
-    if path.stem.startswith("13") and not footprint.works():
-        pytest.skip("the planner wants another version of torch, or a GPU")
+    old = torch.__version__.startswith("2.9.")
+    if path.stem.startswith("13") and old and not footprint.works():
+        pytest.skip("the planner wants a later version of torch, or a GPU")
     monkeypatch.setenv("FAST", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads of a busy machine wait for each other
     stored, nb = (nbformat.read(path, as_version=4) for _ in range(2))
