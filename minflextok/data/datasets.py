@@ -135,7 +135,10 @@ class Folder(torch.utils.data.Dataset):
                 return torch.from_numpy(open_image(self.files[j], self.size, crop).copy())
             except UNREADABLE as e:
                 self.skipped(self._name(j), e)
-        which = self.name if self.labels is None else f"class {self.classes[self.labels[i]]}"
+        which = self.name
+        if self.labels is not None:
+            label = int(self.labels[i])
+            which = f"class {self.classes[label] if self.classes else label}"  # shards: no names
         raise ValueError(f"{self.name}: no image of {which} can be read")
 
     def _name(self, i: int) -> str:

@@ -168,6 +168,15 @@ def test_a_broken_image_on_disk_is_named_and_replaced_within_its_class(tmp_path,
         assert reds(data.at(torch.tensor([2]))) == [4]
 
 
+def test_a_class_without_a_readable_image_on_disk_is_named_by_its_number(tmp_path, monkeypatch):
+    data = on_disk(tmp_path, monkeypatch, [4], broken=(1, 3))
+    with (
+        pytest.warns(UserWarning, match="v1.2/3"),
+        pytest.raises(ValueError, match="no image of class 1 can be read"),
+    ):
+        data.at(torch.tensor([1]))
+
+
 def test_what_is_no_plain_tar_of_files_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("minflextok.data.load.IN_MEMORY_BYTES", 100)
     whole = shard(tmp_path / "a.tar", {"a.png": b"x" * 9000}).read_bytes()
