@@ -16,6 +16,7 @@ of them. So the start of a file gives shorter prefixes of all images. In a segme
 in groups of 256, in a group position by position.
 """
 
+import copy
 import struct
 import warnings
 import zlib
@@ -45,6 +46,7 @@ def compress(ids: Ids, tok: FlexTok, prior: Prior | None = None, batch_size: int
     """
     padded, lengths = codec_checks.check_ids(ids, checks.check_type(tok, FlexTok, "tok").config)
     identities(tok, prior)  # checks that they belong together
+    exact = None if prior is None else ExactPrior(prior, BITS)
     keep_k = torch.tensor(lengths)
     coded = []
     for span in segments(max(lengths)):
@@ -54,7 +56,7 @@ def compress(ids: Ids, tok: FlexTok, prior: Prior | None = None, batch_size: int
             symbols = padded[rows, i].numpy().astype(np.int32)
             encoder.encode(symbols, model(), frequencies.numpy())
 
-        walk(padded, keep_k, span, tok, prior, batch_size, encode)
+        walk(padded, keep_k, span, tok, exact, batch_size, encode)
         coded.append(encoder.get_compressed().astype("<u4").tobytes())
     head = header(lengths, coded, tok, prior)
     return head + b"".join(part + crc(part, s) for s, part in enumerate(coded))
@@ -72,6 +74,7 @@ def decompress(
     if not isinstance(data, bytes):
         raise TypeError(f"data is a {type(data).__name__}: give the bytes of a .ftk file")
     lengths, sizes, at = read_header(data, tok, prior)
+    exact = None if prior is None else ExactPrior(prior, BITS)
     keep_k = torch.tensor(lengths)
     found = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
     whole = 0  # positions that have been decoded
@@ -87,7 +90,7 @@ def decompress(
             symbols = decoder.decode(model(), frequencies.numpy())
             found[rows, i] = torch.from_numpy(symbols.astype(np.int64))
 
-        walk(found, keep_k, span, tok, prior, batch_size, decode)
+        walk(found, keep_k, span, tok, exact, batch_size, decode)
         whole, at = span.stop, at + size + 4
     if whole == 0:
         raise ValueError("the file is cut off before the end of its first ids")
@@ -115,7 +118,7 @@ def walk(
     keep_k: Tensor,
     span: range,
     tok: FlexTok,
-    prior: Prior | None,
+    exact: ExactPrior | None,
     batch_size: int,
     code: Callable[[Tensor, Tensor, int], None],
 ) -> None:
@@ -124,22 +127,22 @@ def walk(
     V = tok.config.vocab_size
     for group in torch.arange(len(ids)).split(GROUP):
         parts = group.split(checks.check_count(batch_size, "batch_size", 1))
-        priors = [] if prior is None else [ExactPrior(prior, BITS) for _ in parts]
-        for rows, exact in zip(parts, priors, strict=False):
-            exact.start(len(rows))
+        priors = [] if exact is None else [copy.copy(exact) for _ in parts]  # of equal weights
+        for rows, part in zip(parts, priors, strict=False):
+            part.start(len(rows))
             for i in range(span.start):
-                exact.append(ids[rows, i])
+                part.append(ids[rows, i])
         for i in span:
             if priors:
-                frequencies = torch.cat([exact.frequencies().cpu() for exact in priors])
+                frequencies = torch.cat([part.frequencies().cpu() for part in priors])
             else:
                 frequencies = torch.ones(len(group), V)
             kept = keep_k[group] > i
             if kept.any():
                 code(frequencies[kept].double(), group[kept], i)
-            for rows, exact in zip(parts, priors, strict=False):
+            for rows, part in zip(parts, priors, strict=False):
                 if i + 1 < span.stop:
-                    exact.append(ids[rows, i])
+                    part.append(ids[rows, i])
 
 
 # ---- the header ----------------------------------------------------------------------------------

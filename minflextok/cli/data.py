@@ -21,12 +21,12 @@ def latents(a: argparse.Namespace) -> None:
         data,
         vae,
         a.out,
-        a.flip,
-        a.per_shard,
-        a.batch_size,
-        a.bf16,
-        ranks.rank,
-        ranks.world_size,
+        flip=a.flip,
+        per_shard=a.per_shard,
+        batch_size=a.batch_size,
+        bf16=a.bf16,
+        rank=ranks.rank,
+        world=ranks.world_size,
         quiet=not ranks.is_main,
     )
     ranks.wait()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import checks, codec_checks
+from .. import adaptive, checks, codec_checks
 from ..draws import seeded_noise
 from ..tokenizer import FlexTok
 
@@ -14,8 +14,7 @@ from ..tokenizer import FlexTok
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of images in [-1, 1]: (B, C, H, W) twice -> (B,) dB."""
     checks.check_pair(a, b)
-    error = (a.float() - b.float()).square().flatten(1).mean(1)
-    return 10 * torch.log10(4 / error.clamp(min=1e-10))
+    return adaptive.psnr(a.float(), b.float())
 
 
 def mae(a: Tensor, b: Tensor) -> Tensor:
