@@ -40,7 +40,22 @@ def student_version(solutions: NotebookNode, stored: NotebookNode | None = None)
         kept = {(cell.id, cell.source): cell for cell in stored.cells}
         nb.cells = [kept.get((cell.id, cell.source), cell) for cell in nb.cells]
         nb.metadata = stored.metadata
+    hide_predicted(nb)
     return nb
+
+
+def hide_predicted(nb: NotebookNode) -> None:
+    """Collapse the stored outputs of each code cell after a text that asks to *predict* them.
+
+    JupyterLab and sites built from the notebooks show them after a click.
+    """
+    for before, cell in zip(nb.cells, nb.cells[1:], strict=False):
+        asked = before.cell_type == "markdown" and "**Predict" in before.source
+        if cell.cell_type != "code" or not asked:
+            continue
+        cell.metadata.setdefault("jupyter", NotebookNode())["outputs_hidden"] = True
+        tags = cell.metadata.get("tags", [])
+        cell.metadata["tags"] = tags if "hide-output" in tags else [*tags, "hide-output"]
 
 
 def build(folder: Path) -> list[Path]:

@@ -1,0 +1,60 @@
+"""Colors of token budgets, the diagram, animations."""
+
+import io
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import PIL.Image
+import pytest
+from matplotlib.colors import to_rgb
+
+from minflextok.course.animation import animate
+from minflextok.course.diagram import PARTS, architecture
+from minflextok.course.style import k_color, k_line
+
+
+def luminance(color: str) -> float:
+    r, g, b = to_rgb(color)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def test_colors_grow_lighter_with_the_number_of_tokens():
+    shades = [luminance(k_color(k)) for k in range(1, 257)]
+    assert shades == sorted(shades)
+    powers = [luminance(k_color(2**i)) for i in range(6)]
+    assert all(b - a > 0.05 for a, b in pairwise(powers))
+    assert k_line(1)["label"] == "1 token" and k_line(8)["label"] == "8 tokens"
+    assert len({k_line(2**i)["marker"] for i in range(9)}) == 9
+    with pytest.raises(ValueError, match="k=300"):
+        k_color(300)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_can_be_highlighted(part, tmp_path):
+    plain, highlighted = (tmp_path / f"{i}.png" for i in range(2))
+    architecture(vae=True).savefig(plain, dpi=40)
+    architecture(part, vae=True).savefig(highlighted, dpi=40)
+    assert plain.read_bytes() != highlighted.read_bytes()
+
+
+def test_unknown_parts_are_refused():
+    with pytest.raises(ValueError, match=r"highlight='unet': give names from image, vae"):
+        architecture("unet")
+
+
+def test_an_animation_has_its_frames_and_durations():
+    figures = []
+    for i in range(3):
+        fig, ax = plt.subplots(figsize=(1, 1))
+        ax.plot([0, i])
+        figures.append(fig)
+    data = animate(figures, seconds=0.1, hold=0.5).data
+    picture = PIL.Image.open(io.BytesIO(data))
+    assert picture.n_frames == 3
+    durations = []
+    for i in range(3):
+        picture.seek(i)
+        durations.append(picture.info["duration"])
+    assert durations == [100, 100, 500]
+    with pytest.raises(ValueError, match="of one size"):
+        animate([])
