@@ -10,10 +10,19 @@ from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangl
 from ..checks import show
 from .style import k_color
 
-PARTS = tuple(
-    "image,vae,patches,encoder,registers,fsq,ids,nested dropout,decoder,noise,reconstruction,prior".split(
-        ","
-    )
+PARTS: tuple[str, ...] = (
+    "image",
+    "vae",
+    "patches",
+    "encoder",
+    "registers",
+    "fsq",
+    "ids",
+    "nested dropout",
+    "decoder",
+    "noise",
+    "reconstruction",
+    "prior",
 )
 PLAIN, ACTIVE, FRAME, EDGE, TEXT = "#eef1f4", "#ffd9a8", "#d9730d", "#8a939c", "#20262c"
 K = 6  # registers in the picture
