@@ -1,6 +1,5 @@
 """`check`: compares a learner's function with the reference solution of an exercise."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from ..checks import check_type
 from . import exercises
+from .answers import store
+from .compare import different, floats_for_integers, inputs, results
 
 STUB = "...  # your code here"  # what the student notebooks hold in place of a solution
 
@@ -19,26 +20,19 @@ def check(name: str, answer: Callable) -> bool:
     """Run `answer` on seeded inputs, compare it with the reference solution and print the result.
 
     For a wrong answer, the first wrong input is shown, and a hint if the error is a known one.
-    Returns whether all inputs are right. Exceptions of `answer` are caught and shown; an unknown
-    exercise name is a ValueError.
+    Returns whether all inputs are right. A right answer is stored: see answers.py. Exceptions of
+    `answer` are caught and shown; an unknown exercise name is a ValueError.
     """
     exercise = exercises.find(check_type(name, str, "name"))
-    cases = list(exercise.inputs(torch.Generator().manual_seed(0)))
-
-    def results(f: Callable) -> list:
-        return [_result(exercise.observe, f, case) for case in cases]
-
-    def same(a: Any, b: Any) -> bool:
-        return _same_values(a, b, exercise.tolerance)
-
-    yours, target = results(answer), results(exercise.solution)
-    pairs = list(zip(yours, target, strict=True))
-    values_differ = [i for i, (a, b) in enumerate(pairs) if not same(a, b)]
-    wrong = values_differ or [i for i, pair in enumerate(pairs) if _float_for_integer(*pair)]
+    cases = inputs(exercise)
+    yours, target = results(exercise, answer, cases), results(exercise, exercise.solution, cases)
+    values_differ = different(exercise, yours, target)
+    wrong = values_differ or floats_for_integers(yours, target)
     if not wrong:
         print(f"passed: {name}, {len(cases)} inputs")
+        store(name, answer)
         return True
-    a, b = pairs[wrong[0]]
+    a, b = yours[wrong[0]], target[wrong[0]]
     if _unsolved(answer, a):
         print(f"not solved yet: {name} needs your code in place of the `...`")
         return False
@@ -52,52 +46,10 @@ def check(name: str, answer: Callable) -> bool:
         print("and the target holds integers or booleans. Convert them, for example with .long().")
         return False
     for misconception, hint in exercise.misconceptions:
-        if all(map(same, yours, results(misconception))):
+        if not different(exercise, yours, results(exercise, misconception, cases)):
             print(f"Hint: {hint}")
             break
     return False
-
-
-def _result(observe: Callable, f: Callable, case: tuple) -> Any:
-    """What f gives for one input, or the exception it raises."""
-    try:
-        return observe(f, *copy.deepcopy(case))  # a copy: f may change its arguments in place
-    except Exception as e:
-        return e
-
-
-def _same_values(a: Any, b: Any, tolerance: float) -> bool:
-    """Whether a has the structure, the shapes and (within the tolerance) the values of b."""
-    if isinstance(b, dict):
-        return (
-            isinstance(a, dict)
-            and a.keys() == b.keys()
-            and all(_same_values(a[k], b[k], tolerance) for k in b)
-        )
-    if isinstance(b, tuple):
-        return (
-            isinstance(a, tuple | list)
-            and len(a) == len(b)
-            and all(_same_values(x, y, tolerance) for x, y in zip(a, b, strict=True))
-        )
-    try:
-        if torch.as_tensor(a).is_complex() and not torch.as_tensor(b).is_complex():
-            return False
-        a, b = (torch.as_tensor(x).detach().cpu().double() for x in (a, b))
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    return a.shape == b.shape and torch.allclose(
-        a, b, rtol=tolerance, atol=tolerance, equal_nan=True
-    )
-
-
-def _float_for_integer(a: Any, b: Any) -> bool:
-    """Whether a holds floats where b holds integers or booleans; both have the same structure."""
-    if isinstance(b, dict):
-        return any(_float_for_integer(a[k], b[k]) for k in b)
-    if isinstance(b, tuple):
-        return any(map(_float_for_integer, a, b))
-    return torch.as_tensor(a).is_floating_point() and not torch.as_tensor(b).is_floating_point()
 
 
 def _unsolved(answer: Callable, result: Any) -> bool:

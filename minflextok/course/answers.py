@@ -1,0 +1,129 @@
+"""The learner's right answers, stored by `check` as source code and used again in later notebooks.
+
+They are in the folder answers/ beside the notebooks (or in $MINFLEXTOK_ANSWERS), one file for each
+exercise: plain Python that anyone can read, edit or delete. An answer is loaded only if `check`'s
+inputs still show that it is right; else the package's own function takes its place.
+"""
+
+import inspect
+import linecache
+import math
+import os
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import einops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import flow, nested_dropout, patches
+from ..encoder import prefix_mask
+from ..fsq import FSQ
+from ..transformer import attend, layer_norm
+from ..weights import write_atomic
+from . import exercises
+from .compare import is_right
+
+
+class Part(NamedTuple):
+    """A function for an exercise, and whose it is: "yours" or "the package's"."""
+
+    function: Callable
+    whose: str
+
+
+def folder() -> Path:
+    return Path(os.environ.get("MINFLEXTOK_ANSWERS", "answers"))
+
+
+def store(name: str, answer: Callable) -> None:
+    """Write the source of a right answer, if it was defined in a notebook by `def`."""
+    if getattr(answer, "__module__", None) != "__main__" or answer.__name__ == "<lambda>":
+        return
+    try:
+        source = textwrap.dedent(inspect.getsource(answer))
+    except (OSError, TypeError):
+        return
+    folder().mkdir(parents=True, exist_ok=True)
+    write_atomic(folder() / f"{name}.py", source)
+
+
+def answer(name: str) -> Part:
+    """The stored answer of an exercise, if it is right; else the package's function.
+
+    ValueError for an exercise that has no function of the package.
+    """
+    exercise = exercises.find(name)
+    if name not in PACKAGE:
+        raise ValueError(f"name={name!r}: give one of {', '.join(PACKAGE)}")
+    yours = _read(name)
+    if yours is not None and is_right(exercise, yours):
+        return Part(yours, "yours")
+    return Part(PACKAGE[name], "the package's")
+
+
+def _read(name: str) -> Callable | None:
+    """The function in the file of an answer; None if there is no file, or it cannot be run."""
+    path = folder() / f"{name}.py"
+    # What the notebooks' first cells import.
+    names: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "math": math, "einops": einops}
+    names |= {"rearrange": einops.rearrange, "repeat": einops.repeat, "layer_norm": layer_norm}
+    known = set(names)
+    try:
+        source = path.read_text(encoding="utf-8")
+        exec(compile(source, str(path), "exec"), names)
+    except Exception:  # whatever a file that was edited by hand may raise
+        return None
+    linecache.checkcache(str(path))
+    return next((f for key, f in names.items() if key not in known and inspect.isfunction(f)), None)
+
+
+# ---- the package's functions, with the arguments of the exercises --------------------------------
+
+
+def _positions_2d(table: Tensor) -> Tensor:
+    grid, half = table.shape
+    rows, columns = table[:, None].expand(grid, grid, half), table.expand(grid, grid, half)
+    return torch.cat([rows, columns], dim=-1)
+
+
+def _axis(length: int, dim: int) -> Tensor:
+    return patches.sincos_positions(2 * dim, length)[:, 0, :dim]
+
+
+def _block(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    x = x + attn(layer_norm(x))
+    return x + mlp(layer_norm(x))
+
+
+def _embed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
+    dropout = nested_dropout.NestedDropout(registers.shape[-1])
+    inputs = (registers + positions, keep_k)
+    return torch.func.functional_call(dropout, {"mask_token": mask_token}, inputs)
+
+
+def _pair(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    t = t[:, None]
+    return t * noise + (1 - t) * x, noise - x
+
+
+PACKAGE: dict[str, Callable] = {
+    "patches.patchify": lambda x, p: patches.patchify(x[None], p)[0],
+    "patches.unpatchify": lambda rows, p, h, w: patches.unpatchify(rows[None], p, h, w)[0],
+    "patches.axis": _axis,
+    "patches.positions_2d": _positions_2d,
+    "encoder.attention": lambda q, k, v, mask: attend(
+        q[None, None], k[None, None], v[None, None], q.shape[-1] ** -0.5, mask
+    )[0, 0],
+    "encoder.split_heads": lambda x, d: einops.rearrange(x, "n (h d) -> h n d", d=d),
+    "encoder.prefix_mask": prefix_mask,
+    "encoder.block": _block,
+    "fsq.quantise": lambda z, levels: FSQ(levels)(z)[0],
+    "fsq.codes_to_ids": lambda codes, levels: FSQ(levels).codes_to_ids(codes),
+    "nested.embed": _embed,
+    "flow.pair": _pair,
+    "flow.euler": flow.euler,
+}
