@@ -110,6 +110,14 @@ def _pair(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return t * noise + (1 - t) * x, noise - x
 
 
+def _keep_k(nested: float, u: Tensor, v: Tensor, K: int) -> Tensor:
+    return torch.where(u < nested, 1 + (v * K).long(), K)
+
+
+def _loss(velocity: Callable, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    return F.mse_loss(velocity(flow.interpolate(x, noise, t), t), noise - x)
+
+
 PACKAGE: dict[str, Callable] = {
     "patches.patchify": lambda x, p: patches.patchify(x[None], p)[0],
     "patches.unpatchify": lambda rows, p, h, w: patches.unpatchify(rows[None], p, h, w)[0],
@@ -126,4 +134,6 @@ PACKAGE: dict[str, Callable] = {
     "nested.embed": _embed,
     "flow.pair": _pair,
     "flow.euler": flow.euler,
+    "build.keep_k": _keep_k,
+    "build.loss": _loss,
 }

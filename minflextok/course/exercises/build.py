@@ -1,0 +1,110 @@
+"""Exercises of notebook 06b: the draw of keep_k, and the loss, of a tokenizer of one's own."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise
+
+# ---- keep_k: how many tokens each image keeps ----------------------------------------------------
+
+
+def keep_k(nested: float, u: Tensor, v: Tensor, K: int) -> Tensor:
+    out = []
+    for chance, uniform in zip(u.tolist(), v.tolist(), strict=True):
+        out.append(1 + int(uniform * K) if chance < nested else K)
+    return torch.tensor(out)
+
+
+def _keep_k_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for nested, n, K in ((1.0, 4, 4), (0.5, 8, 8), (0.0, 4, 8), (0.3, 32, 16)):
+        yield nested, torch.rand(n, generator=g), torch.rand(n, generator=g), K
+
+
+KEEP_K = Exercise(
+    _keep_k_inputs,
+    keep_k,
+    [
+        (
+            lambda nested, u, v, K: torch.where(u < nested, (v * K).long(), K),
+            "keep_k is drawn from 0 to K - 1 here: an image without any token teaches the encoder "
+            "nothing, and K is never drawn. Add 1.",
+        ),
+        (
+            lambda nested, u, v, K: torch.where(u < nested, K, 1 + (v * K).long()),
+            "the two cases are exchanged: with probability `nested` the number is random, and "
+            "otherwise all K are kept.",
+        ),
+        (
+            lambda nested, u, v, K: torch.where(u < nested, (1 + v * (K - 1)).long(), K),
+            "K itself is never drawn: v is below 1, so v * (K - 1) is below K - 1.",
+        ),
+        (
+            lambda nested, u, v, K: 1 + (v * K).long(),
+            "all images draw a random number here, whatever `nested` is.",
+        ),
+    ],
+)
+
+
+# ---- loss: the flow's objective on images --------------------------------------------------------
+
+
+def loss(velocity, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    total = torch.zeros(())
+    states = [s * n + (1 - s) * image for s, n, image in zip(t, noise, x, strict=True)]
+    for v, n, image in zip(velocity(torch.stack(states), t), noise, x, strict=True):
+        total = total + ((v - (n - image)) ** 2).mean()
+    return total / len(x)
+
+
+def _velocity(x_t: Tensor, t: Tensor) -> Tensor:
+    return torch.tanh(x_t) * (1 + t.view(-1, 1, 1, 1))
+
+
+def _loss_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for shape in ((1, 1, 2, 2), (3, 3, 4, 4), (2, 3, 4, 6)):
+        x, noise = (torch.randn(shape, generator=g) for _ in range(2))
+        yield _velocity, x, noise, torch.rand(shape[0], generator=g)
+
+
+def _state(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    t = t.view(-1, 1, 1, 1)
+    return t * noise + (1 - t) * x
+
+
+LOSS = Exercise(
+    _loss_inputs,
+    loss,
+    [
+        (
+            lambda velocity, x, noise, t: (
+                (velocity(_state(x, noise, t), t) - (x - noise)).square().mean()
+            ),
+            "the target has the wrong sign: the velocity points from the image to the noise, "
+            "noise - x.",
+        ),
+        (
+            lambda velocity, x, noise, t: (
+                (velocity(_state(noise, x, t), t) - (noise - x)).square().mean()
+            ),
+            "the state runs the other way: at t = 1 it must be the noise, at t = 0 the image.",
+        ),
+        (
+            lambda velocity, x, noise, t: (
+                (velocity(_state(x, noise, t), t) - (noise - x)).square().sum()
+            ),
+            "this is the sum of the squared errors; the loss is their mean, so that it does not "
+            "depend on the number of images and pixels.",
+        ),
+        (
+            lambda velocity, x, noise, t: (
+                (velocity(_state(x, noise, t), t) - noise).square().mean()
+            ),
+            "the target here is the noise (as in DDPM); a rectified flow predicts noise - x.",
+        ),
+    ],
+)
+
+EXERCISES = {"keep_k": KEEP_K, "loss": LOSS}
