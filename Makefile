@@ -7,7 +7,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: setup demo test slow format notebooks student figures lab sweep mistakes bench compare clean
+.PHONY: setup demo test slow format notebooks student figures explorer lab sweep mistakes bench compare clean
 
 setup: .venv/.ready
 
@@ -44,6 +44,9 @@ student: setup  ## the notebooks without solutions and outputs, for a class: stu
 
 figures: setup  ## all figures of the notebooks as SVG and PNG for slides, with an index: figures/ (one notebook: make figures ONLY=05)
 	$(BIN)/python -m minflextok.course figures $(ONLY)
+
+explorer: setup  ## docs/explorer/index.html: a page on which anyone can choose tokens, without an installation
+	$(BIN)/python -m minflextok.course explorer
 
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb

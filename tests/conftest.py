@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -154,3 +155,15 @@ def on_two_ranks(script: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def browser_path(p) -> str | None:
+    """Playwright's Chromium, or that of the system; None if there is none."""
+    own = p.chromium.executable_path
+    return (
+        own
+        if Path(own).exists()
+        else next(
+            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+        )
+    )

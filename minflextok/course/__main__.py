@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .exercises import misconceptions
+from .explorer import summary, write_explorer
 from .notebooks import build, strip
 from .outputs import figures, stable
 
@@ -13,6 +14,7 @@ COMMANDS = {
     "student": "write student/: the notebooks without solutions and outputs",
     "stable": "mark the cells whose stored text the tests compare",
     "figures": "write figures/: all figures as SVG and PNG, with an index",
+    "explorer": "write docs/explorer/: a static page to look at prefixes, swaps and samples",
     "misconceptions": "list the hints of all exercises",
 }
 
@@ -33,6 +35,7 @@ def main() -> None:
         "student": lambda: strip(folder, Path("student")),
         "stable": lambda: stable(folder, a.only),
         "figures": lambda: figures(folder, Path("figures"), a.only),
+        "explorer": lambda: summary(write_explorer(Path("docs/explorer"))),
         "misconceptions": misconceptions,
     }
     for line in commands[a.command]():

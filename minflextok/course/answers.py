@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .. import flow, nested_dropout, patches
 from ..encoder import prefix_mask
 from ..fsq import FSQ
-from ..transformer import attend, layer_norm
+from ..transformer import layer_norm
 from ..weights import write_atomic
 from . import exercises
 from .compare import is_right
@@ -94,6 +94,11 @@ def _axis(length: int, dim: int) -> Tensor:
     return patches.sincos_positions(2 * dim, length)[:, 0, :dim]
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    logits = (q @ k.T / q.shape[-1] ** 0.5).masked_fill(~mask, float("-inf"))
+    return logits.softmax(-1) @ v
+
+
 def _block(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
     x = x + attn(layer_norm(x))
     return x + mlp(layer_norm(x))
@@ -123,9 +128,7 @@ PACKAGE: dict[str, Callable] = {
     "patches.unpatchify": lambda rows, p, h, w: patches.unpatchify(rows[None], p, h, w)[0],
     "patches.axis": _axis,
     "patches.positions_2d": _positions_2d,
-    "encoder.attention": lambda q, k, v, mask: attend(
-        q[None, None], k[None, None], v[None, None], q.shape[-1] ** -0.5, mask
-    )[0, 0],
+    "encoder.attention": _attention,
     "encoder.split_heads": lambda x, d: einops.rearrange(x, "n (h d) -> h n d", d=d),
     "encoder.prefix_mask": prefix_mask,
     "encoder.block": _block,
@@ -134,6 +137,7 @@ PACKAGE: dict[str, Callable] = {
     "nested.embed": _embed,
     "flow.pair": _pair,
     "flow.euler": flow.euler,
+    "build.nested": lambda progress, full: min(1.0, progress / full),
     "build.keep_k": _keep_k,
     "build.loss": _loss,
 }

@@ -19,7 +19,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, browser_path
 from PIL import Image
 
 from minflextok import FlexTok
@@ -63,18 +63,6 @@ widgets.prompt_explorer(Prior.from_pretrained("shapes"), FlexTok.from_pretrained
 """
 SLOW = 90_000  # milliseconds; a limit for a busy machine
 HARMLESS: tuple[str, ...] = ()  # console errors of JupyterLab itself, by their exact text
-
-
-def browser_path(p) -> str | None:
-    """Playwright's Chromium, or that of the system; None if there is none."""
-    own = p.chromium.executable_path
-    return (
-        own
-        if Path(own).exists()
-        else next(
-            filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-        )
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Exercises of notebook 06b: the draw of keep_k, and the loss, of a tokenizer of one's own."""
+"""Exercises of notebook 06b: nested dropout and the loss of a tokenizer of one's own."""
 
 from collections.abc import Iterator
 
@@ -107,4 +107,31 @@ LOSS = Exercise(
     ],
 )
 
-EXERCISES = {"keep_k": KEEP_K, "loss": LOSS}
+# ---- nested: how nested dropout begins -----------------------------------------------------------
+
+
+def nested(progress: float, full: float) -> float:
+    return 1.0 if progress >= full else progress / full
+
+
+NESTED = Exercise(
+    lambda g: [(p, full) for full in (0.5, 2 / 3, 1.0) for p in (0.0, 0.2, 0.5, 0.9, 1.0)],
+    nested,
+    [
+        (
+            lambda progress, full: progress / full,
+            "a probability cannot be above 1: after `full` it stays at 1.",
+        ),
+        (
+            lambda progress, full: max(0.0, 1 - progress / full),
+            "the wrong direction: training begins with all K tokens (probability 0) and ends with "
+            "nested dropout for every image.",
+        ),
+        (
+            lambda progress, full: float(progress >= full),
+            "this is a step from 0 to 1; the probability grows linearly up to `full`.",
+        ),
+    ],
+)
+
+EXERCISES = {"nested": NESTED, "keep_k": KEEP_K, "loss": LOSS}
