@@ -445,6 +445,9 @@ class TrainConfig:
     lr: float = opt(4e-3, "peak learning rate")
     muon_lr: float = opt(2.5, "Muon's learning rate, as a multiple of lr")
     muon_adaln: bool = opt(False, "Muon for the adaLN matrices of the blocks, too")
+    mup_base_width: int = opt(
+        0, "muP: the width at which lr was found, so that it holds at other widths (0: no muP)"
+    )
     min_lr: float = opt(0.02, "learning rate at the end, as a share of lr")
     warmup: int = opt(200, "steps of linear warmup")
     decay_from: float = opt(
@@ -509,7 +512,7 @@ class TrainConfig:
             )
         for name in (
             *("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"),
-            *("save_minutes", "max_bad_steps"),
+            *("save_minutes", "max_bad_steps", "mup_base_width"),
         ):
             require(
                 getattr(self, name) >= 0,
