@@ -100,6 +100,7 @@ def measure(a: argparse.Namespace) -> dict:
     splits = load_splits(a.data, shipped.image_size, a.train_images, a.val_images, a.test_images)
     results: dict = {
         "setting": vars(a) | {"encoding": splits.test.encoding, "torch": torch.__version__},
+        "chance": share_of_largest(splits.test.labels),
         "tokenizers": {},
     }
     for name, (tok, about) in found.items():
@@ -109,6 +110,11 @@ def measure(a: argparse.Namespace) -> dict:
     c = shipped.config
     results["pixels"] = probe_pixels(splits, a.tokens or c.budgets, len(c.fsq_levels))
     return results
+
+
+def share_of_largest(labels: Tensor) -> float:
+    """The accuracy of a guess that is always the most frequent of labels (N,)."""
+    return labels.bincount().max().item() / len(labels)
 
 
 # ---- table and figure ----------------------------------------------------------------------------
@@ -150,39 +156,51 @@ def curve(ax: plt.Axes, rows: dict[str, dict], style: tuple, label: str) -> None
 
 
 def picture(results: dict) -> plt.Figure:
-    """Left: the shipped tokenizer beside pixels and patches. Right: equal training."""
-    fig, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained", sharey=True)
-    name, *others = results["tokenizers"]
-    shipped = results["tokenizers"][name]
-    styles = [("k", "o", "-"), ("C0", "s", "-"), ("k", "o", "--"), ("C0", "s", "--")]
-    for kind in KINDS:
-        for probe in PROBES:
-            rows = {k: row[kind][probe] for k, row in shipped["tokens"].items()}
-            curve(axes[0], rows, styles.pop(0), f"{kind}, {probe}")
-    curve(axes[0], results["pixels"]["averaged"], ("C1", "^", ":"), "averaged pixels, linear")
-    patches = shipped["patches"]["all, attentive"]["accuracy"]["mean"]
-    axes[0].axhline(patches, color="C2", ls="-.", label="all patches, attentive")
-    pixels = results["pixels"]["all"]["accuracy"]["mean"]
-    axes[0].axhline(pixels, color="C1", ls="-.", label="all pixels, linear")
-    axes[0].set_title(f"{name}, shipped weights")
+    """The shipped tokenizer beside pixels, patches and initial weights; on the right, if any were
+    trained, the tokenizers of equal training."""
+    name, untrained, *others = results["tokenizers"]
+    count = 2 if others else 1
+    fig, axes = plt.subplots(
+        1, count, figsize=(6.5 * count, 5), layout="constrained", sharey=True, squeeze=False
+    )
+    _shipped(axes[0, 0], results, name, untrained)
     for other in others:
-        rows = {
-            k: row["quantized"]["attentive"]
-            for k, row in results["tokenizers"][other]["tokens"].items()
-        }
-        style = STYLES.get(other.split("-")[0], STYLES.get(other, ("0.5", "x", ":")))
-        curve(axes[1], rows, style, other)
-    axes[1].set_title(f"{results['setting']['minutes']:g} minutes each; quantized, attentive")
-    for ax in axes:
-        ax.axhline(0.1, color="0.6", ls=":", lw=1)
+        rows = tokens_of(results, other, "quantized", "attentive")
+        curve(axes[0, 1], rows, STYLES.get(other.split("-")[0]) or STYLES[other], other)
+    for ax, title in zip(
+        axes[0],
+        (f"{name}, shipped weights", f"{results['setting']['minutes']:g} minutes of training each"),
+        strict=False,
+    ):
+        ax.axhline(results["chance"], color="0.6", ls=":", lw=1)
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-        ax.set_xlabel("tokens")
+        ax.set(xlabel="tokens", title=title)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=9)
-    axes[0].set_ylabel("accuracy on test images")
+    axes[0, 0].set_ylabel("accuracy on test images")
     return fig
+
+
+def tokens_of(results: dict, name: str, kind: str, probe: str) -> dict[str, dict]:
+    """The results of one probe by number of tokens."""
+    return {k: row[kind][probe] for k, row in results["tokenizers"][name]["tokens"].items()}
+
+
+def _shipped(ax: plt.Axes, results: dict, name: str, untrained: str) -> None:
+    styles = [("k", "o", "-"), ("C0", "s", "-"), ("k", "o", "--"), ("C0", "s", "--")]
+    for kind in KINDS:
+        for probe in PROBES:
+            rows = tokens_of(results, name, kind, probe)
+            curve(ax, rows, styles.pop(0), f"{kind}, {probe}")
+    rows = tokens_of(results, untrained, "continuous", "linear")
+    curve(ax, rows, ("0.5", "x", ":"), "initial weights, continuous, linear")
+    curve(ax, results["pixels"]["averaged"], ("C1", "^", ":"), "averaged pixels, linear")
+    patches = results["tokenizers"][name]["patches"]["all, attentive"]["accuracy"]["mean"]
+    ax.axhline(patches, color="C2", ls="-.", label="all patches, attentive")
+    pixels = results["pixels"]["all"]["accuracy"]["mean"]
+    ax.axhline(pixels, color="C1", ls="-.", label="all pixels, linear")
 
 
 def main(argv: list[str] | None = None) -> None:
