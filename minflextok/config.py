@@ -425,6 +425,40 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class LengthConfig:
+    """A network that predicts how many ids an image needs, and the search that it was trained on
+    (`adaptive.encode_adaptive`)."""
+
+    num_registers: int = opt(32, "K, ids per image, the tokenizer's")
+    channels: int = opt(4, "F, FSQ channels, the tokenizer's")
+    width: int = opt(256, "width of the hidden layers")
+    metric: str = opt("psnr", "quality of a decoded image: 'psnr', or a name of one's own")
+    target: float = opt(0.0, "the quality that the ids must reach")
+    steps: int = opt(25, "Euler steps of the decoder in the search")
+    confidence: float = opt(
+        0.5, "the predicted length is the shortest that suffices with this probability"
+    )
+    tokenizer: str = opt("", "fingerprint of all weights of the tokenizer; empty for any")
+
+    def __post_init__(self):
+        check_types(self)
+        at_least(1, self, "num_registers", "channels", "width", "steps")
+        at_most(WIDEST, self, "num_registers", "channels", "width")
+        require(
+            0 <= self.confidence <= 1,
+            f"confidence={self.confidence}: give a probability",
+        )
+
+    def shapes(self) -> dict[str, Shape]:
+        """Tensors that depend on the width and on the registers."""
+        return {
+            "mlp.1.weight": (self.width, self.num_registers * self.channels),
+            "mlp.3.weight": (self.width, self.width),
+            "mlp.5.weight": (self.num_registers, self.width),
+        }
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The recipe: how a model is trained. The defaults suit the small presets on a CPU."""
 
