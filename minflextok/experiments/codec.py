@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..compression import compress, decompress, header, read_header, segments
 from ..data import load_dataset, to_float
+from ..evaluation.reports import setting
 from ..prior import Prior
 from ..tokenizer import FlexTok
 from ..weights import write_atomic
@@ -98,8 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     test = load_dataset(a.data, "test", tok.image_size)
     test = test.select(torch.arange(min(a.num_images, len(test))))
     ids = tok.encode(to_float(test.images), batch_size=64)
-    setting = vars(a) | {"num_images": len(ids), "encoding": test.encoding}
-    results = {"setting": setting, **measure(tok, prior, ids, a.tokens or tok.config.budgets)}
+    about = setting(vars(a), num_images=len(ids), encoding=test.encoding)
+    results = {"setting": about, **measure(tok, prior, ids, a.tokens or tok.config.budgets)}
     print(json.dumps(results, indent=1))
     Path(a.out).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(a.out) / f"{Path(a.weights).name}.json", json.dumps(results, indent=1) + "\n")

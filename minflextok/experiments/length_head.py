@@ -24,6 +24,7 @@ from ..config import LengthConfig
 from ..data import load_dataset, to_float
 from ..draws import seeded_noise
 from ..evaluation.classifier import Classifier
+from ..evaluation.reports import setting
 from ..tokenizer import FlexTok
 from ..weights import fingerprint, write_atomic
 
@@ -160,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     x = to_float(data.at(torch.arange(len(data))))
     head, found = train(tok, x, a.metric, a.steps, a.target)
     head.save_pretrained(a.out, torch.bfloat16)
-    found = {"setting": vars(a) | {"encoding": data.encoding}, **found}
+    found = {"setting": setting(vars(a), encoding=data.encoding), **found}
     write_atomic(Path(a.out) / "results.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -23,6 +23,7 @@ from ..adaptive import LengthHead, shortest
 from ..data import Dataset, load_dataset, to_float
 from ..evaluation.classifier import Classifier, match_classes
 from ..evaluation.figures import save
+from ..evaluation.reports import setting
 from ..evaluation.scores import mean_and_interval
 from ..tokenizer import FlexTok
 from ..weights import write_atomic
@@ -178,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
                 predicted = mine.lengths(latents(tok, x[kept]))
         results[name] = compare(values[kept], target, tok.config.bits_per_token, predicted)
         lengths[name] = search(values, target)[0]
-    found = {"setting": vars(a) | {"test_images": len(x), "encoding": test.encoding}, **results}
+    about_it = setting(vars(a), test_images=len(x), encoding=test.encoding)
+    found = {"setting": about_it, **results}
     Path(a.out).mkdir(parents=True, exist_ok=True)
     name = Path(a.weights).name
     write_atomic(Path(a.out) / f"{name}.json", json.dumps(found, indent=1) + "\n")

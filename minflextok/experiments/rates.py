@@ -57,6 +57,12 @@ def rows_of_ids(name: str, sizes: dict, file: str = "results.json") -> list[dict
     ]
 
 
+def stored(file: Path, setting: dict) -> list[dict]:
+    """The rows of codecs in a file, if they are of this setting: they are not measured again."""
+    found = weights.read_json(file) if file.exists() else {"setting": None}
+    return found["codecs"] if found["setting"] == setting else []
+
+
 def points(rows: list[dict], codec: str, terms: str, bytes: str) -> list[tuple[float, dict]]:
     """Bytes an image and row, in the order of bytes; where nothing is left without the header, no
     point."""
@@ -118,24 +124,27 @@ def main(argv: list[str] | None = None) -> None:
     name = Path(a.weights).name
     file = Path(a.sizes) if a.sizes else DATA_DIR / "codec" / f"{name}.json"
     sizes = weights.read_json(file)["bytes by ids an image"]
-    ids = rows_of_ids(a.weights, sizes)
     plain = "results_unguided.json"
     unguided = (weights.find(a.weights) / plain).exists()
     classifier = Classifier.from_pretrained(a.classifier)
     test = load_dataset(a.data, "test", classifier.config.image_size)
-    rows = []
+    setting = {"data": Path(a.data).name, "images": a.num_images, "classifier": a.classifier}
+    setting |= {"encoding": test.encoding, "pixels": classifier.config.image_size**2}
+    found = {
+        "setting": setting,
+        "ids": rows_of_ids(a.weights, sizes),
+        "ids_unguided": rows_of_ids(a.weights, sizes, plain) if unguided else [],
+        "codecs": stored(Path(a.out) / "rates.json", setting),
+    }
     for terms in a.only:
+        if any(row["terms"] == terms for row in found["codecs"]):
+            continue
         for codec, qualities in QUALITIES[terms].items():
             for row in codecs(test, a.num_images, classifier, qualities, [codec], terms):
-                rows.append(row)
+                found["codecs"].append(row)
                 cells = "  ".join(f"{key} {row[key]['mean']:.3f}" for key in KEPT)
                 print(f"{codec} {row['quality']}, {terms}: {row['bytes']:.2f} {cells}", flush=True)
-    found = {
-        "setting": vars(a) | {"encoding": test.encoding, "pixels": classifier.config.image_size**2},
-        "ids": ids,
-        "ids_unguided": rows_of_ids(a.weights, sizes, plain) if unguided else [],
-        "codecs": rows,
-    }
+        write_results(found, Path(a.out) / "rates.json")
     write_results(found, Path(a.out) / "rates.json")
     save(plot(found), Path(a.out) / "rates.png")
 

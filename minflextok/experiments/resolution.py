@@ -25,7 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from ..config import PriorConfig, TokenizerConfig
 from ..data import load_dataset
 from ..evaluation.figures import save
-from ..evaluation.reports import write_results
+from ..evaluation.reports import setting, write_results
 from ..presets import PRESETS, PRIOR_PRESETS
 from ..prior import Prior
 from ..tokenizer import FlexTok
@@ -202,7 +202,8 @@ def main(argv: list[str] | None = None) -> None:
         save(plot(sizes), Path(a.out) / "resolution.png")
     else:
         data, test = by_size(a.data), by_size(a.test)
-        found["trained"] = {"setting": vars(a) | machine}
+        names, tests = ({n: Path(p).name for n, p in x.items()} for x in (data, test))
+        found["trained"] = {"setting": setting(vars(a), data=names, test=tests, **machine)}
         for size in data:
             train = load_dataset(data[size], "train", size)
             real = load_dataset(test[size], "test", size)
