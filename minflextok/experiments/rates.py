@@ -59,8 +59,8 @@ def rows_of_ids(name: str, sizes: dict, file: str = "results.json") -> list[dict
 
 def stored(file: Path, setting: dict) -> list[dict]:
     """The rows of codecs in a file, if they are of this setting: they are not measured again."""
-    found = weights.read_json(file) if file.exists() else {"setting": None}
-    return found["codecs"] if found["setting"] == setting else []
+    found: dict = weights.read_json(file) if file.exists() else {}
+    return found["codecs"] if found.get("setting") == setting else []
 
 
 def points(rows: list[dict], codec: str, terms: str, bytes: str) -> list[tuple[float, dict]]:
@@ -130,18 +130,19 @@ def main(argv: list[str] | None = None) -> None:
     test = load_dataset(a.data, "test", classifier.config.image_size)
     setting = {"data": Path(a.data).name, "images": a.num_images, "classifier": a.classifier}
     setting |= {"encoding": test.encoding, "pixels": classifier.config.image_size**2}
+    rows = stored(Path(a.out) / "rates.json", setting)
     found = {
         "setting": setting,
         "ids": rows_of_ids(a.weights, sizes),
         "ids_unguided": rows_of_ids(a.weights, sizes, plain) if unguided else [],
-        "codecs": stored(Path(a.out) / "rates.json", setting),
+        "codecs": rows,
     }
     for terms in a.only:
-        if any(row["terms"] == terms for row in found["codecs"]):
+        if any(row["terms"] == terms for row in rows):
             continue
         for codec, qualities in QUALITIES[terms].items():
             for row in codecs(test, a.num_images, classifier, qualities, [codec], terms):
-                found["codecs"].append(row)
+                rows.append(row)
                 cells = "  ".join(f"{key} {row[key]['mean']:.3f}" for key in KEPT)
                 print(f"{codec} {row['quality']}, {terms}: {row['bytes']:.2f} {cells}", flush=True)
         write_results(found, Path(a.out) / "rates.json")
