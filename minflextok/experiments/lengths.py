@@ -121,9 +121,11 @@ def recognized(test: Dataset, x: Tensor, classifier: str = "judge-cifar10") -> T
         return torch.cat([network(part).argmax(1) for part in x.split(250)]) == labels
 
 
-def picture(images: Tensor, results: dict[str, dict], lengths: dict[str, Tensor]) -> Figure:
+def picture(
+    images: dict[str, Tensor], results: dict[str, dict], lengths: dict[str, Tensor]
+) -> Figure:
     """For each metric the distribution of lengths, and the images with the fewest and the most
-    tokens. images (n, 3, H, W) uint8; lengths by metric (n,)."""
+    tokens. By metric: images (n, 3, H, W) uint8, lengths (n,)."""
     fig = Figure(figsize=(12, 3.6 * len(results)), layout="constrained")
     axes = fig.subplots(len(results), 3, squeeze=False)
     for row, (name, found) in zip(axes, results.items(), strict=True):
@@ -134,13 +136,13 @@ def picture(images: Tensor, results: dict[str, dict], lengths: dict[str, Tensor]
         row[0].set_xlabel("tokens", fontsize=10)
         row[0].set_ylabel("images", fontsize=10)
         row[0].set_title(f"{name}: lengths for {found['target']:g}", fontsize=10)
-        row[0].legend(fontsize=9)
+        row[0].legend(fontsize=9, loc="upper center")
         order = lengths[name].argsort(stable=True)
         for ax, rows, title in (
             (row[1], order[:32], "fewest tokens"),
             (row[2], order[-32:].flip(0), "most tokens"),
         ):
-            ax.imshow(tile(images[rows], 8).permute(1, 2, 0))
+            ax.imshow(tile(images[name][rows], 8).permute(1, 2, 0))
             found_here = lengths[name][rows]
             ax.set_title(f"{title}: {found_here.min()} to {found_here.max()}", fontsize=10)
             ax.axis("off")
@@ -168,7 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     images = test.at(torch.arange(len(test)))
     x = to_float(images)
     table = values_by_length(tok, x, {name: metric_of(name) for name in a.metrics}, a.steps)
-    results, lengths = {}, {}
+    results, lengths, shown = {}, {}, {}
     for name, values in table.items():
         mine = head if head is not None and head.config.metric == name else None
         target = mine.config.target if mine else default_target(tok, x_train, name, a.steps)
@@ -178,13 +180,13 @@ def main(argv: list[str] | None = None) -> None:
             with torch.no_grad():
                 predicted = mine.lengths(latents(tok, x[kept]))
         results[name] = compare(values[kept], target, tok.config.bits_per_token, predicted)
-        lengths[name] = search(values, target)[0]
+        lengths[name], shown[name] = search(values[kept], target)[0], images[kept]
     about_it = setting(vars(a), test_images=len(x), encoding=test.encoding)
     found = {"setting": about_it, **results}
     Path(a.out).mkdir(parents=True, exist_ok=True)
     name = Path(a.weights).name
     write_atomic(Path(a.out) / f"{name}.json", json.dumps(found, indent=1) + "\n")
-    save(picture(images, results, lengths), Path(a.out) / f"{name}.png")
+    save(picture(shown, results, lengths), Path(a.out) / f"{name}.png")
     print(json.dumps(found, indent=1))
 
 

@@ -21,12 +21,12 @@ from minflextok.experiments.lengths import compare, fixed_length
 
 def test_the_table_has_what_the_search_decodes():
     tok = FlexTok.from_pretrained("cifar10-tiny")
-    x = to_float(load_dataset("cifar10-sample", "test").images[:12])
+    x = to_float(load_dataset("cifar10-sample", "test").images[:6])
     metrics = {"psnr": psnr, "class": metric_of("class")}
     table = values_by_length(tok, x, metrics, 1)
     for name, target in (("psnr", 16.0), ("class", 0.5)):
         found, values = encode_adaptive(tok, x, target, metrics[name], steps=1), table[name]
-        at_length = values[torch.arange(12), lengths_of(found) - 1]
+        at_length = values[torch.arange(6), lengths_of(found) - 1]
         torch.testing.assert_close(at_length, found.values, atol=1e-3, rtol=1e-3)
         some = compare(values, target, 11.0)["adaptive"]
         assert some["tokens"]["mean"] == pytest.approx(lengths_of(found).double().mean().item())
@@ -66,7 +66,8 @@ def test_more_confidence_is_chosen_for_a_larger_share():
     assert some <= most and (head.lengths(z[200:], most) >= found[200:]).float().mean() >= 0.9
 
 
-def test_the_commands_store_what_they_found(tmp_path, capsys):
+def test_the_commands_store_what_they_found(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(length_head, "QUARTER", 20)
     head, weights = tmp_path / "head", ["--weights", "cifar10-tiny"]
     length_head.main([*weights, "--train-images", "20", "--steps", "1", "--out", str(head)])
     stored = json.loads((head / "results.json").read_text())
