@@ -14,7 +14,7 @@ setup: .venv/.ready
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "minflextok needs Python 3.10 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,codec]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,codec,probes]"
 	touch $@
 
 demo: setup  ## encode test images, decode them from 1, 2, 4, ..., K tokens: outputs/demo-shapes.png, outputs/demo-cifar10.png

@@ -1,18 +1,23 @@
 """Adaptive length: for each image the shortest prefix of its ids that is good enough.
 
-The exact search decodes prefixes, by bisection. Related work chooses lengths otherwise: ALIT
-(Duggal et al., arXiv 2411.02393) and ElasticTok (Yan et al., arXiv 2410.08368) train the encoder
-for several lengths and search at test time; KARL (Duggal et al., arXiv 2507.07995) predicts the
-length in one pass. Here the tokenizer is an ordinary FlexTok, which never saw a target.
+The exact search decodes prefixes, by bisection; `LengthHead` predicts its result. Related work
+trains the encoder for it. ElasticTok (Yan et al., arXiv 2410.08368) searches alike, after training
+with a random number of tokens dropped at the end. ALIT (Duggal et al., arXiv 2411.02393) adds
+tokens in recurrent passes of the encoder. KARL (Duggal et al., arXiv 2507.07995) predicts in one
+pass, for a given quality, where to halt. STAT (Chen et al., arXiv 2601.14246) gives each token a
+probability to be kept, trained to fall along the sequence and to follow the complexity of the
+image. Here the tokenizer is an ordinary FlexTok, which never saw a target.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from . import checks, weights
+from .config import LengthConfig
 from .draws import seeded_noise
 
 # (images, originals) (B, 3, H, W) in [-1, 1] -> how good each image is, (B,); higher is better.
@@ -73,8 +78,22 @@ def encode_adaptive(
             found.append(measured(measure, decoded, originals[i]))
         return torch.cat(found)
 
-    low, high = torch.zeros(len(x), dtype=torch.long), torch.full((len(x),), K)
-    values = values_at(torch.arange(len(x)), high)
+    lengths, values, met = shortest(values_at, targets, K)
+    return Adaptive([r[:k].cpu() for r, k in zip(ids, lengths.tolist(), strict=True)], values, met)
+
+
+def shortest(
+    values_at: Callable[[Tensor, Tensor], Tensor], targets: Tensor, K: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By bisection, for each of n images a length k whose value meets its target (n,), while that
+    of k - 1 does not: lengths (n,) int64, values (n,), and met (n,), False where K does not
+    meet it.
+
+    values_at(rows (m,), lengths (m,)) -> the values of these images at these lengths (m,).
+    """
+    n = len(targets)
+    low, high = torch.zeros(n, dtype=torch.long), torch.full((n,), K)
+    values = values_at(torch.arange(n), high)
     met = values >= targets
     while len(rows := (met & (high - low > 1)).nonzero()[:, 0]):
         middle = (low[rows] + high[rows]) // 2
@@ -82,7 +101,7 @@ def encode_adaptive(
         enough = found >= targets[rows]
         high[rows[enough]], values[rows[enough]] = middle[enough], found[enough]
         low[rows[~enough]] = middle[~enough]
-    return Adaptive([row[:k].cpu() for row, k in zip(ids, high.tolist(), strict=True)], values, met)
+    return high, values, met
 
 
 def as_targets(target: float | Tensor, n: int) -> Tensor:
@@ -116,25 +135,61 @@ class LengthHead(nn.Module):
     """Predicts the length that `encode_adaptive` finds, from the registers before quantization.
 
     z (B, K, F) -> logits (B, K): whether the first k ids suffice, for k = 1..K. They rise with k,
-    as sums of positive steps.
+    as sums of positive steps. Trained by `python -m minflextok.experiments.length_head`.
     """
 
-    def __init__(self, num_registers: int, channels: int, width: int = 256):
+    def __init__(self, config: LengthConfig):
         super().__init__()
+        c = self.config = checks.check_type(config, LengthConfig, "config")
         self.mlp = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(num_registers * channels, width),
+            nn.Linear(c.num_registers * c.channels, c.width),
             nn.SiLU(),
-            nn.Linear(width, width),
+            nn.Linear(c.width, c.width),
             nn.SiLU(),
-            nn.Linear(width, num_registers),
+            nn.Linear(c.width, c.num_registers),
         )
 
     def forward(self, z: Tensor) -> Tensor:
         first, *steps = self.mlp(z).split(1, dim=1)
         return torch.cat([first, *map(nn.functional.softplus, steps)], 1).cumsum(1)
 
-    def lengths(self, z: Tensor, confidence: float = 0.5) -> Tensor:
-        """The shortest length that suffices with this probability (B,) int64; K where none does."""
-        enough = self(z).sigmoid() >= confidence
+    def lengths(self, z: Tensor, confidence: float | None = None) -> Tensor:
+        """The shortest length that suffices with this probability (default: the config's), (B,)
+        int64; K where none does."""
+        confidence = self.config.confidence if confidence is None else confidence
+        enough = self(z).sigmoid() >= checks.check_probability(confidence, "confidence")
         return torch.where(enough.any(1), enough.int().argmax(1) + 1, z.shape[1])
+
+    @torch.no_grad()
+    def encode(
+        self, tok: Any, images: Tensor, confidence: float | None = None, batch_size: int = 64
+    ) -> list[Tensor]:
+        """For each image (B, 3, H, W) in [-1, 1] its first ids, as many as predicted: (k_i,) int64
+        each. Nothing is decoded."""
+        self.check_tokenizer(tok)
+        found = []
+        for part in images.split(checks.check_count(batch_size, "batch_size", 1)):
+            z = tok.encode_continuous(part)  # (b, K, F)
+            lengths = self.lengths(z.float(), confidence).tolist()
+            found += [row[:k].cpu() for row, k in zip(tok.fsq(z)[1], lengths, strict=True)]
+        return found
+
+    def check_tokenizer(self, tok: Any) -> None:
+        """Raise ValueError unless this head was trained on the lengths of `tok`."""
+        want = self.config.tokenizer
+        if want and want != (found := weights.fingerprint(tok.state_dict())):
+            raise ValueError(
+                f"this head predicts lengths for the tokenizer {want}, this is {found}: train one "
+                "for it with python -m minflextok.experiments.length_head"
+            )
+
+    def save_pretrained(self, directory: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write model.safetensors (as `dtype`, if given) and config.json."""
+        weights.save(self, directory, dtype)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "LengthHead":
+        """Load weights: shipped ones by the name of their tokenizer ("cifar10"), or a directory
+        written by `save_pretrained`. float32, in eval mode, on the CPU."""
+        return weights.load(cls, LengthConfig, weights.find(checks.check_path(name), "lengths-"))

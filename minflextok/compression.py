@@ -48,16 +48,16 @@ def compress(ids: Ids, tok: FlexTok, prior: Prior | None = None, batch_size: int
     identities(tok, prior)  # checks that they belong together
     exact = None if prior is None else ExactPrior(prior, BITS)
     keep_k = torch.tensor(lengths)
-    coded = []
-    for span in segments(max(lengths)):
-        encoder = coder().queue.RangeEncoder()
+    spans = list(segments(max(lengths)))
+    encoders = [coder().queue.RangeEncoder() for _ in spans]
+    by_position = [encoder for span, encoder in zip(spans, encoders, strict=True) for _ in span]
 
-        def encode(frequencies: Tensor, rows: Tensor, i: int, encoder=encoder) -> None:
-            symbols = padded[rows, i].numpy().astype(np.int32)
-            encoder.encode(symbols, model(), frequencies.numpy())
+    def encode(frequencies: Tensor, rows: Tensor, i: int) -> None:
+        symbols = padded[rows, i].numpy().astype(np.int32)
+        by_position[i].encode(symbols, model(), frequencies.numpy())
 
-        walk(padded, keep_k, span, tok, exact, batch_size, encode)
-        coded.append(encoder.get_compressed().astype("<u4").tobytes())
+    walk(padded, keep_k, max(lengths), tok, exact, batch_size, encode)
+    coded = [encoder.get_compressed().astype("<u4").tobytes() for encoder in encoders]
     head = header(lengths, coded, tok, prior)
     return head + b"".join(part + crc(part, s) for s, part in enumerate(coded))
 
@@ -75,9 +75,7 @@ def decompress(
         raise TypeError(f"data is a {type(data).__name__}: give the bytes of a .ftk file")
     lengths, sizes, at = read_header(data, tok, prior)
     exact = None if prior is None else ExactPrior(prior, BITS)
-    keep_k = torch.tensor(lengths)
-    found = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
-    whole = 0  # positions that have been decoded
+    by_position: list = []  # of those that have been read whole, the decoder of their segment
     for s, (span, size) in enumerate(zip(segments(max(lengths)), sizes, strict=True)):
         part, check = data[at : at + size], data[at + size : at + size + 4]
         if len(part) + len(check) < size + 4:
@@ -85,15 +83,17 @@ def decompress(
         if check != crc(part, s):
             raise ValueError(f"segment {s} of the ids is damaged: its checksum is wrong")
         decoder = coder().queue.RangeDecoder(np.frombuffer(part, "<u4").astype(np.uint32))
-
-        def decode(frequencies: Tensor, rows: Tensor, i: int, decoder=decoder) -> None:
-            symbols = decoder.decode(model(), frequencies.numpy())
-            found[rows, i] = torch.from_numpy(symbols.astype(np.int64))
-
-        walk(found, keep_k, span, tok, exact, batch_size, decode)
-        whole, at = span.stop, at + size + 4
+        by_position += [decoder] * len(span)
+        at += size + 4
+    whole = len(by_position)
     if whole == 0:
         raise ValueError("the file is cut off before the end of its first ids")
+    found = torch.zeros(len(lengths), whole, dtype=torch.long)
+
+    def decode(frequencies: Tensor, rows: Tensor, i: int) -> None:
+        symbols = by_position[i].decode(model(), frequencies.numpy())
+        found[rows, i] = torch.from_numpy(symbols.astype(np.int64))
+
     if whole < max(lengths):
         warnings.warn(
             f"the file is cut off: the first {whole} of up to {max(lengths)} ids of each image",
@@ -101,6 +101,7 @@ def decompress(
         )
     elif len(data) > at:
         raise ValueError(f"{len(data) - at} bytes follow the end of the ids: is it one file?")
+    walk(found, torch.tensor(lengths), whole, tok, exact, batch_size, decode)
     return [row[: min(k, whole)] for row, k in zip(found, lengths, strict=True)]
 
 
@@ -116,23 +117,21 @@ def segments(longest: int) -> Iterator[range]:
 def walk(
     ids: Tensor,
     keep_k: Tensor,
-    span: range,
+    positions: int,
     tok: FlexTok,
     exact: ExactPrior | None,
     batch_size: int,
     code: Callable[[Tensor, Tensor, int], None],
 ) -> None:
-    """Call code(frequencies (m, V), rows (m,), position) for each group and each position of a
-    segment. Decoding fills ids (n, longest) on the way, which later positions depend on."""
+    """Call code(frequencies (m, V), rows (m,), position) for each group and each of the first
+    positions. Decoding fills ids (n, positions) on the way, which later positions depend on."""
     V = tok.config.vocab_size
     for group in torch.arange(len(ids)).split(GROUP):
         parts = group.split(checks.check_count(batch_size, "batch_size", 1))
         priors = [] if exact is None else [copy.copy(exact) for _ in parts]  # of equal weights
         for rows, part in zip(parts, priors, strict=False):
             part.start(len(rows))
-            for i in range(span.start):
-                part.append(ids[rows, i])
-        for i in span:
+        for i in range(positions):
             if priors:
                 frequencies = torch.cat([part.frequencies().cpu() for part in priors])
             else:
@@ -141,7 +140,7 @@ def walk(
             if kept.any():
                 code(frequencies[kept].double(), group[kept], i)
             for rows, part in zip(parts, priors, strict=False):
-                if i + 1 < span.stop:
+                if i + 1 < positions:
                     part.append(ids[rows, i])
 
 

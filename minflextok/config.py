@@ -425,6 +425,40 @@ class PriorConfig:
 
 
 @dataclass(frozen=True)
+class LengthConfig:
+    """A network that predicts how many ids an image needs, and the search that it was trained on
+    (`adaptive.encode_adaptive`)."""
+
+    num_registers: int = opt(32, "K, ids per image, the tokenizer's")
+    channels: int = opt(4, "F, FSQ channels, the tokenizer's")
+    width: int = opt(256, "width of the hidden layers")
+    metric: str = opt("psnr", "quality of a decoded image: 'psnr', or a name of one's own")
+    target: float = opt(0.0, "the quality that the ids must reach")
+    steps: int = opt(25, "Euler steps of the decoder in the search")
+    confidence: float = opt(
+        0.5, "the predicted length is the shortest that suffices with this probability"
+    )
+    tokenizer: str = opt("", "fingerprint of all weights of the tokenizer; empty for any")
+
+    def __post_init__(self):
+        check_types(self)
+        at_least(1, self, "num_registers", "channels", "width", "steps")
+        at_most(WIDEST, self, "num_registers", "channels", "width")
+        require(
+            0 <= self.confidence <= 1,
+            f"confidence={self.confidence}: give a probability",
+        )
+
+    def shapes(self) -> dict[str, Shape]:
+        """Tensors that depend on the width and on the registers."""
+        return {
+            "mlp.1.weight": (self.width, self.num_registers * self.channels),
+            "mlp.3.weight": (self.width, self.width),
+            "mlp.5.weight": (self.num_registers, self.width),
+        }
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The recipe: how a model is trained. The defaults suit the small presets on a CPU."""
 
@@ -445,6 +479,9 @@ class TrainConfig:
     lr: float = opt(4e-3, "peak learning rate")
     muon_lr: float = opt(2.5, "Muon's learning rate, as a multiple of lr")
     muon_adaln: bool = opt(False, "Muon for the adaLN matrices of the blocks, too")
+    mup_base_width: int = opt(
+        0, "muP: the width at which lr was found, so that it holds at other widths (0: no muP)"
+    )
     min_lr: float = opt(0.02, "learning rate at the end, as a share of lr")
     warmup: int = opt(200, "steps of linear warmup")
     decay_from: float = opt(
@@ -509,7 +546,7 @@ class TrainConfig:
             )
         for name in (
             *("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"),
-            *("save_minutes", "max_bad_steps"),
+            *("save_minutes", "max_bad_steps", "mup_base_width"),
         ):
             require(
                 getattr(self, name) >= 0,

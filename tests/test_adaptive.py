@@ -5,8 +5,10 @@ import torch
 
 from minflextok import FlexTok
 from minflextok.adaptive import LengthHead, psnr
+from minflextok.config import LengthConfig
 from minflextok.data import load_dataset, to_float
 from minflextok.draws import seeded_noise
+from minflextok.weights import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_predicted_lengths_rise_with_confidence_and_can_be_learned():
     torch.manual_seed(0)
     z = torch.randn(256, 8, 3)
     want = 1 + (z[:, 0, 0] > 0).long() * 5  # 1 or 6
-    head = LengthHead(8, 3, 32)
+    head = LengthHead(LengthConfig(8, 3, 32))
     optimizer = torch.optim.Adam(head.parameters(), 1e-2)
     suffices = (torch.arange(1, 9) >= want[:, None]).float()
     for _ in range(150):
@@ -85,3 +87,24 @@ def test_predicted_lengths_rise_with_confidence_and_can_be_learned():
     assert (head.lengths(z) == want).float().mean() > 0.9
     assert (head.lengths(z, 0.99) >= head.lengths(z, 0.5)).all()
     assert (head(z).diff(dim=1) >= 0).all() and head.lengths(z, 1.0).max() == 8
+
+
+def test_a_stored_head_predicts_the_same_and_refuses_another_tokenizer(photos, tmp_path):
+    tok, x = photos
+    torch.manual_seed(0)
+    c = LengthConfig(16, 4, 32, target=15.0, tokenizer=fingerprint(tok.state_dict()))
+    LengthHead(c).save_pretrained(tmp_path)
+    head = LengthHead.from_pretrained(tmp_path)
+    assert head.config == c and not head.training
+    z, ids = tok.encode_continuous(x), tok.encode(x)
+    lengths = head.lengths(z)
+    found = head.encode(tok, x, batch_size=5)
+    assert [len(row) for row in found] == lengths.tolist()
+    assert all(torch.equal(row, full[: len(row)]) for row, full in zip(found, ids, strict=True))
+    assert all(len(row) == 16 for row in head.encode(tok, x[:2], confidence=1.0))
+    other = FlexTok.from_pretrained("cifar10-tiny")
+    other.decoder.register_positions.data += 1  # lengths depend on the decoder, too
+    with pytest.raises(ValueError, match="lengths for the tokenizer .*, this is"):
+        head.encode(other, x)
+    with pytest.raises(ValueError, match="confidence=2"):
+        head.lengths(z, 2.0)

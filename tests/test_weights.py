@@ -9,6 +9,7 @@ from conftest import ROOT, TINY
 from torch import nn
 
 from minflextok import PRESETS, FlexTok
+from minflextok.adaptive import LengthHead
 from minflextok.config import WEIGHTS_DIR
 from minflextok.data import load_dataset, to_float
 from minflextok.evaluation.classifier import Classifier
@@ -78,6 +79,7 @@ def test_codes_are_used(decoded):
 
 def test_card_and_config_travel_with_the_weights():
     kinds = {"judge": Classifier, "teacher": Classifier, "prior": Prior, "vae": VAE}
+    kinds["lengths"] = LengthHead
     for folder in WEIGHTS_DIR.iterdir():
         model = kinds.get(folder.name.split("-")[0], FlexTok).from_pretrained(folder)
         if folder.name in PRESETS:

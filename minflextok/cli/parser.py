@@ -88,7 +88,7 @@ def add_train(command) -> None:
         VAES,
         "f2-small",
         "a VAE, stage 0 of models on latents",
-        (*nested, "sample_latents"),
+        (*nested, "sample_latents", "mup_base_width"),
     )
     stage(
         "classifier",
@@ -96,7 +96,7 @@ def add_train(command) -> None:
         CLASSIFIERS,
         "classifier",
         "an evaluation classifier, or a teacher for --repa",
-        skip=(*nested, "compile", "crop_scale", "sample_latents"),
+        skip=(*nested, "compile", "crop_scale", "sample_latents", "mup_base_width"),
         aliases=("judge",),
     )
     p = stage("tokenizer", train.tokenizer, TOKENIZERS, "shapes", "a FlexTok")

@@ -18,6 +18,13 @@ def write_results(found: dict, path: str | Path) -> None:
     write_atomic(Path(path), json.dumps(found, indent=1) + "\n")
 
 
+def setting(arguments: dict, **measured) -> dict:
+    """The arguments of a command, for its results: of a path the last part, and not where results
+    go; with what was measured."""
+    named = {k: Path(v).name if isinstance(v, str) else v for k, v in arguments.items()}
+    return {k: v for k, v in named.items() if k not in ("out", "runs")} | measured
+
+
 def cell(value: dict | None, digits: int = 1, scale: float = 1) -> str:
     """A mean and the half width of its 95% confidence interval; `scale` 100 gives percent."""
     if not value:

@@ -72,7 +72,10 @@ class Scores:
             if images.shape[-1] >= 11:
                 new["ssim"] = ssim(images, originals)
         if self.classifier is not None and labels is not None:
-            new["accuracy"] = (self.classifier(images).argmax(1).cpu() == labels).float()
+            # Of the classifier's own features, its last layer gives the logits: no second pass.
+            own = self.features == getattr(self.classifier, "features", None)
+            logits = self.classifier.head(features) if own else self.classifier(images)
+            new["accuracy"] = (logits.argmax(1).cpu() == labels).float()
         for name, rows in new.items():
             if name not in self.values:  # allocated once: small tensors would fragment the heap
                 self.values[name] = torch.empty(self.num, *rows.shape[1:])

@@ -23,6 +23,7 @@ from ..evaluation.reports import write_results
 from ..evaluation.settings import EvaluationSettings
 from ..evaluation.tokenizer import Evaluation
 from ..presets import PRESETS, RECIPES
+from ..tokenizer import FlexTok
 from ..training.tokenizer import train_tokenizer
 from .codecs import codecs
 from .systems import SYSTEMS, System
@@ -67,14 +68,12 @@ def config_of(system: System, setting: Setting) -> TokenizerConfig:
     return config
 
 
-def run(
-    name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, quiet: bool = False
-) -> dict:
-    """Train one system and evaluate it on images of `test`, unless its results are stored."""
-    system, file, weights = SYSTEMS[name], out / f"{name}.json", out / "runs" / name
-    if found := setting.stored(file):
-        return found
-    config = config_of(system, setting)
+def train_system(
+    name: str, setting: Setting, train: Dataset, out: Path, quiet: bool = False
+) -> FlexTok:
+    """Train one system for the time of the setting. `out` gets what `training.loop.fit` writes; a
+    run in it continues, and a finished one is read."""
+    system = SYSTEMS[name]
     recipe = dataclasses.replace(
         RECIPES[setting.preset],
         steps=10**9,
@@ -82,31 +81,45 @@ def run(
         processor_time=setting.device == "cpu",
         **system.recipe,
     )
-    teacher = setting.teacher if system.repa else None
-    model = train_tokenizer(
-        config,
+    return train_tokenizer(
+        config_of(system, setting),
         recipe,
         train,
-        weights,
+        out,
         setting.device,
         quiet,
-        teacher=teacher,
+        teacher=setting.teacher if system.repa else None,
         cls=system.cls,
         objective=system.objective,
     )
+
+
+def images_seen(out: Path) -> int:
+    """The number of images of a training run, by its log."""
+    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return max(line.get("images", 0) for line in log)
+
+
+def run(
+    name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, quiet: bool = False
+) -> dict:
+    """Train one system and evaluate it on images of `test`, unless its results are stored."""
+    system, file, weights = SYSTEMS[name], out / f"{name}.json", out / "runs" / name
+    if found := setting.stored(file):
+        return found
+    model = train_system(name, setting, train, weights, quiet)
     settings = EvaluationSettings(
         num_images=setting.num_images,
-        budgets=system.budgets or config.budgets,
+        budgets=system.budgets or model.config.budgets,
         classifier=setting.classifier,
         bf16=True,
     )
     found = Evaluation(model, str(weights), test, settings).run(progress=not quiet)
-    log = [json.loads(line) for line in (weights / "metrics.jsonl").read_text().splitlines()]
     found["system"] = {
         "name": name,
         "about": system.about,
-        "repa": teacher is not None,
-        "images_seen": max(line.get("images", 0) for line in log),
+        "repa": system.repa and setting.teacher is not None,
+        "images_seen": images_seen(weights),
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
     }

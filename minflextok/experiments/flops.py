@@ -66,6 +66,22 @@ def decode_flops(c: TokenizerConfig, B: int, k: int, steps: int, savings: bool =
     return 2 * embed_flops(c, B) + steps * (conditional + unconditional)
 
 
+def grid_flops(c: TokenizerConfig, B: int) -> tuple[int, int]:
+    """Encoding and decoding B images with a `baselines.Grid`, whose tokens are the patches: the
+    encoder has no registers, the decoder runs once, without guidance (`decode` embeds the null
+    condition in any case)."""
+    P, d = c.grid**2, c.enc_dim
+    ends = 2 * d * P * (c.patch_size**2 * c.in_channels + len(c.fsq_levels))
+    encode = B * (c.enc_depth * block_flops(d, P, P, P * P) + ends)
+    return encode, 2 * embed_flops(c, B) + decoder_flops(c, B, c.num_registers)
+
+
+def generation_flops(c: PriorConfig, B: int) -> int:
+    """Generating all ids of B images, given a class, with the KV cache and without guidance."""
+    K, D = c.num_tokens, c.dim
+    return B * (c.depth * block_flops(D, K, K, K * (K + 1) // 2) + 2 * D * c.vocab_size * K)
+
+
 # ---- training ------------------------------------------------------------------------------------
 
 

@@ -1,12 +1,13 @@
 """Does every image need the same number of tokens? Adaptive lengths, measured.
 
-    python -m minflextok.experiments.lengths [--weights cifar10] [--data cifar10-sample]
+    python -m minflextok.experiments.lengths [--weights cifar10] [--metrics psnr class] [--head DIR]
 
-For each test image, `encode_adaptive` finds the shortest prefix whose decoded image has a PSNR of
-at least the target: the mean PSNR of training images at a quarter of the tokens. Compared with it:
-one length for all images, at equal mean PSNR, and lengths that a small network predicts from the
-registers. The network is trained on lengths of training images, and its confidence is chosen on
-others of them. Writes WEIGHTS.json and WEIGHTS.png.
+For each test image, the search of `encode_adaptive` finds the shortest prefix whose decoded image
+meets the target. Compared with it: one length for all images, of equal mean quality, and one at
+which as many images meet the target; and the lengths that a trained head predicts from the
+registers (experiments.length_head). All are read from one table: the quality of each image at each
+length. "class" is measured on images that the classifier recognizes. Writes WEIGHTS.json and
+WEIGHTS.png.
 """
 
 import argparse
@@ -14,147 +15,137 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..adaptive import Adaptive, LengthHead, encode_adaptive, psnr
-from ..data import Images, load_dataset, to_float
-from ..draws import seeded_noise
+from ..adaptive import LengthHead, shortest
+from ..data import Dataset, load_dataset, to_float
+from ..evaluation.classifier import Classifier, match_classes
 from ..evaluation.figures import save
+from ..evaluation.reports import setting
+from ..evaluation.scores import mean_and_interval
 from ..tokenizer import FlexTok
 from ..weights import write_atomic
+from .codecs import tile
+from .length_head import QUARTER, default_target, latents, metric_of, values_by_length
+
+RESAMPLES = 500
 
 
-def decoded_psnr(tok: FlexTok, x: Tensor, lengths: Tensor, steps: int) -> Tensor:
-    """PSNR of each image decoded from its first lengths (n,) ids: (n,)."""
-    ids, noise = tok.encode(x, batch_size=64), seeded_noise(x.shape, 0)
-    prefixes = [row[:k] for row, k in zip(ids, lengths.tolist(), strict=True)]
-    return psnr(tok.decode(prefixes, steps, noise=noise, batch_size=64), x)
+def search(values: Tensor, target: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What `encode_adaptive` finds, read from values (n, K): lengths, values, met, (n,) each."""
+    targets = torch.full((len(values),), target, dtype=values.dtype)
+    return shortest(lambda rows, k: values[rows, k - 1], targets, values.shape[1])
 
 
-def shortest_fixed(tok: FlexTok, x: Tensor, quality: float, steps: int) -> tuple[int, float]:
-    """The smallest length that gives all images together this mean PSNR, by bisection, and its
-    mean PSNR; K if none does."""
-    low, high = 0, tok.config.num_registers
-    value = decoded_psnr(tok, x, torch.full((len(x),), high), steps).mean().item()
-    while high - low > 1:
-        middle = (low + high) // 2
-        found = decoded_psnr(tok, x, torch.full((len(x),), middle), steps).mean().item()
-        if found >= quality:
-            high, value = middle, found
-        else:
-            low = middle
-    return high, value
+def fixed_length(curve: Tensor, quality: float) -> int:
+    """The smallest length k at which a curve (K,) has reached this quality; K if it never does."""
+    reached = curve >= quality - 1e-9
+    return int(reached.int().argmax()) + 1 if bool(reached.any()) else len(curve)
 
 
-def train_head(z: Tensor, lengths: Tensor, steps: int = 600) -> LengthHead:
-    """Fit a LengthHead to z (n, K, F) and the lengths (n,) that were found."""
-    torch.manual_seed(0)
-    head = LengthHead(*z.shape[1:])
-    optimizer = torch.optim.AdamW(head.parameters(), 1e-3, weight_decay=0.1)
-    suffices = (torch.arange(1, z.shape[1] + 1) >= lengths[:, None]).float()  # (n, K)
-    for _ in range(steps):
-        rows = torch.randint(len(z), (128,))
-        loss = F.binary_cross_entropy_with_logits(head(z[rows]), suffices[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return head.eval()
+def compare(values: Tensor, target: float, bits: float, predicted: Tensor | None = None) -> dict:
+    """All results for one metric, from values (n, K): the quality of image i at k tokens.
 
-
-@torch.no_grad()
-def choose_confidence(head: LengthHead, z: Tensor, lengths: Tensor, share: float) -> float:
-    """The lowest confidence at which at least this share of images gets a length that suffices."""
-    grid = [0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995]
-    enough = [c for c in grid if (head.lengths(z, c) >= lengths).float().mean() >= share]
-    return min(enough, default=grid[-1])
-
-
-def lengths_of(found: Adaptive) -> Tensor:
-    return torch.tensor([len(row) for row in found.ids])
-
-
-def measure(tok: FlexTok, train: Images, test: Images, steps: int) -> tuple[dict, Adaptive]:
-    """All results, and what the search found for the test images."""
-    K, bits = tok.config.num_registers, tok.config.bits_per_token
-    x_train, x = to_float(train.images), to_float(test.images)
-    quarter = torch.full((len(x_train),), K // 4)
-    target = decoded_psnr(tok, x_train, quarter, steps).mean().item()
-    found = encode_adaptive(tok, x, target, steps=steps)
-    lengths = lengths_of(found)
-    fixed, fixed_psnr = shortest_fixed(tok, x, found.values.mean().item(), steps)
-
-    # Images that not even K tokens suffice for would teach the head nothing.
-    known = encode_adaptive(tok, x_train, target, steps=steps)
-    z = torch.cat([tok.encode_continuous(part) for part in x_train[known.met].split(64)])
-    wanted = lengths_of(known)[known.met]
-    cut = len(z) * 4 // 5
-    head = train_head(z[:cut].detach(), wanted[:cut])
-    confidence = choose_confidence(head, z[cut:].detach(), wanted[cut:], 0.9)
-    with torch.no_grad():
-        z_test = torch.cat([tok.encode_continuous(part) for part in x.split(64)])
-        predicted = head.lengths(z_test, confidence)
-    reached = decoded_psnr(tok, x, predicted, steps)
-    possible = found.met
+    bits: of a token. predicted: lengths (n,) int64 of a head.
+    """
+    values = values.double()
+    n, K = values.shape
+    lengths, found, met = search(values, target)
+    curve, share = values.mean(0), (values >= target).double().mean(0)  # (K,) each
+    fixed = fixed_length(curve, found.mean().item())
     results = {
-        "target PSNR": round(target, 3),
-        "K tokens meet it": share(possible),
-        "adaptive": {
-            "of those, met": share(found.values[possible] >= target),
-            "mean tokens": mean(lengths),
-            "mean bits, length included": mean(lengths * bits + math.log2(K)),
-            "mean PSNR": mean(found.values),
+        "target": target,
+        "images": n,
+        "K tokens meet it": mean_and_interval(met),
+        "adaptive": about(lengths, found, target, met)
+        | {
+            "mean bits, length included": lengths.double().mean().item() * bits + math.log2(K),
             "images by length": torch.bincount(lengths, minlength=K + 1)[1:].tolist(),
         },
-        "one length for all, at this mean PSNR": {
+        "one length for all, of this mean quality": {
             "tokens": fixed,
-            "bits": round(fixed * bits, 1),
-            "mean PSNR": round(fixed_psnr, 3),
+            "bits": fixed * bits,
+            "mean quality": curve[fixed - 1].item(),
+            "share of images that meet the target": share[fixed - 1].item(),
+            "fewer tokens than it, adaptive": {
+                "mean": fixed - lengths.double().mean().item(),
+                "ci95": saved(values, lengths, found),
+            },
         },
-        "predicted": {
-            "confidence": confidence,
-            "of those, met": share(reached[possible] >= target),
-            "mean tokens": mean(predicted),
-            "mean PSNR": mean(reached),
-            "correlation with the search": round(
-                torch.corrcoef(torch.stack([predicted, lengths]).double())[0, 1].item(), 3
-            ),
-        },
+        "one length for all, at which as many meet the target": fixed_length(
+            share, (found >= target).double().mean().item()
+        ),
+        "mean quality by length": curve.tolist(),
     }
-    return results, found
+    if predicted is not None:
+        pairs = torch.stack([predicted, lengths]).double()
+        reached = values[torch.arange(n), predicted - 1]
+        results["predicted"] = about(predicted, reached, target, met) | {
+            "one length for all, of this mean quality": fixed_length(curve, reached.mean().item()),
+            "correlation with the search": torch.corrcoef(pairs)[0, 1].item(),
+        }
+    return results
 
 
-def mean(x: Tensor) -> float:
-    return round(x.double().mean().item(), 3)
+def about(lengths: Tensor, found: Tensor, target: float, met: Tensor) -> dict:
+    """Lengths (n,) and the quality that they give (n,); met: images for which K tokens meet the
+    target."""
+    return {
+        "met, of those that K tokens meet it for": mean_and_interval(found[met] >= target)
+        if met.any()
+        else None,
+        "tokens": mean_and_interval(lengths),
+        "quality": mean_and_interval(found),
+    }
 
 
-def share(x: Tensor) -> float:
-    return round(x.double().mean().item(), 4)
+def saved(values: Tensor, lengths: Tensor, found: Tensor) -> list[float]:
+    """95% interval of the tokens that adaptive lengths save against one length of equal mean
+    quality: images are resampled."""
+    g, n, differences = torch.Generator().manual_seed(0), len(values), []
+    for _ in range(RESAMPLES):
+        i = torch.randint(n, (n,), generator=g)
+        fixed = fixed_length(values[i].mean(0), found[i].mean().item())
+        differences.append(fixed - lengths[i].double().mean().item())
+    return torch.tensor(differences).quantile(torch.tensor([0.025, 0.975])).tolist()
 
 
-def picture(test: Images, found: Adaptive, results: dict) -> plt.Figure:
-    """The distribution of lengths, and the images that need the fewest and the most tokens."""
-    lengths = lengths_of(found)
-    order = lengths.argsort(stable=True)
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    counts = results["adaptive"]["images by length"]
-    axes[0].bar(range(1, len(counts) + 1), counts, color="tab:blue")
-    fixed = results["one length for all, at this mean PSNR"]["tokens"]
-    axes[0].axvline(fixed, color="tab:orange", label=f"one length for all: {fixed}")
-    axes[0].set(xlabel="tokens", ylabel="images")
-    axes[0].set_title(f"lengths for {results['target PSNR']:.1f} dB")
-    axes[0].legend()
-    for ax, rows, title in (
-        (axes[1], order[:32], "fewest tokens"),
-        (axes[2], order[-32:].flip(0), "most tokens"),
-    ):
-        tiles = test.images[rows].permute(0, 2, 3, 1)  # (32, H, W, 3)
-        grid = torch.cat([torch.cat(list(row), 1) for row in tiles.split(8)], 0)
-        ax.imshow(grid)
-        ax.set_title(f"{title}: {lengths[rows].min()} to {lengths[rows].max()}")
-        ax.axis("off")
+def recognized(test: Dataset, x: Tensor, classifier: str = "judge-cifar10") -> Tensor:
+    """The images (n,) bool whose class the evaluation classifier gives."""
+    network = Classifier.from_pretrained(classifier)
+    c = network.config
+    labels = match_classes(test, c.class_names, c.num_classes, classifier)(test.labels)
+    with torch.no_grad():
+        return torch.cat([network(part).argmax(1) for part in x.split(250)]) == labels
+
+
+def picture(
+    images: dict[str, Tensor], results: dict[str, dict], lengths: dict[str, Tensor]
+) -> Figure:
+    """For each metric the distribution of lengths, and the images with the fewest and the most
+    tokens. By metric: images (n, 3, H, W) uint8, lengths (n,)."""
+    fig = Figure(figsize=(12, 3.6 * len(results)), layout="constrained")
+    axes = fig.subplots(len(results), 3, squeeze=False)
+    for row, (name, found) in zip(axes, results.items(), strict=True):
+        counts = found["adaptive"]["images by length"]
+        row[0].bar(range(1, len(counts) + 1), counts, color="#0072B2")
+        fixed = found["one length for all, of this mean quality"]["tokens"]
+        row[0].axvline(fixed, color="#D55E00", ls="--", label=f"one length for all: {fixed}")
+        row[0].set_xlabel("tokens", fontsize=10)
+        row[0].set_ylabel("images", fontsize=10)
+        row[0].set_title(f"{name}: lengths for {found['target']:g}", fontsize=10)
+        row[0].legend(fontsize=9, loc="upper center")
+        order = lengths[name].argsort(stable=True)
+        for ax, rows, title in (
+            (row[1], order[:32], "fewest tokens"),
+            (row[2], order[-32:].flip(0), "most tokens"),
+        ):
+            ax.imshow(tile(images[name][rows], 8).permute(1, 2, 0))
+            found_here = lengths[name][rows]
+            ax.set_title(f"{title}: {found_here.min()} to {found_here.max()}", fontsize=10)
+            ax.axis("off")
     return fig
 
 
@@ -162,26 +153,41 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="cifar10")
     parser.add_argument("--data", default="cifar10-sample")
-    parser.add_argument("--train-images", type=int, default=1000)
-    parser.add_argument("--test-images", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=8, help="Euler steps")
+    parser.add_argument("--test-images", type=int, default=300)
+    parser.add_argument("--metrics", nargs="+", default=["psnr"], choices=("psnr", "class"))
+    parser.add_argument("--head", help="of experiments.length_head; its target and steps are used")
+    parser.add_argument("--steps", type=int, default=4, help="Euler steps")
     parser.add_argument("--out", default="data/lengths")
     a = parser.parse_args(argv)
     tok = FlexTok.from_pretrained(a.weights)
+    head = LengthHead.from_pretrained(a.head) if a.head else None
+    if head is not None:
+        head.check_tokenizer(tok)
+        a.steps = head.config.steps
     train, test = (load_dataset(a.data, split, tok.image_size) for split in ("train", "test"))
-    train = train.select(torch.arange(min(a.train_images, len(train))))
+    x_train = to_float(train.at(torch.arange(min(QUARTER, len(train)))))
     test = test.select(torch.arange(min(a.test_images, len(test))))
-    results, found = measure(tok, train, test, a.steps)
-    results = {
-        "setting": vars(a) | {"train_images": len(train), "test_images": len(test)},
-        **results,
-    }
-    out = Path(a.out)
-    out.mkdir(parents=True, exist_ok=True)
+    images = test.at(torch.arange(len(test)))
+    x = to_float(images)
+    table = values_by_length(tok, x, {name: metric_of(name) for name in a.metrics}, a.steps)
+    results, lengths, shown = {}, {}, {}
+    for name, values in table.items():
+        mine = head if head is not None and head.config.metric == name else None
+        target = mine.config.target if mine else default_target(tok, x_train, name, a.steps)
+        kept = recognized(test, x) if name == "class" else torch.ones(len(x), dtype=torch.bool)
+        predicted = None
+        if mine is not None:
+            with torch.no_grad():
+                predicted = mine.lengths(latents(tok, x[kept]))
+        results[name] = compare(values[kept], target, tok.config.bits_per_token, predicted)
+        lengths[name], shown[name] = search(values[kept], target)[0], images[kept]
+    about_it = setting(vars(a), test_images=len(x), encoding=test.encoding)
+    found = {"setting": about_it, **results}
+    Path(a.out).mkdir(parents=True, exist_ok=True)
     name = Path(a.weights).name
-    write_atomic(out / f"{name}.json", json.dumps(results, indent=1) + "\n")
-    save(picture(test, found, results), out / f"{name}.png")
-    print(json.dumps(results, indent=1))
+    write_atomic(Path(a.out) / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    save(picture(shown, results, lengths), Path(a.out) / f"{name}.png")
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def _titok(length: int) -> System:
     )
 
 
-def _grid(patch: int, size: int = 32) -> System:
+def grid(patch: int, size: int = 32) -> System:
     tokens = (size // patch) ** 2
     return System(
         f"2D grid: one token for each {patch}x{patch} patch, regression",
@@ -62,8 +62,8 @@ SYSTEMS = {
         {"nested_from": 0.0, "nested_full": 0.0},
         repa=False,
     ),
-    "grid-16": _grid(8),
-    "grid-64": _grid(4),
+    "grid-16": grid(8),
+    "grid-64": grid(4),
     "no-repa": System("FlexTok without REPA", repa=False),
     "no-nested": System("FlexTok without nested dropout", recipe=NO_NESTED_DROPOUT),
     "uniform": System("FlexTok with uniform k in nested dropout", model={"keep_k_mode": "uniform"}),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from .muon import Muon
+from .mup import scale_rates
 from .parallel import local
 
 
@@ -27,7 +28,8 @@ def lr_factor(step: int, progress: float, c: TrainConfig) -> float:
 
 def make_optimizers(model: nn.Module, c: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters; with c.optimizer "muon", Muon for the matrices of the blocks and
-    AdamW for the rest. Each group of parameters has its peak learning rate as "peak_lr".
+    AdamW for the rest. Each group of parameters has its peak learning rate as "peak_lr", which
+    depends on the width with c.mup_base_width.
 
     Weight decay is for matrices and convolution kernels alone, not for tokens, positions, gains and
     biases.
@@ -44,11 +46,13 @@ def make_optimizers(model: nn.Module, c: TrainConfig) -> list[torch.optim.Optimi
         }
         for decayed in (True, False)
     ]
+    groups = scale_rates(groups, model, c.mup_base_width, power=1)
     optimizers = [torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, c.beta2), fused=True)]
     if muon:
         peak = c.lr * c.muon_lr
-        group = {"params": muon, "peak_lr": peak}
-        optimizers.append(Muon([group], lr=peak, weight_decay=c.weight_decay))
+        groups = [{"params": muon, "peak_lr": peak, "weight_decay": c.weight_decay}]
+        groups = scale_rates(groups, model, c.mup_base_width, power=0.5)
+        optimizers.append(Muon(groups, lr=peak))
     elif c.optimizer == "muon":
         raise ValueError(
             f"optimizer='muon': {type(model).__name__} has no Transformer blocks: give 'adamw'"

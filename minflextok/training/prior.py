@@ -20,6 +20,7 @@ from ..tokenizer import FlexTok
 from .batches import describe_data
 from .lock import only_run
 from .loop import Task, fit
+from .mup import check_base_width, initialize
 from .run import Run
 from .runtime import Ranks
 from .token_cache import extract_ids
@@ -97,6 +98,8 @@ class PriorTask(Task):
         cache: str | Path | None = None,
         quiet: bool = False,
     ):
+        if recipe.mup_base_width:
+            check_base_width(config, recipe.mup_base_width)
         captions = getattr(data, "captions", None)
         if config.text and recipe.flip:
             check_captions(data.name, captions or [])
@@ -111,7 +114,8 @@ class PriorTask(Task):
         }
         self.train, val = validation_split(len(self.ids), recipe, data.name)
         torch.manual_seed(recipe.seed)
-        self.model = Prior(prior_config(config, tok, data, labels))
+        prior = Prior(prior_config(config, tok, data, labels))
+        self.model = initialize(prior, recipe.mup_base_width)
         conditions = self.model.prepare(captions if config.text else labels)
         self.conditions = conditions  # (N,) or (N, L)
         self.val = self.read(val, 0).to(ranks.device), conditions[val].to(ranks.device)

@@ -128,7 +128,9 @@ def read_record(path: Path, out: Path) -> dict:
 
 def compare(stored: dict, record: dict, out: Path) -> None:
     """Raises ValueError unless both records define the same run."""
-    there, here = flatten(stored), flatten(record)
+    # A setting that the earlier version did not have is at its default.
+    defaults = {"train": dataclasses.asdict(TrainConfig())}
+    there, here = flatten(defaults) | flatten(stored), flatten(record)
     unknown = [f"data.{key}" for key in record["data"] if key not in stored["data"]]
     differences = {
         key: f"{key}={there.get(key)!r} there, {here.get(key)!r} here"

@@ -68,12 +68,13 @@ class Run:
         return torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.step)
 
     def set_learning_rates(self, progress: float) -> float:
-        """Set the learning rate of all parameter groups; returns that of AdamW."""
+        """Set the learning rate of all parameter groups; returns that of AdamW (of the base
+        width)."""
         factor = lr_factor(self.step, progress, self.recipe)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
-        return self.optimizers[0].param_groups[0]["lr"]
+        return self.recipe.lr * factor
 
     def tick(self) -> None:
         """Add the time since the last call. All ranks use the mean, if time can end the run."""

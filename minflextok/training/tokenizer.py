@@ -25,6 +25,7 @@ from .batches import (
     split_validation,
 )
 from .loop import Task, fit
+from .mup import initialize
 from .objective import TokenizerObjective
 from .repa import Repa, Teacher, load_teacher
 from .run import Run
@@ -86,7 +87,7 @@ class TokenizerTask(Task):
         self.train, val = split_validation(data, recipe)
         self.check(data, val, teacher, recipe)
         torch.manual_seed(recipe.seed)
-        tok = cls(config)
+        tok = initialize(cls(config), recipe.mup_base_width)
         self.sources = describe_sources(data, vae, teacher, init)
         if init is not None:
             start_from(tok, cls.from_pretrained(init), init)
@@ -97,6 +98,8 @@ class TokenizerTask(Task):
             load_teacher(teacher, ranks.device) if isinstance(teacher, str) else teacher
         )
         repa = Repa(config.dec_dim, self.mean_features(self.teacher, val)) if self.teacher else None
+        if repa is not None:
+            initialize(repa, recipe.mup_base_width)
         self.model = objective(tok, repa)
         self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
         if recipe.compile:

@@ -1,0 +1,141 @@
+"""The figures of what tokens carry."""
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..evaluation.figures import plural
+from .token_effects import Decoder
+
+
+def tiles(images: Tensor, columns: int) -> Tensor:
+    """Images (n, 3, H, W) uint8 as one picture (rows H, columns W, 3); missing ones are white."""
+    missing = -len(images) % columns
+    white = torch.full((missing, *images.shape[1:]), 255, dtype=torch.uint8)
+    cells = torch.cat([images, white]).permute(0, 2, 3, 1)  # (n, H, W, 3)
+    return torch.cat([torch.cat(list(row), 1) for row in cells.split(columns)], 0)
+
+
+def blank(ax: Axes) -> None:
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+
+
+def vocabulary_figure(images: Tensor, first: Tensor, results: dict) -> Figure:
+    """Test images with each of the most frequent first ids: the visual vocabulary."""
+    found = list(results["first token"]["most frequent ids"].items())[:12]
+    fig, axes = plt.subplots(3, 4, figsize=(12, 8), layout="constrained")
+    for ax in axes.flat:
+        blank(ax)
+    for ax, (i, row) in zip(axes.flat, found, strict=False):
+        shown = images[first == int(i)]
+        ax.imshow(tiles(shown[:12], 4))
+        purity = row["purity"]
+        ax.set_title(f"id {i}: {plural(len(shown), 'image')}", fontsize=10)
+        ax.set_xlabel(f"{row['class']}: {purity['mean']:.0%} of them", fontsize=9)
+    fig.suptitle("Test images by their first id; below, the class of this id by training images")
+    return fig
+
+
+def maps_figure(maps: list[Tensor]) -> Figure:
+    """Where the image changes if one id is replaced: a mean over images for each token."""
+    means = torch.stack([m.mean(0) for m in maps])  # (K, H, W)
+    columns = min(8, len(means))
+    rows = -(-len(means) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, figsize=(1.4 * columns + 1, 1.6 * rows), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat:
+        blank(ax)
+    for j, (ax, m) in enumerate(zip(axes.flat, means, strict=False), start=1):
+        shown = ax.imshow(m, cmap="cividis", vmin=0, vmax=means.max().item())
+        ax.set_title(f"token {j}", fontsize=9)
+    fig.colorbar(shown, ax=axes, label="mean absolute change", shrink=0.7)
+    return fig
+
+
+def open_figure(decode: Decoder, ids: Tensor, images: Tensor, left_open: dict) -> Figure:
+    """For each k: two decodes of each image with other noise, and the standard deviation of all."""
+    budgets = list(left_open)
+    top = max(v[: len(ids)].sqrt().max().item() for v, _ in left_open.values())
+    fig, axes = plt.subplots(
+        len(budgets) + 1, 3 * len(ids), figsize=(1.05 * 3 * len(ids), 1.1 * (len(budgets) + 1))
+    )
+    for ax in axes.flat:
+        blank(ax)
+    for i, image in enumerate(images):
+        axes[0, 3 * i].imshow(image.permute(1, 2, 0))
+    axes[0, 0].set_ylabel("original", fontsize=9)
+    for row, k in zip(axes[1:], budgets, strict=True):
+        decoded = [(decode(ids[:, :k], seed) + 1) / 2 for seed in (0, 1)]
+        for i in range(len(ids)):
+            for ax, x in zip(row[3 * i :], decoded, strict=False):
+                ax.imshow(x[i].permute(1, 2, 0))
+            row[3 * i + 2].imshow(left_open[k][0][i].sqrt(), cmap="cividis", vmin=0, vmax=top)
+        row[0].set_ylabel(plural(k, "token"), fontsize=9)
+    fig.suptitle(f"Two decodes with other noise, and the standard deviation (0 to {top:.1f})")
+    fig.subplots_adjust(left=0.08, right=0.99, bottom=0.01, wspace=0.05, hspace=0.05, top=0.93)
+    return fig
+
+
+def numbers_figure(results: dict) -> Figure:
+    """Class information, entropy, change and area by position; variance by k; swaps."""
+    fig, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
+    positions = {int(j): row for j, row in results["positions"].items()}
+    x = list(positions)
+    information = [row["class information bits"]["corrected"] for row in positions.values()]
+    digit = [row["of the best digit"]["corrected"] for row in positions.values()]
+    axes[0, 0].plot(x, information, "k-o", ms=4, label="id")
+    axes[0, 0].plot(x, digit, color="C0", ls="--", marker="s", ms=4, label="its best digit")
+    axes[0, 0].set(ylabel="class information (bits), corrected", ylim=(0, None))
+    axes[0, 1].plot(x, [row["entropy bits"] for row in positions.values()], "k-o", ms=4)
+    axes[0, 1].set(ylabel="entropy of the id (bits)")
+    _changes(axes[0, 2], axes[1, 0], results)
+    for ax in (*axes[0], axes[1, 0]):
+        ax.set_xlabel("position of the token")
+    _left_open(axes[1, 1], results["left open"])
+    _swaps(axes[1, 2], results["swaps"])
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend(fontsize=9)
+    return fig
+
+
+def _changes(change: Axes, area: Axes, results: dict) -> None:
+    for name, style, label in (
+        ("replaced", "ko-", "id replaced"),
+        ("added", "C0s--", "from k - 1 to k tokens"),
+    ):
+        rows = results[name]
+        x = [int(j) for j in rows]
+        change.plot(x, [r["change"]["mean"] for r in rows.values()], style, ms=4, label=label)
+        y = [r["area of one image"]["mean"] for r in rows.values()]
+        area.plot(x, y, style, ms=4, label=label)
+    change.set(ylabel="mean absolute change of a pixel", ylim=(0, None))
+    area.set(ylabel="share of the image that changes", ylim=(0, 1))
+
+
+def _left_open(ax: Axes, rows: dict) -> None:
+    x = [int(k) for k in rows]
+    for name, style in (("variance", "k-o"), ("squared bias", "C0s--")):
+        ax.plot(x, [row[name]["mean"] for row in rows.values()], style, ms=4, label=name)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(xlabel="tokens", ylabel="squared error of a pixel", ylim=(0, None))
+
+
+def _swaps(ax: Axes, rows: dict) -> None:
+    x = [int(k) for k in rows]
+    for name, style, label in (("A", "ko-", "class of A"), ("B", "C1s-", "class of B")):
+        y = [row[name]["mean"] for row in rows.values()]
+        low, high = zip(*(row[name]["ci95"] for row in rows.values()), strict=True)
+        ax.plot(x, y, style, ms=4, label=label)
+        ax.fill_between(x, low, high, color=style[:-2], alpha=0.15)
+    ax.set_xscale("symlog", base=2, linthresh=1)
+    ax.set_xticks(x, [str(k) for k in x])
+    ax.minorticks_off()
+    ax.set(xlabel="k: first k ids of A, the rest of B", ylabel="share of images", ylim=(0, None))
