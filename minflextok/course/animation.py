@@ -27,7 +27,7 @@ def animate(
     if not pictures or len({picture.size for picture in pictures}) > 1:
         sizes = sorted({picture.size for picture in pictures})
         raise ValueError(f"frames of sizes {sizes}: give figures of one size")
-    palette = pictures[-1].quantize(128)
+    palette = pictures[-1].quantize(256, PIL.Image.Quantize.FASTOCTREE)
     pictures = [
         picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for picture in pictures
     ]
