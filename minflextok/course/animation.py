@@ -27,7 +27,11 @@ def animate(
     if not pictures or len({picture.size for picture in pictures}) > 1:
         sizes = sorted({picture.size for picture in pictures})
         raise ValueError(f"frames of sizes {sizes}: give figures of one size")
-    palette = pictures[-1].quantize(128)
+    ends = PIL.Image.new("RGB", (pictures[0].width, 2 * pictures[0].height))
+    ends.paste(pictures[0])
+    ends.paste(pictures[-1], (0, pictures[0].height))
+    # Colors of the first frame too: it may be noise. An octree keeps rare colors.
+    palette = ends.quantize(256, PIL.Image.Quantize.FASTOCTREE)
     pictures = [
         picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE) for picture in pictures
     ]

@@ -15,6 +15,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
 
 def use_style() -> None:
     """Set Matplotlib for the figures of a notebook: 140 dots per inch, text of 9 points or more."""
+    plt.switch_backend(plt.get_backend())  # load it now: IPython else shows no Figure before a plot
     plt.rcParams.update(
         {
             "figure.dpi": 140,

@@ -37,7 +37,12 @@ def noise_like(tok: FlexTok, images: Tensor, num: int, seed: int) -> Tensor:
 
 
 def budget_slider(
-    tok: FlexTok, images: Tensor, steps: int = 25, zoom: int = 3, seed: int = 0
+    tok: FlexTok,
+    images: Tensor,
+    steps: int = 25,
+    guidance: float = 1.0,
+    zoom: int = 3,
+    seed: int = 0,
 ) -> Board:
     """A slider for the token budget k: originals, reconstructions from k tokens, and residuals.
 
@@ -48,7 +53,7 @@ def budget_slider(
 
     def make(setting: tuple[int]) -> Frame:
         (k,) = setting
-        x = tok.decode(ids[:, :k], steps=steps, noise=noise).cpu()
+        x = tok.decode(ids[:, :k], steps=steps, guidance=guidance, noise=noise).cpu()
         pictures = {
             "reconstruction": png(x, zoom),
             "residual (original minus reconstruction; gray: zero)": png((images - x) / 2, zoom),

@@ -125,13 +125,13 @@ def test_every_control_has_a_label_and_every_picture_an_alternative_text(six):
 
 
 def test_budget_slider_shows_prefixes_and_residuals(tok, images):
-    b = widgets.budget_slider(tok, images, steps=3, zoom=2, seed=4)
+    b = widgets.budget_slider(tok, images, steps=3, guidance=2.0, zoom=2, seed=4)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(4))
     (slider,) = b.controls
     for k in (2, 5):
         slider.value = k
         b.renderer.wait()
-        x = tok.decode(tok.encode(images, k), steps=3, noise=noise)
+        x = tok.decode(tok.encode(images, k), steps=3, guidance=2.0, noise=noise)
         original, reconstruction, residual = shown(b).values()
         assert (reconstruction == pixels(png(x, 2))).all() and (
             original == pixels(png(images, 2))
