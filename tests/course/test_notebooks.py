@@ -139,7 +139,18 @@ def test_student_notebook_is_what_build_makes(path):
 # ---- running and stored outputs ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=names)
+# The solutions differ from the students' versions in the exercises alone; test_exercises.py runs
+# these. So most of them run in `make slow` only; notebook 06b is built from the answers.
+RUN = [
+    *NOTEBOOKS,
+    *(
+        path if path.stem.startswith("06b") else pytest.param(path, marks=pytest.mark.slow)
+        for path in SOLUTIONS
+    ),
+]
+
+
+@pytest.mark.parametrize("path", RUN, ids=names)
 def test_runs_in_fast_mode(path, monkeypatch):
     old = torch.__version__.startswith("2.9.")
     if path.stem.startswith("13") and old and not footprint.works():
@@ -175,7 +186,7 @@ def test_is_stored_with_clean_outputs(path):
         ), text
     text = Path(path).read_text()
     assert (
-        len(text) < 1_500_000
+        len(text) < 2_500_000
         and os.path.expanduser("~") + "/" not in text
         and str(ROOT) not in text
     )
@@ -185,9 +196,10 @@ def test_is_stored_with_clean_outputs(path):
 def test_size_and_frame(path):
     nb = nbformat.read(path, as_version=4)
     text = [c.source for c in nb.cells if c.cell_type == "markdown"]
-    assert 25 <= len(nb.cells) <= 60 and 1500 <= sum(len(source.split()) for source in text) <= 3500
+    assert 25 <= len(nb.cells) <= 70 and 1500 <= sum(len(source.split()) for source in text) <= 5000
     assert all(len(c.source.splitlines()) <= 25 for c in nb.cells if c.cell_type == "code")
-    assert text[0].startswith(f"# {path.stem[:2]} · ")
+    number = path.stem.split("_")[0]
+    assert text[0].startswith(f"# {number} · ")
     assert (
         all(f"**{part}**" in text[0] for part in ("You will", "You need", "Time"))
         and "FAST=1" in text[0]
@@ -202,7 +214,9 @@ def test_outputs_are_compared():
 
 
 def test_the_course_is_complete():
-    assert [p.stem[:2] for p in NOTEBOOKS] == [f"{i:02}" for i in range(14)]
+    numbers = [p.stem.split("_")[0] for p in NOTEBOOKS]
+    assert [n for n in numbers if n.isdigit()] == [f"{i:02}" for i in range(15)]
+    assert [n for n in numbers if not n.isdigit()] == ["06b"]
     table = (ROOT / "notebooks/README.md").read_text()
     assert all(f"]({p.name})" in table for p in NOTEBOOKS)
 
