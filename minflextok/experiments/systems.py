@@ -25,7 +25,7 @@ NO_NESTED_DROPOUT = {"nested_from": 1.0, "nested_full": 1.0}
 
 def _titok(length: int) -> System:
     return System(
-        f"TiTok: always {length} token{'s' * (length > 1)}, regression",
+        f"TiTok-style (regression only): always {length} token{'s' * (length > 1)}",
         Regressor,
         RegressionObjective,
         {"num_registers": length},
@@ -38,7 +38,7 @@ def _titok(length: int) -> System:
 def grid(patch: int, size: int = 32) -> System:
     tokens = (size // patch) ** 2
     return System(
-        f"2D grid: one token for each {patch}x{patch} patch, regression",
+        f"2D grid (regression only): one token for each {patch}x{patch} patch",
         Grid,
         RegressionObjective,
         {"patch_size": patch, "num_registers": tokens},
@@ -55,7 +55,7 @@ SYSTEMS = {
     "titok-4": _titok(4),
     "titok-16": _titok(16),
     "one-d-piece": System(
-        "One-D-Piece: tail token drop from the first step, regression",
+        "One-D-Piece-style (regression only): tail token drop from the first step",
         Regressor,
         RegressionObjective,
         {"keep_k_mode": "uniform"},

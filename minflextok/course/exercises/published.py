@@ -174,7 +174,7 @@ def divided_by_parts(means: Tensor, sizes: Tensor) -> Tensor:
     return (means * sizes).mean()
 
 
-# ---- ★★★ days of a training run ------------------------------------------------------------------
+# ---- ★ days of a training run --------------------------------------------------------------------
 
 
 def training_runs(g: torch.Generator) -> Iterator[tuple]:

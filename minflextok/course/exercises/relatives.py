@@ -142,7 +142,7 @@ def equal_draws(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return mean, error, sum(squared_error(x, p, y) for y in x) / len(x)
 
 
-# ---- ★★ tail token drop --------------------------------------------------------------------------
+# ---- ★ tail token drop ---------------------------------------------------------------------------
 
 
 def rows_of_tokens(g: torch.Generator) -> Iterator[tuple]:
@@ -179,7 +179,7 @@ def one_more(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
     return tail_drop(tokens, (keep + 1).clamp(max=tokens.shape[1]))
 
 
-# ---- ★★★ a regressor and a sampler at every budget -----------------------------------------------
+# ---- ★★ a regressor and a sampler at every budget ------------------------------------------------
 
 
 def image_sets(g: torch.Generator) -> Iterator[tuple]:
@@ -276,10 +276,10 @@ EXERCISES = {
                 "this is the error between a sample and the MEAN. The original is another draw: "
                 "compare two draws.",
             ),
-            (summed, "errors were summed over the pixels; the exercise asks for the mean."),
+            (summed, "you summed the errors over the pixels; the exercise asks for the mean."),
             (
                 equal_draws,
-                "the samples got the same weight. A sample is drawn with its probability, too.",
+                "all samples got the same weight. A sample is drawn with its probability, too.",
             ),
         ],
     ),
@@ -292,7 +292,7 @@ EXERCISES = {
             (one_length, "every image got the length of the first one."),
             (
                 zeros_instead,
-                "the tail became zeros and the length stayed the same. Here the tail is removed.",
+                "the tail became zeros and the length stayed the same. Remove the tail.",
             ),
             (one_more, "off by one: keep = k keeps tokens 0 to k - 1."),
         ],
@@ -306,7 +306,7 @@ EXERCISES = {
                 "the ids were not used: this is the mean of ALL images. Only images with the "
                 "same prefix are possible.",
             ),
-            (only_the_kth, "grouped by one id only. A prefix is all k of them."),
+            (only_the_kth, "you grouped by one id only. A prefix is all of the first k ids."),
             (
                 equal_groups,
                 "all prefixes got the same weight. A prefix that twice as many images share "

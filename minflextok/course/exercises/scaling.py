@@ -193,13 +193,13 @@ EXERCISES = {
             ),
             (
                 weights_alone,
-                "these are the weights alone. A training run has gradients, moments and averaged "
+                "this counts the weights only. A training run has gradients, moments and averaged "
                 "weights, too.",
             ),
             (
                 in_bfloat16,
-                "this is two bytes a number. The matrix products are in bfloat16; the state is "
-                "in float32, four bytes a number.",
+                "this is two bytes for each number. The matrix products are in bfloat16; the "
+                "state is in float32, four bytes for each number.",
             ),
             (
                 always_divided,
@@ -223,7 +223,7 @@ EXERCISES = {
                 "micro-batch would be smaller than the others.",
             ),
             (without_state, "the state of the run needs memory, too: subtract it first."),
-            (at_least_one, "where not even one image fits beside the state, the answer is 0."),
+            (at_least_one, "if not even one image fits beside the state, the answer is 0."),
             (
                 all_at_once,
                 "the images of a GPU need not be computed all at once: try each of their divisors.",
@@ -236,7 +236,8 @@ EXERCISES = {
         [
             (
                 at_the_peak,
-                "this is at the peak of the matrix units. Training reaches `utilization` of it.",
+                "this is at the peak of the matrix units. Training reaches a share of it: the "
+                "utilization.",
             ),
             (
                 upside_down,
@@ -259,12 +260,12 @@ EXERCISES = {
             (
                 behind_the_forward_pass,
                 "this is the time of the forward pass, a third of a step. Communication runs "
-                "beside the backward pass, the other two thirds.",
+                "during the backward pass, the other two thirds.",
             ),
             (
                 sent_once,
-                "4 bytes a parameter is half of what is sent: each gradient travels once to be "
-                "summed, and its sum travels once to all GPUs, both in float32.",
+                "4 bytes for each parameter is half of the communication: each gradient is sent "
+                "once to be summed, and its sum is sent once to all GPUs, both in float32.",
             ),
             (
                 numbers_sent,
