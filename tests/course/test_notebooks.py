@@ -175,7 +175,7 @@ def test_is_stored_with_clean_outputs(path):
         ), text
     text = Path(path).read_text()
     assert (
-        len(text) < 1_500_000
+        len(text) < 2_500_000
         and os.path.expanduser("~") + "/" not in text
         and str(ROOT) not in text
     )
