@@ -185,7 +185,7 @@ def test_is_stored_with_clean_outputs(path):
 def test_size_and_frame(path):
     nb = nbformat.read(path, as_version=4)
     text = [c.source for c in nb.cells if c.cell_type == "markdown"]
-    assert 25 <= len(nb.cells) <= 60 and 1500 <= sum(len(source.split()) for source in text) <= 3500
+    assert 25 <= len(nb.cells) <= 70 and 1500 <= sum(len(source.split()) for source in text) <= 5000
     assert all(len(c.source.splitlines()) <= 25 for c in nb.cells if c.cell_type == "code")
     assert text[0].startswith(f"# {path.stem[:2]} · ")
     assert (
