@@ -45,6 +45,7 @@ def prior_sampler(
     num: int = 6,
     steps: int = 25,
     guidance: float = 1.0,
+    decoder_guidance: float = 1.0,
     zoom: int = 3,
     seed: int = 0,
 ) -> Board:
@@ -78,19 +79,19 @@ def prior_sampler(
             generator=torch.Generator().manual_seed(seed + 1),
         )
         ids[0] = shared[0]
-        x = tok.decode(ids, steps=steps, noise=noise)
+        x = tok.decode(ids, steps=steps, guidance=decoder_guidance, noise=noise)
         return {"samples": png(x, zoom)}, (
             f"{name}, temperature {temperature}: {j} of {K} ids shared {shared[0, :j].tolist()}"
         )
 
     classes = ipywidgets.Dropdown(options=prior.class_names, description="class")
     temperatures = ipywidgets.SelectionSlider(
-        options=[0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5], value=1.0, description="temperature"
+        options=[0.0, 0.25, 0.5, 0.8, 1.0, 1.25, 1.5], value=0.8, description="temperature"
     )
     board = Board(make, [classes, slider("shared ids", min(2, K), 0, K), temperatures])
     name = classes.value
     board.still = {
-        f"{name}, {j} of {K} ids shared": board.renderer.get((name, j, 1.0))[0]["samples"]
+        f"{name}, {j} of {K} ids shared": board.renderer.get((name, j, 0.8))[0]["samples"]
         for j in sorted({0, 1, min(2, K), K // 2, K})
     }
     return board
@@ -102,13 +103,15 @@ def prompt_explorer(
     num: int = 6,
     steps: int = 25,
     guidance: float = 1.0,
+    temperature: float = 1.0,
+    decoder_guidance: float = 1.0,
     zoom: int = 6,
     seed: int = 0,
 ) -> Board:
     """`num` images of `shapes` for a caption, decoded from their first k tokens, with verdicts.
 
     Type a caption and press Enter, or choose an example. The verdicts, one for each image, are
-    those of shapes.check. guidance: the prior's.
+    those of shapes.check. guidance and temperature: the prior's.
     """
     prior.check_tokenizer(tok)
     if prior.text_encoder is None:
@@ -118,13 +121,17 @@ def prompt_explorer(
     @lru_cache(None)
     def sampled_ids(caption: str) -> Tensor:
         return prior.generate(
-            [caption] * num, guidance=guidance, generator=torch.Generator().manual_seed(seed)
+            [caption] * num,
+            guidance=guidance,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(seed),
         )
 
     def make(setting: tuple[str, int]) -> Frame:
         caption, k = setting
         shapes.parse_caption(caption)  # raises a ValueError that explains the allowed captions
-        x = tok.decode(sampled_ids(caption)[:, :k], steps=steps, noise=noise)
+        ids = sampled_ids(caption)[:, :k]
+        x = tok.decode(ids, steps=steps, guidance=decoder_guidance, noise=noise)
         verdicts = [shapes.check(y.numpy(), caption) for y in to_uint8(x).cpu()]
         return {"samples": png(x, zoom)}, [describe(verdict) for verdict in verdicts]
 

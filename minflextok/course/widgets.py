@@ -73,7 +73,13 @@ def budget_slider(
 
 
 def token_swap(
-    tok: FlexTok, first: Tensor, second: Tensor, steps: int = 25, zoom: int = 6, seed: int = 0
+    tok: FlexTok,
+    first: Tensor,
+    second: Tensor,
+    steps: int = 25,
+    guidance: float = 1.0,
+    zoom: int = 6,
+    seed: int = 0,
 ) -> Board:
     """Two images exchange the tokens between two sliders. All decodes use the same noise.
 
@@ -86,7 +92,7 @@ def token_swap(
     def swapped(a: int, b: int) -> Tensor:
         mixed = ids.clone()
         mixed[:, a - 1 : b] = ids.flip(0)[:, a - 1 : b]
-        return tok.decode(mixed, steps=steps, noise=noise)
+        return tok.decode(mixed, steps=steps, guidance=guidance, noise=noise)
 
     def make(setting: tuple[int, int]) -> Frame:
         a, b = setting
@@ -105,9 +111,13 @@ def token_swap(
         {name: png(x, zoom, down=True) for name, x in fixed.items()},
         beside=True,
     )
-    half = (K + 1) // 2
-    fixed |= {"token 1 swapped": swapped(1, 1), f"tokens 1 to {half} swapped": swapped(1, half)}
-    board.still = {name: png(x, max(1, zoom // 2)) for name, x in fixed.items()}
+    half, small = (K + 1) // 2, max(1, 2 * zoom // 3)
+    columns = [images, swapped(1, 0), swapped(1, 1), swapped(1, half), swapped(1, K)]
+    label = f"original; own tokens; then swapped: token 1, tokens 1 to {half}, all {K}"
+    board.still = {
+        f"{name} image: {label}": png(torch.stack([x[i].cpu() for x in columns]), small)
+        for i, name in enumerate(("first", "second"))
+    }
     return board
 
 

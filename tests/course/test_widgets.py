@@ -161,16 +161,15 @@ def test_each_budget_is_decoded_once(tok, images, monkeypatch):
 
 
 def test_token_swap_exchanges_the_tokens_between_the_sliders(tok, images):
-    b = widgets.token_swap(tok, images[0], images[1], steps=2, zoom=1)
+    b = widgets.token_swap(tok, images[0], images[1], steps=2, guidance=2.0, zoom=1)
     ids = tok.encode(images[:2])
     noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1, 1)
     start, end = b.controls
     start.value, end.value = 2, 4
     b.renderer.wait()
     mixed = torch.stack([torch.cat([ids[i, :1], ids[1 - i, 1:4], ids[i, 4:]]) for i in (0, 1)])
-    assert (
-        shown(b)["swapped"] == pixels(png(tok.decode(mixed, steps=2, noise=noise), 1, down=True))
-    ).all()
+    made = tok.decode(mixed, steps=2, guidance=2.0, noise=noise)
+    assert (shown(b)["swapped"] == pixels(png(made, 1, down=True))).all()
     end.value = 0
     b.renderer.wait()
     assert (shown(b)["swapped"] == shown(b)["own tokens"]).all()

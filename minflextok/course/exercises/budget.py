@@ -192,7 +192,7 @@ def its_root(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Te
     return frechet(mean_a, cov_a, mean_b, cov_b).sqrt()
 
 
-# ---- ★★★ the variance between samples of one image -----------------------------------------------
+# ---- ★ the variance between samples of one image -------------------------------------------------
 
 
 def repeated_samples(g: torch.Generator) -> Iterator[tuple]:

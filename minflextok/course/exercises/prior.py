@@ -176,87 +176,92 @@ def not_renormalized(logits: Tensor, temperature: float, top_k: int, top_p: floa
     return probabilities(logits, temperature, top_k, top_p, renormalized=False)
 
 
-# ---- ★★★ one position at a time, with a KV cache -------------------------------------------------
+# ---- ★★ one position at a time, with a KV cache --------------------------------------------------
 
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, list], Tensor]
+
+class Projection:
+    """x (D,) -> the query, key and value (d,) of a position. Printed as its three matrices."""
+
+    def __init__(self, wq: Tensor, wk: Tensor, wv: Tensor):
+        self.matrices = wq, wk, wv  # (d, D) each
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(w @ x for w in self.matrices)
+
+    def __repr__(self) -> str:
+        wq, wk, wv = ([[round(v, 3) for v in row] for row in w.tolist()] for w in self.matrices)
+        return f"x -> (wq @ x, wk @ x, wv @ x), wq = {wq}, wk = {wk}, wv = {wv}"
+
+
+Step = Callable[[Tensor, Tensor, Projection, list], Tensor]
 
 
 def step_inputs(g: torch.Generator) -> Iterator[tuple]:
-    for N, D in ((1, 2), (2, 2), (5, 3)):
+    for N, D, d in ((1, 2, 2), (2, 2, 2), (5, 3, 2)):
         yield (
             torch.randn(N, D, generator=g),
             torch.randn(N, D, generator=g),
-            *(torch.randn(D, D, generator=g) for _ in range(3)),
+            Projection(*(torch.randn(d, D, generator=g) for _ in range(3))),
         )
 
 
-def run_steps(
-    step: Step, tokens: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor
-) -> Tensor:
+def run_steps(step: Step, tokens: Tensor, positions: Tensor, project: Projection) -> Tensor:
     """The results of `step` for one token after the other, with one cache."""
     cache: list = []
-    out = [step(token, positions, wq, wk, wv, cache) for token in tokens]
+    out = [step(token, positions, project, cache) for token in tokens]
     return torch.stack(out) if all(isinstance(x, Tensor) for x in out) else out[0]
 
 
 def step(
     token: Tensor,
     positions: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    wv: Tensor,
+    project: Projection,
     cache: list,
     late: bool = False,
     keep: int = 1000,
+    scale: float = 1.0,
 ) -> Tensor:
-    x = token + positions[len(cache)]
-    new = (wk @ x, wv @ x)
+    q, *new = project(token + positions[len(cache)])
     used = [*cache, *([] if late and cache else [new])][-keep:]
     cache.append(new)
     keys, values = (torch.stack(parts) for parts in zip(*used, strict=True))
-    return attention((wq @ x)[None], keys, values)[0]
+    return attention(scale * q[None], keys, values)[0]
 
 
-def always_position_0(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
-) -> Tensor:
-    return step(token, positions[:1].expand_as(positions), wq, wk, wv, cache)
+def always_position_0(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    return step(token, positions[:1].expand_as(positions), project, cache)
 
 
-def no_position(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
-) -> Tensor:
-    return step(token, 0 * positions, wq, wk, wv, cache)
+def no_position(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    return step(token, 0 * positions, project, cache)
 
 
-def position_too_late(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
-) -> Tensor:
-    return step(token, positions.roll(-1, 0), wq, wk, wv, cache)
+def position_too_late(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    return step(token, positions.roll(-1, 0), project, cache)
 
 
-def appends_late(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
-) -> Tensor:
-    return step(token, positions, wq, wk, wv, cache, late=True)
+def appends_late(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    return step(token, positions, project, cache, late=True)
 
 
 def uses_only_the_new_key(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
+    token: Tensor, positions: Tensor, project: Projection, cache: list
 ) -> Tensor:
-    return step(token, positions, wq, wk, wv, cache, keep=1)
+    return step(token, positions, project, cache, keep=1)
 
 
-def not_scaled_step(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
-) -> Tensor:
-    return step(token, positions, wq * len(token) ** 0.5, wk, wv, cache)
+def rebinds_the_cache(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    return step(token, positions, project, [*cache])
 
 
-def transposed(
-    token: Tensor, positions: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, cache: list
-) -> Tensor:
-    return step(token, positions, wq.T, wk.T, wv.T, cache)
+def not_scaled_step(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    d = len(project(token)[0])
+    return step(token, positions, project, cache, scale=d**0.5)
+
+
+def scaled_by_width(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    d = len(project(token)[0])
+    return step(token, positions, project, cache, scale=(d / len(token)) ** 0.5)
 
 
 # ---- ★ guidance ----------------------------------------------------------------------------------
@@ -399,8 +404,17 @@ EXERCISES = {
                 "only the new key is used. The cache holds the keys and values of all previous "
                 "tokens: use them all.",
             ),
-            (not_scaled_step, "divide the logits by the square root of D."),
-            (transposed, "this is x @ w, with the transposed matrix. Here q = wq @ x."),
+            (
+                rebinds_the_cache,
+                "the list that you were given stays empty: `cache = cache + [...]` makes a new "
+                "list. Use cache.append(...).",
+            ),
+            (not_scaled_step, "divide the logits by the square root of d, the length of q."),
+            (
+                scaled_by_width,
+                "you divided the logits by the square root of D, the length of the token. Divide "
+                "by the square root of d, the length of q and k.",
+            ),
         ],
         observe=run_steps,
     ),

@@ -122,7 +122,7 @@ def causal_too(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return logits.masked_fill(later, float("-inf")).softmax(-1) @ v
 
 
-# ---- ★★ does the image show what the caption says? -----------------------------------------------
+# ---- ★★ does the image match the caption? --------------------------------------------------------
 
 
 def pictures(g: torch.Generator) -> Iterator[tuple]:
@@ -207,9 +207,9 @@ def properties(f: Callable, counts: list[int]) -> dict:
         return others
     others = [int(i) for i in others]
     return {
-        "every caption serves once": sorted(others) == list(range(len(counts))),
-        "none is its own": all(i != j for i, j in enumerate(others)),
-        "as many things": [counts[j] for j in others] == counts,
+        "every caption is used once": sorted(others) == list(range(len(counts))),
+        "no image has its own caption": all(i != j for i, j in enumerate(others)),
+        "as many objects": [counts[j] for j in others] == counts,
     }
 
 
