@@ -49,5 +49,4 @@ def _pixels(fig: Figure, dpi: int) -> PIL.Image.Image:
     out = io.BytesIO()
     fig.savefig(out, format="png", dpi=dpi)
     plt.close(fig)
-    picture = PIL.Image.open(out).convert("RGB")
-    return picture.point(lambda value: 255 if value > 247 else value)  # the palette keeps pure white
+    return PIL.Image.open(out).convert("RGB")
