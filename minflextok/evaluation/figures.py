@@ -48,7 +48,7 @@ def image_grid(
             ax.spines[:].set_visible(False)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     for ax, name in zip(axes[0], columns, strict=False):
-        ax.set_title(name, fontsize=8)
+        ax.set_title(name, fontsize=9)
     fig.suptitle(title, fontsize=10)
     fig.subplots_adjust(
         left=left / width,

@@ -68,7 +68,7 @@ def one_t_for_all(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return pair(x, noise, t[:1].expand(len(t)))
 
 
-# ---- ★★ and ★★★ ODE solvers ----------------------------------------------------------------------
+# ---- ★ and ★★ ODE solvers ------------------------------------------------------------------------
 
 
 def curved(x: Tensor, t: float) -> Tensor:
@@ -158,7 +158,7 @@ def moves_twice(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
-# ---- ★★★ adaptive projected guidance -------------------------------------------------------------
+# ---- ★★ adaptive projected guidance --------------------------------------------------------------
 
 
 def guidance_inputs(g: torch.Generator) -> Iterator[tuple]:
@@ -223,6 +223,39 @@ def from_uncond(cond: Tensor, uncond: Tensor, scale: float, threshold: float) ->
     return uncond + apg(cond, uncond, scale + 1, threshold) - cond
 
 
+# ---- ★★★ the score from the velocity -------------------------------------------------------------
+
+
+def score_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for x_t, v, t in points(g):
+        yield x_t, v, 0.2 + 0.7 * t
+
+
+def score(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    _, noise = ends(x_t, v, t)
+    return torch.stack([-n / s for n, s in zip(noise, t, strict=True)])
+
+
+def score_not_divided(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return -ends(x_t, v, t)[1]
+
+
+def score_divided_twice(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return score(x_t, v, t) / t[:, None]
+
+
+def score_wrong_sign(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return -score(x_t, v, t)
+
+
+def score_of_the_image(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return -ends(x_t, v, t)[0] / t[:, None]
+
+
+def score_of_the_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    return -v / t[:, None]
+
+
 EXERCISES = {
     "ends": Exercise(
         points,
@@ -254,8 +287,8 @@ EXERCISES = {
             (target_reversed, "the target has the wrong sign: dx_t/dt = noise - x."),
             (
                 both_reversed,
-                "this is a consistent flow in the other convention (SiT: t = 1 is the image). "
-                "Here t = 1 is noise.",
+                "this is a consistent flow in the other convention (Liu et al., flow matching: t = "
+                "1 is the image). Here t = 1 is noise.",
             ),
             (
                 target_noise,
@@ -368,6 +401,36 @@ EXERCISES = {
                 "shorter differences were lengthened to the threshold. Clipping only shortens.",
             ),
             (from_uncond, "this starts from uncond, as CFG does. APG starts from cond."),
+        ],
+    ),
+    "score": Exercise(
+        score_inputs,
+        score,
+        [
+            (
+                score_not_divided,
+                "this is -E[noise | x_t]. Its division by t is missing: the Gaussian has "
+                "variance t^2, and one factor t is in y - (1 - t) x = t * noise.",
+            ),
+            (
+                score_divided_twice,
+                "you divided by t^2. The gradient is -(y - (1 - t) x) / t^2 = -noise / t: one "
+                "factor t cancels.",
+            ),
+            (
+                score_wrong_sign,
+                "the sign is wrong: the density of the noised states falls in the direction of "
+                "the noise.",
+            ),
+            (
+                score_of_the_image,
+                "you used the estimate of the image, x_t - t * v. The score contains that of "
+                "the noise, x_t + (1 - t) * v.",
+            ),
+            (
+                score_of_the_velocity,
+                "you used the velocity in place of the noise. E[noise | x_t] = x_t + (1 - t) * v.",
+            ),
         ],
     ),
 }

@@ -37,7 +37,7 @@ def without_k_0(eigenvalues: Tensor) -> Tensor:
     return prefix_errors(eigenvalues)[1:]
 
 
-# ---- ★★ how often each register is kept ----------------------------------------------------------
+# ---- ★ the probability that a register is kept ---------------------------------------------------
 
 
 def distributions(g: torch.Generator) -> Iterator[tuple]:
@@ -123,7 +123,7 @@ def one_too_many(
     return embed(registers, positions, mask_token, keep_k + 1)
 
 
-# ---- ★★★ the loss of a linear autoencoder, without sampling --------------------------------------
+# ---- ★★ the loss of a linear autoencoder, without sampling ---------------------------------------
 
 
 def autoencoders(g: torch.Generator) -> Iterator[tuple]:
@@ -167,6 +167,47 @@ def one_unit_less(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
     return sum(
         p[k] * prefix_loss(cov, enc, dec, (torch.arange(len(p)) < k).float()) for k in range(len(p))
     )
+
+
+# ---- ★★★ the same for orthonormal units, as one sum ----------------------------------------------
+
+
+def orthonormal_units(g: torch.Generator) -> Iterator[tuple]:
+    for D, K in ((2, 2), (3, 2), (4, 3), (4, 4)):
+        root = torch.randn(D, D, generator=g)
+        units = torch.linalg.qr(torch.randn(D, D, generator=g))[0][:K]
+        p = torch.rand(K, generator=g)
+        yield root @ root.T, units, kept_prob(p / p.sum())
+
+
+def drawn(q: Tensor) -> Tensor:
+    """p (K,) with p[k - 1] = P(keep_k = k), from q (K,) with q[j] = P(unit j is kept)."""
+    return q - torch.cat([q[1:], torch.zeros(1)])
+
+
+def orthonormal_loss(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    return expected_loss(cov, units, units.T, drawn(q))
+
+
+def without_trace(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    return orthonormal_loss(cov, units, q) - cov.trace()
+
+
+def captured_variance(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    return cov.trace() - orthonormal_loss(cov, units, q)
+
+
+def weighted_by_p(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    return cov.trace() - sum(w * (u @ cov @ u) for w, u in zip(drawn(q), units, strict=True))
+
+
+def one_loss_of_the_mean_mask(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    return mean_mask(cov, units, units.T, drawn(q))
+
+
+def loss_of_the_best_units(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    best = torch.linalg.eigh(cov).eigenvectors.flip(1).T[: len(q)]
+    return orthonormal_loss(cov, best, q)
 
 
 EXERCISES = {
@@ -271,6 +312,36 @@ EXERCISES = {
                 "every prefix has the same weight. The weight of prefix k is p[k - 1].",
             ),
             (one_unit_less, "off by one: p[0] belongs to k = 1, where one unit is kept, not none."),
+        ],
+    ),
+    "orthonormal_loss": Exercise(
+        orthonormal_units,
+        orthonormal_loss,
+        [
+            (
+                without_trace,
+                "the constant is missing: the loss is tr C minus the variance that the kept "
+                "units capture.",
+            ),
+            (
+                captured_variance,
+                "this is the variance that the kept units capture. The loss is tr C minus it.",
+            ),
+            (
+                weighted_by_p,
+                "you weighted unit j by the probability that k = j. Unit j is kept by every k >= "
+                "j, so its weight is q[j].",
+            ),
+            (
+                one_loss_of_the_mean_mask,
+                "you scaled unit j by q[j] and then computed one loss, which gives 2 q - q^2 in "
+                "place of q. Average the losses, not the masks.",
+            ),
+            (
+                loss_of_the_best_units,
+                "this is the loss of the best units, with the eigenvalues of C. Use the given "
+                "units: w_j^T C w_j.",
+            ),
         ],
     ),
 }
