@@ -1,0 +1,396 @@
+"""Exercises of notebook 05b: the decoder."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise, randint
+
+Branch = Callable[[Tensor], Tensor]
+
+# ---- ★ time features -----------------------------------------------------------------------------
+
+
+def timesteps(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.tensor([0.0, 0.001, 0.5]), 2
+    for B, n in ((1, 3), (4, 4), (3, 8)):
+        yield torch.rand(B, generator=g), n
+
+
+def features(t: Tensor, n: int, scale: float = 1000.0, base: float = 256.0) -> Tensor:
+    rows = []
+    for s in t.tolist():
+        angles = [scale * s * base ** (-j / n) for j in range(n)]
+        rows.append([math.cos(a) for a in angles] + [math.sin(a) for a in angles])
+    return torch.tensor(rows)
+
+
+def not_scaled(t: Tensor, n: int) -> Tensor:
+    return features(t, n, scale=1.0)
+
+
+def base_10000(t: Tensor, n: int) -> Tensor:
+    return features(t, n, base=10_000.0)
+
+
+def higher_and_higher(t: Tensor, n: int) -> Tensor:
+    return features(t, n, base=1 / 256)
+
+
+def half_the_exponent(t: Tensor, n: int) -> Tensor:
+    return features(t, n, base=16.0)
+
+
+def sines_first(t: Tensor, n: int) -> Tensor:
+    return features(t, n).roll(n, dims=1)
+
+
+def interleaved(t: Tensor, n: int) -> Tensor:
+    return features(t, n).view(len(t), 2, n).transpose(1, 2).reshape(len(t), 2 * n)
+
+
+# ---- ★ modulation --------------------------------------------------------------------------------
+
+
+def modulation_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for B, N, D in ((1, 2, 3), (2, 3, 4), (3, 5, 8)):
+        shift, scale = (torch.randn(B, D, generator=g) for _ in range(2))
+        yield 3 * torch.randn(B, N, D, generator=g) + 1, shift, scale
+
+
+def normalize(row: Tensor) -> Tensor:
+    return (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    for b in range(len(x)):
+        for i in range(x.shape[1]):
+            out[b, i] = normalize(x[b, i]) * (1 + scale[b]) + shift[b]
+    return out
+
+
+def norm_not_used(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def without_one(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulate(x, shift, scale - 1)
+
+
+def swapped(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulate(x, scale, shift)
+
+
+def shifted_first(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulate(x, shift * (1 + scale), scale)
+
+
+def norm_last(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    zero = torch.zeros_like(shift)
+    return modulate(norm_not_used(x, shift, scale), zero, zero)
+
+
+# ---- ★★ the adaLN-Zero block ---------------------------------------------------------------------
+
+
+def mix(y: Tensor) -> Tensor:
+    """In place of attention: mixes positions."""
+    return y.mean(1, keepdim=True) + 0.5 * y
+
+
+def squash(y: Tensor) -> Tensor:
+    """In place of the MLP: acts on each position alone."""
+    return torch.tanh(2 * y)
+
+
+def block_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for B, N, D in ((1, 2, 3), (2, 3, 4), (3, 5, 8)):
+        x = 2 * torch.randn(B, N, D, generator=g)
+        yield x, torch.randn(6, B, 1, D, generator=g), mix, squash
+    yield x, torch.zeros(6, B, 1, D), mix, squash
+
+
+def block(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
+    x = x + gate_attn * attn(modulate(x, shift_attn[:, 0], scale_attn[:, 0]))
+    return x + gate_mlp * mlp(modulate(x, shift_mlp[:, 0], scale_mlp[:, 0]))
+
+
+def order_of_dit(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    return block(x, m[[2, 5, 0, 1, 3, 4]], attn, mlp)
+
+
+def both_from_the_input(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    off = torch.zeros_like(m[0])
+    without_mlp = block(x, torch.stack([m[0], off, *m[2:]]), attn, mlp)
+    without_attn = block(x, torch.stack([off, *m[1:]]), attn, mlp)
+    return without_mlp + without_attn - x
+
+
+def without_gates(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    one = torch.ones_like(m[0])
+    return block(x, torch.stack([one, one, *m[2:]]), attn, mlp)
+
+
+def one_plus_gate(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    return block(x, torch.cat([1 + m[:2], m[2:]]), attn, mlp)
+
+
+def gates_the_sum(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
+    x = gate_attn * (x + attn(modulate(x, shift_attn[:, 0], scale_attn[:, 0])))
+    return gate_mlp * (x + mlp(modulate(x, shift_mlp[:, 0], scale_mlp[:, 0])))
+
+
+def without_residual(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
+    x = gate_attn * attn(modulate(x, shift_attn[:, 0], scale_attn[:, 0]))
+    return gate_mlp * mlp(modulate(x, shift_mlp[:, 0], scale_mlp[:, 0]))
+
+
+# ---- ★★ registers: positions, mask token, null token ---------------------------------------------
+
+
+def register_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for B, K, D in ((1, 3, 2), (3, 4, 2), (4, 6, 3)):
+        projected, positions = (torch.randn(*s, generator=g) for s in ((B, K, D), (K, D)))
+        mask_token, null_token = (torch.randn(D, generator=g) for _ in range(2))
+        keep_k = torch.randint(1, K + 1, (B,), generator=g)
+        keep_k[0] = K - 1
+        null = torch.arange(B) % 3 == 1
+        yield projected, positions, mask_token, null_token, keep_k, null
+
+
+def embed(
+    projected: Tensor,
+    positions: Tensor,
+    mask_token: Tensor,
+    null_token: Tensor,
+    keep_k: Tensor,
+    null: Tensor,
+) -> Tensor:
+    out = torch.zeros_like(projected)
+    for b in range(len(projected)):
+        for i in range(projected.shape[1]):
+            kept = projected[b, i] + positions[i] if i < keep_k[b] else mask_token
+            out[b, i] = null_token if null[b] else kept
+    return out
+
+
+def mask_with_position(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    out = embed(projected, positions, mask_token, null_token, keep_k, null)
+    dropped = torch.arange(len(positions)) >= keep_k[:, None]
+    return torch.where((dropped & ~null[:, None])[..., None], mask_token + positions, out)
+
+
+def null_with_position(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    out = embed(projected, positions, mask_token, null_token, keep_k, null)
+    return torch.where(null[:, None, None], null_token + positions, out)
+
+
+def mask_wins(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    out = embed(projected, positions, mask_token, null_token, keep_k, null)
+    dropped = torch.arange(len(positions)) >= keep_k[:, None]
+    return torch.where(dropped[..., None], mask_token, out)
+
+
+def keeps_one_more(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    return embed(projected, positions, mask_token, null_token, keep_k + 1, null)
+
+
+def zeros_for_dropped(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    return embed(projected, positions, 0 * mask_token, null_token, keep_k, null)
+
+
+def one_length_for_all(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    same = keep_k[:1].expand(len(keep_k))
+    return embed(projected, positions, mask_token, null_token, same, null)
+
+
+def without_null(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    return embed(projected, positions, mask_token, null_token, keep_k, torch.zeros_like(null))
+
+
+# ---- ★★ REPA -------------------------------------------------------------------------------------
+
+
+def alignment_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for B, D, h, w in ((1, 2, 1, 2), (2, 3, 2, 3), (3, 4, 3, randint(g, 2, 4))):
+        predicted = torch.randn(B, h * w, D, generator=g)
+        yield predicted, torch.rand(B, D, h, w, generator=g), torch.rand(D, generator=g)
+
+
+def alignment(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    B, _, h, w = features.shape
+    total = torch.zeros(())
+    for b in range(B):
+        for i in range(h * w):
+            a, target = predicted[b, i], features[b, :, i // w, i % w] - mean
+            total += (a @ target) / (a.norm() * target.norm())
+    return 1 - total / (B * h * w)
+
+
+def mean_not_subtracted(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    return alignment(predicted, features, 0 * mean)
+
+
+def subtracted_from_both(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    return alignment(predicted - mean, features, mean)
+
+
+def columns_first(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    return alignment(predicted, features.transpose(2, 3), mean)
+
+
+def similarity_itself(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    return 1 - alignment(predicted, features, mean)
+
+
+def one_vector_per_image(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    target = (features - mean[:, None, None]).flatten(2).transpose(1, 2)
+    a, b = predicted.flatten(1), target.flatten(1)
+    return 1 - torch.nn.functional.cosine_similarity(a, b).mean()
+
+
+EXERCISES = {
+    "features": Exercise(
+        timesteps,
+        features,
+        [
+            (
+                not_scaled,
+                "t itself is between 0 and 1, so most of these angles hardly change. Multiply t "
+                "by 1000 first.",
+            ),
+            (
+                base_10000,
+                "the frequencies fall from 1 to nearly 1/10000, as for positions in a sentence. "
+                "Here they fall to nearly 1/256.",
+            ),
+            (higher_and_higher, "the frequencies grow with j. The exponent is negative: -j / n."),
+            (
+                half_the_exponent,
+                "you divided j by 2 n. There are n frequencies, and the exponent is -j / n.",
+            ),
+            (sines_first, "the order is: all cosines first, then all sines."),
+            (
+                interleaved,
+                "cosines and sines alternate. The order is: all cosines first, then all sines.",
+            ),
+        ],
+        tolerance=2e-3,  # angles up to 1000 in float32
+    ),
+    "modulate": Exercise(
+        modulation_inputs,
+        modulate,
+        [
+            (
+                norm_not_used,
+                "x is not normalized. If you computed the layer norm, use its result and not x.",
+            ),
+            (
+                without_one,
+                "the factor is scale in place of 1 + scale. With scale = 0 the output would be "
+                "shift alone, and with both 0 it should be the layer norm of x.",
+            ),
+            (swapped, "shift and scale are swapped."),
+            (
+                shifted_first,
+                "you added the shift before the multiplication. Multiply by 1 + scale first.",
+            ),
+            (
+                norm_last,
+                "you normalized after the modulation, which removes a part of it again. Normalize "
+                "x first.",
+            ),
+        ],
+    ),
+    "block": Exercise(
+        block_inputs,
+        block,
+        [
+            (
+                order_of_dit,
+                "you split m in the order of DiT (shift, scale, gate for each branch). Here the "
+                "two gates come first: gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, "
+                "scale_mlp.",
+            ),
+            (
+                both_from_the_input,
+                "both branches read the input of the block. The MLP branch reads the result of "
+                "the attention branch.",
+            ),
+            (without_gates, "the gates are missing: multiply each branch by its gate."),
+            (
+                one_plus_gate,
+                "the factor of a branch is 1 + gate. It is the gate itself, so that gates of 0 "
+                "make the block the identity.",
+            ),
+            (
+                gates_the_sum,
+                "the gate multiplies x, too. It multiplies the branch alone: x + gate * branch.",
+            ),
+            (without_residual, "x is not added. Each branch is added to x: x + gate * branch."),
+        ],
+    ),
+    "embed": Exercise(
+        register_inputs,
+        embed,
+        [
+            (
+                mask_with_position,
+                "a dropped register still has its position. The mask token replaces the whole "
+                "register, after its position was added.",
+            ),
+            (
+                null_with_position,
+                "null registers still have positions. The null token replaces the whole register.",
+            ),
+            (
+                mask_wins,
+                "in images with the null condition, the dropped registers are mask tokens. The "
+                "null condition overrides nested dropout: all K registers are the null token.",
+            ),
+            (
+                keeps_one_more,
+                "one register too many is kept. Registers with index >= keep_k are dropped, and "
+                "indices start at 0.",
+            ),
+            (
+                zeros_for_dropped,
+                "dropped registers are zeros. They are the mask token, a learned vector.",
+            ),
+            (one_length_for_all, "all images keep as many registers as the first one."),
+            (without_null, "the null condition is not used."),
+        ],
+    ),
+    "alignment": Exercise(
+        alignment_inputs,
+        alignment,
+        [
+            (
+                mean_not_subtracted,
+                "the mean feature was not subtracted from the teacher's features.",
+            ),
+            (
+                subtracted_from_both,
+                "the mean was subtracted from the prediction, too. The prediction is of the "
+                "centered features.",
+            ),
+            (
+                columns_first,
+                "the features are in the order of columns. Patches are in row-major order: "
+                "features.flatten(2) keeps it.",
+            ),
+            (similarity_itself, "this is the mean similarity. The loss is 1 minus it."),
+            (
+                one_vector_per_image,
+                "you took the cosine similarity of whole images. Take it for each patch, then "
+                "the mean.",
+            ),
+        ],
+    ),
+}

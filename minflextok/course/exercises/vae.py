@@ -1,0 +1,294 @@
+"""Exercises of notebook 10b: the VAE."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from . import Exercise
+
+Decode = Callable[[Tensor], Tensor]
+
+
+def posteriors(g: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    for shape in ((1, 1, 1, 2), (2, 2, 1, 2), (3, 4, 2, 2)):
+        mean, logvar = (torch.randn(shape, generator=g) for _ in range(2))
+        yield mean, logvar - 1
+
+
+# ---- ★ a sample of the posterior -----------------------------------------------------------------
+
+
+def sample_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for mean, logvar in posteriors(g):
+        yield mean, logvar, torch.randn(mean.shape, generator=g)
+
+
+def sample(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    values = torch.stack([mean.flatten(), logvar.flatten(), eps.flatten()], dim=1).tolist()
+    return torch.tensor([m + math.sqrt(math.exp(v)) * e for m, v, e in values]).view(mean.shape)
+
+
+def variance_as_std(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return sample(mean, 2 * logvar, eps)
+
+
+def logvar_as_std(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mean + logvar * eps
+
+
+def logvar_as_variance(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mean + logvar.abs().sqrt() * eps
+
+
+def unit_noise(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mean + eps
+
+
+def fresh_noise(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    return sample(mean, logvar, torch.randn(mean.shape, generator=g))
+
+
+# ---- ★★ KL divergence ----------------------------------------------------------------------------
+
+
+def kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    out = []
+    for m, v in zip(mean.flatten(1).tolist(), logvar.flatten(1).tolist(), strict=True):
+        out.append(sum((a * a + math.exp(b) - 1 - b) / 2 for a, b in zip(m, v, strict=True)))
+    return torch.tensor(out)
+
+
+def mean_over_latents(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, logvar) / mean[0].numel()
+
+
+def without_half(mean: Tensor, logvar: Tensor) -> Tensor:
+    return 2 * kl(mean, logvar)
+
+
+def wrong_sign(mean: Tensor, logvar: Tensor) -> Tensor:
+    return -kl(mean, logvar)
+
+
+def logvar_is_log_std(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, 2 * logvar)
+
+
+def of_the_whole_batch(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, logvar).sum()
+
+
+def mean_not_squared(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean.abs().sqrt(), logvar)
+
+
+def other_way_round(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL of the standard normal from the posterior."""
+    terms = (1 + mean.square()) / logvar.exp() - 1 + logvar
+    return terms.flatten(1).sum(1) / 2
+
+
+# ---- ★★ the objective ----------------------------------------------------------------------------
+
+
+def double(z: Tensor) -> Tensor:
+    """In place of a decoder: twice as many rows and columns, three channels."""
+    out = torch.tanh(z.mean(1, keepdim=True)).repeat(1, 3, 1, 1)
+    return out.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def objective_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for (mean, logvar), kl_weight in zip(posteriors(g), (0.1, 1e-2, 0.5), strict=True):
+        B, _, h, w = mean.shape
+        images = torch.rand(B, 3, 2 * h, 2 * w, generator=g) * 2 - 1
+        yield images, mean, logvar, torch.randn(mean.shape, generator=g), double, kl_weight
+
+
+def objective(
+    images: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    decode: Decode,
+    kl_weight: float,
+    error: Callable[[Tensor, Tensor], Tensor] = lambda a, b: (a - b).abs().mean(),
+) -> Tensor:
+    fake, total = decode(sample(mean, logvar, eps)), torch.zeros(())
+    for b in range(len(images)):
+        divergence = kl(mean[b : b + 1], logvar[b : b + 1])[0]
+        total += (error(fake[b], images[b]) + kl_weight * divergence) / len(images)
+    return total
+
+
+def kl_as_a_mean(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    return objective(images, mean, logvar, eps, decode, kl_weight / mean[0].numel())
+
+
+def kl_of_the_batch(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    without = objective(images, mean, logvar, eps, decode, 0.0)
+    return without + kl_weight * kl(mean, logvar).sum()
+
+
+def error_summed(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    def error(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).abs().sum()
+
+    return objective(images, mean, logvar, eps, decode, kl_weight, error)
+
+
+def squared_error(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    def error(a: Tensor, b: Tensor) -> Tensor:
+        return (a - b).square().mean()
+
+    return objective(images, mean, logvar, eps, decode, kl_weight, error)
+
+
+def decodes_the_mean(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    return objective(images, mean, logvar, 0 * eps, decode, kl_weight)
+
+
+def kl_not_weighted(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    return objective(images, mean, logvar, eps, decode, 1.0)
+
+
+def without_kl(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    return objective(images, mean, logvar, eps, decode, 0.0)
+
+
+# ---- ★★★ the optimum of a linear VAE -------------------------------------------------------------
+
+
+def optimum_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.tensor([4.0, 1.0, 0.1]), 0.5
+    for n, kl_weight in ((4, 0.2), (5, 1.0), (6, 3.0)):
+        yield 3 * torch.rand(n, generator=g) + 0.02, kl_weight
+
+
+def optimum(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    noise = torch.tensor([min(1.0, kl_weight / (2 * s)) for s in variances.tolist()])
+    return noise, variances * noise
+
+
+def not_clipped(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    return kl_weight / (2 * variances), torch.full_like(variances, kl_weight / 2)
+
+
+def factor_two(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    return optimum(variances, 2 * kl_weight)
+
+
+def standard_deviation(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    noise, error = optimum(variances, kl_weight)
+    return noise.sqrt(), error
+
+
+def error_of_all(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    noise, _ = optimum(variances, kl_weight)
+    return noise, torch.full_like(variances, kl_weight / 2)
+
+
+EXERCISES = {
+    "sample": Exercise(
+        sample_inputs,
+        sample,
+        [
+            (
+                variance_as_std,
+                "you multiplied eps by the variance exp(logvar). Multiply it by the standard "
+                "deviation, the square root of the variance: exp(logvar / 2).",
+            ),
+            (
+                logvar_as_std,
+                "you multiplied eps by logvar, the logarithm of the variance. The standard "
+                "deviation is exp(logvar / 2).",
+            ),
+            (
+                logvar_as_variance,
+                "you took the square root of logvar. The variance is exp(logvar), and its square "
+                "root is exp(logvar / 2).",
+            ),
+            (unit_noise, "logvar is not used: eps has variance 1. Scale it."),
+            (fresh_noise, "the noise is a new draw. Use the given eps."),
+        ],
+    ),
+    "kl": Exercise(
+        posteriors,
+        kl,
+        [
+            (
+                mean_over_latents,
+                "you took the mean over the latents of an image. The KL divergence of independent "
+                "latents is a sum.",
+            ),
+            (without_half, "the factor 1/2 is missing."),
+            (wrong_sign, "the sign is wrong. A KL divergence is never negative."),
+            (
+                logvar_is_log_std,
+                "you took logvar for the logarithm of the standard deviation. exp(logvar) is the "
+                "variance.",
+            ),
+            (of_the_whole_batch, "you summed over the batch, too. Give one number per image."),
+            (mean_not_squared, "the means are not squared."),
+            (
+                other_way_round,
+                "this is the KL divergence of the standard normal from the posterior. It is wanted "
+                "the other way round.",
+            ),
+        ],
+    ),
+    "objective": Exercise(
+        objective_inputs,
+        objective,
+        [
+            (
+                kl_as_a_mean,
+                "the KL divergence of an image is a mean over latents. It is a sum over them; only "
+                "the error is a mean.",
+            ),
+            (
+                kl_of_the_batch,
+                "the KL divergences of the batch were added. Take their mean over images.",
+            ),
+            (
+                error_summed,
+                "the absolute error was summed over the values of an image. Take the mean.",
+            ),
+            (squared_error, "the error is squared. This objective has the absolute error."),
+            (
+                decodes_the_mean,
+                "you decoded the mean of the posterior. Training decodes a sample of it: "
+                "mean + exp(logvar / 2) * eps.",
+            ),
+            (kl_not_weighted, "the KL divergence is not multiplied by kl_weight."),
+            (without_kl, "the KL divergence is missing."),
+        ],
+    ),
+    "optimum": Exercise(
+        optimum_inputs,
+        optimum,
+        [
+            (
+                not_clipped,
+                "for small variances your posterior variance is above 1, the prior's. There the "
+                "best choice is exactly 1, and the error is the whole variance of the coordinate.",
+            ),
+            (
+                factor_two,
+                "a factor 2 is missing: the derivative of -(kl_weight / 2) log v is "
+                "-kl_weight / (2 v).",
+            ),
+            (
+                standard_deviation,
+                "you gave the standard deviation of the posterior. Give its variance.",
+            ),
+            (
+                error_of_all,
+                "the error of an unused coordinate is its whole variance, which is less than "
+                "kl_weight / 2.",
+            ),
+        ],
+    ),
+}
