@@ -139,7 +139,12 @@ def test_student_notebook_is_what_build_makes(path):
 # ---- running and stored outputs ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS + SOLUTIONS, ids=names)
+# The solutions differ from the students' versions in the exercises alone; test_exercises.py runs
+# these. So the solutions run as a whole in `make slow` only.
+RUN = [*NOTEBOOKS, *(pytest.param(path, marks=pytest.mark.slow) for path in SOLUTIONS)]
+
+
+@pytest.mark.parametrize("path", RUN, ids=names)
 def test_runs_in_fast_mode(path, monkeypatch):
     old = torch.__version__.startswith("2.9.")
     if path.stem.startswith("13") and old and not footprint.works():
