@@ -61,7 +61,7 @@ def decompress(a: argparse.Namespace) -> None:
 def shipped(data: bytes) -> str:
     """The name of the shipped tokenizer that a file was compressed with."""
     found = compression.tokenizer_of(data)
-    others = ("prior-", "judge-", "teacher-")
+    others = ("prior-", "judge-", "teacher-", "lengths-")
     for name in sorted(path.name for path in WEIGHTS_DIR.iterdir()):
         if not name.startswith(others) and FlexTok.from_pretrained(name).fingerprint() == found:
             return name
