@@ -9,7 +9,7 @@ from .. import compression
 from ..config import WEIGHTS_DIR
 from ..prior import Prior
 from ..tokenizer import FlexTok
-from ..weights import write_atomic
+from ..weights import read_json, write_atomic
 from .codec import encode_files, load, write_images
 from .flags import say
 from .ids import write_ids
@@ -61,8 +61,8 @@ def decompress(a: argparse.Namespace) -> None:
 def shipped(data: bytes) -> str:
     """The name of the shipped tokenizer that a file was compressed with."""
     found = compression.tokenizer_of(data)
-    others = ("prior-", "judge-", "teacher-")
-    for name in sorted(path.name for path in WEIGHTS_DIR.iterdir()):
-        if not name.startswith(others) and FlexTok.from_pretrained(name).fingerprint() == found:
+    for config in sorted(WEIGHTS_DIR.glob("*/config.json")):
+        name, is_tokenizer = config.parent.name, "fsq_levels" in read_json(config)
+        if is_tokenizer and FlexTok.from_pretrained(name).fingerprint() == found:
             return name
     raise ValueError(f"no shipped tokenizer is {found}: give --weights that compressed the images")

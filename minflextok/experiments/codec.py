@@ -19,10 +19,9 @@ from torch import Tensor
 
 from ..compression import compress, decompress, header, read_header, segments
 from ..data import load_dataset, to_float
-from ..evaluation.reports import setting
+from ..evaluation.reports import setting, write_results
 from ..prior import Prior
 from ..tokenizer import FlexTok
-from ..weights import write_atomic
 
 SINGLES = 32  # images that are also compressed each into a file of its own
 
@@ -102,8 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     about = setting(vars(a), num_images=len(ids), encoding=test.encoding)
     results = {"setting": about, **measure(tok, prior, ids, a.tokens or tok.config.budgets)}
     print(json.dumps(results, indent=1))
-    Path(a.out).mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(a.out) / f"{Path(a.weights).name}.json", json.dumps(results, indent=1) + "\n")
+    write_results(results, Path(a.out) / f"{Path(a.weights).name}.json")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,11 @@ def encode_image(image: Tensor, codec: str, quality: int) -> bytes:
     return file.getvalue()
 
 
-def tile(images: Tensor, columns: int) -> Tensor:
-    """(n, 3, S, S) -> one image (3, rows * S, columns * S), row by row, black at the end."""
+def tile(images: Tensor, columns: int, fill: int = 0) -> Tensor:
+    """(n, 3, S, S) -> one image (3, rows * S, columns * S), row by row; missing ones are black, or
+    of another gray value."""
     S, rows = images.shape[-1], -(-len(images) // columns)
-    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)))
+    images = F.pad(images, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)), value=fill)
     grid = images.view(rows, columns, 3, S, S)
     return grid.permute(2, 0, 3, 1, 4).reshape(3, rows * S, columns * S)
 

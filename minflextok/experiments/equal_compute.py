@@ -1,7 +1,6 @@
 """FlexTok and a 2D grid at one image size, trained for the same processor time."""
 
 import copy
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..evaluation.scores import Scores, image_noise
 from ..presets import RECIPES
 from ..tokenizer import FlexTok
 from ..training.tokenizer import train_tokenizer
+from .compare import images_seen
 from .systems import SYSTEMS, grid
 
 PRESET = "cifar10"
@@ -83,11 +83,10 @@ def trained(
             cls=system.cls,
             objective=system.objective,
         )
-        log = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
         budgets = system.budgets or (1, 8, c.num_registers)
         found[name] = {
             "about": system.about,
-            "images_seen": max(line.get("images", 0) for line in log),
+            "images_seen": images_seen(out),
             "parameters": sum(p.numel() for p in tok.parameters()),
             "tokens": score(tok, test, num, [*budgets], classifier),
         }

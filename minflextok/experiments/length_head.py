@@ -24,9 +24,9 @@ from ..config import LengthConfig
 from ..data import load_dataset, to_float
 from ..draws import seeded_noise
 from ..evaluation.classifier import Classifier
-from ..evaluation.reports import setting
+from ..evaluation.reports import setting, write_results
 from ..tokenizer import FlexTok
-from ..weights import fingerprint, write_atomic
+from ..weights import fingerprint
 
 TARGETS = {"class": 0.5}  # other metrics: the mean at a quarter of the tokens
 QUARTER = 250  # images whose mean quality at K / 4 tokens is the default target
@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     head, found = train(tok, x, a.metric, a.steps, a.target)
     head.save_pretrained(a.out, torch.bfloat16)
     found = {"setting": setting(vars(a), encoding=data.encoding), **found}
-    write_atomic(Path(a.out) / "results.json", json.dumps(found, indent=1) + "\n")
+    write_results(found, Path(a.out) / "results.json")
     print(json.dumps(found, indent=1))
 
 

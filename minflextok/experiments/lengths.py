@@ -23,10 +23,9 @@ from ..adaptive import LengthHead, shortest
 from ..data import Dataset, load_dataset, to_float
 from ..evaluation.classifier import Classifier, match_classes
 from ..evaluation.figures import save
-from ..evaluation.reports import setting
+from ..evaluation.reports import setting, write_results
 from ..evaluation.scores import mean_and_interval
 from ..tokenizer import FlexTok
-from ..weights import write_atomic
 from .codecs import tile
 from .length_head import QUARTER, default_target, latents, metric_of, values_by_length
 
@@ -183,9 +182,8 @@ def main(argv: list[str] | None = None) -> None:
         lengths[name], shown[name] = search(values[kept], target)[0], images[kept]
     about_it = setting(vars(a), test_images=len(x), encoding=test.encoding)
     found = {"setting": about_it, **results}
-    Path(a.out).mkdir(parents=True, exist_ok=True)
     name = Path(a.weights).name
-    write_atomic(Path(a.out) / f"{name}.json", json.dumps(found, indent=1) + "\n")
+    write_results(found, Path(a.out) / f"{name}.json")
     save(picture(shown, results, lengths), Path(a.out) / f"{name}.png")
     print(json.dumps(found, indent=1))
 

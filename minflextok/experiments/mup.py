@@ -31,6 +31,7 @@ from ..config import PriorConfig, TrainConfig
 from ..data import load_dataset, to_float
 from ..data.shapes import make_shapes
 from ..evaluation.figures import save
+from ..evaluation.reports import write_results
 from ..presets import PRESETS
 from ..prior import Prior
 from ..tokenizer import FlexTok
@@ -39,7 +40,6 @@ from ..training.mup import initialize
 from ..training.objective import TokenizerObjective
 from ..training.run import Run
 from ..training.runtime import Ranks
-from ..weights import write_atomic
 
 IMAGES = 1024  # the first half trains, the second validates
 LAYERS = {  # what is drawn
@@ -231,7 +231,7 @@ def measured(path: Path, measure: Callable[[], dict]) -> dict:
             "torch": torch.__version__,
             "core minutes": round((time.process_time() - start) / 60, 1),
         }
-        write_atomic(path, json.dumps(results, indent=1) + "\n")
+        write_results(results, path)
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import Images, load_dataset, to_float
 from ..evaluation.figures import save
-from ..evaluation.reports import write_results
+from ..evaluation.reports import setting, write_results
 from ..presets import PRESETS
 from ..tokenizer import FlexTok
 from .compare import STYLES, Setting, images_seen, train_system
@@ -82,13 +82,13 @@ def tokenizers(a: argparse.Namespace) -> dict[str, tuple[FlexTok, dict]]:
         a.weights: (shipped, {"about": "shipped weights"}),
         "untrained": (untrained, {"about": "the same architecture, initial weights"}),
     }
-    setting = Setting(a.preset, a.minutes, a.data, a.data, a.test_images)
+    of_all = Setting(a.preset, a.minutes, a.data, a.data, a.test_images)
     train: Images | None = None
     for name in a.systems:
         out = Path(a.runs) / name
         if train is None:
             train = load_dataset(a.data, "train", PRESETS[a.preset].image_size)
-        tok = train_system(name, setting, train, out)
+        tok = train_system(name, of_all, train, out)
         about = {"about": SYSTEMS[name].about, "images_seen": images_seen(out)}
         found[name] = (tok, about | {"minutes": a.minutes})
     return found
@@ -99,7 +99,7 @@ def measure(a: argparse.Namespace) -> dict:
     shipped = found[a.weights][0]
     splits = load_splits(a.data, shipped.image_size, a.train_images, a.val_images, a.test_images)
     results: dict = {
-        "setting": vars(a) | {"encoding": splits.test.encoding, "torch": torch.__version__},
+        "setting": setting(vars(a), encoding=splits.test.encoding, torch=torch.__version__),
         "chance": share_of_largest(splits.test.labels),
         "tokenizers": {},
     }
@@ -203,14 +203,29 @@ def _shipped(ax: plt.Axes, results: dict, name: str, untrained: str) -> None:
     ax.axhline(pixels, color="C1", ls="-.", label="all pixels, linear")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(what: str, out: str) -> argparse.ArgumentParser:
+    """The arguments of every command that fits probes."""
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--weights", default="cifar10")
     parser.add_argument("--data", default="cifar10-sample")
     parser.add_argument("--train-images", type=int, default=3000)
     parser.add_argument("--val-images", type=int, default=1000)
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--tokens", type=int, nargs="+", help="default: 1 2 4 ... K")
+    parser.add_argument("--out", default=out)
+    return parser
+
+
+def publish(a: argparse.Namespace, results: dict, figure: plt.Figure, text: str) -> None:
+    """Write the results and the figure under the name of the weights; print a table."""
+    name = Path(a.weights).name
+    write_results(results, Path(a.out) / f"{name}.json")
+    save(figure, Path(a.out) / f"{name}.png")
+    print(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = parser_of(__doc__.splitlines()[0], "data/probes")
     parser.add_argument(
         "--systems",
         nargs="*",
@@ -221,14 +236,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="cifar10-tiny", help="of these tokenizers")
     parser.add_argument("--minutes", type=float, default=5.0, help="of training, each")
     parser.add_argument("--runs", default="outputs/probes", help="directory of these tokenizers")
-    parser.add_argument("--out", default="data/probes")
     a = parser.parse_args(argv)
     sklearn()
     results = measure(a)
-    name = Path(a.weights).name
-    write_results(results, Path(a.out) / f"{name}.json")
-    save(picture(results), Path(a.out) / f"{name}.png")
-    print(table(results))
+    publish(a, results, picture(results), table(results))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ and the operations of a Transformer on n vectors are counted. Writes WEIGHTS.jso
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from ..config import TokenizerConfig
 from ..data import Images, to_float
-from ..evaluation.figures import save
 from ..evaluation.metrics import psnr
-from ..evaluation.reports import write_results
+from ..evaluation.reports import setting
 from ..evaluation.scores import mean_and_interval
 from ..tokenizer import FlexTok
 from .flops import block_flops, encoder_flops
-from .probes import cell, probed
+from .probes import cell, parser_of, probed, publish
 from .probing import PROBES, flat, linear_probe, sklearn, standardizer
 from .reduction import Reduced, drop, merge, pool
 from .representations import Encoded, Splits, encode_all, load_splits
@@ -98,7 +96,7 @@ def measure(a: argparse.Namespace) -> dict:
     splits = load_splits(a.data, tok.image_size, a.train_images, a.val_images, a.test_images)
     encoded = [encode_all(tok, images.images) for images in splits]
     results: dict = {
-        "setting": vars(a) | {"encoding": splits.test.encoding, "torch": torch.__version__},
+        "setting": setting(vars(a), encoding=splits.test.encoding, torch=torch.__version__),
         "all patches": one(splits, [(e.patches, e.patches) for e in encoded]),
         "methods": {method: {} for method in STYLES},
     }
@@ -191,22 +189,12 @@ def picture(results: dict) -> plt.Figure:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="cifar10")
-    parser.add_argument("--data", default="cifar10-sample")
-    parser.add_argument("--train-images", type=int, default=3000)
-    parser.add_argument("--val-images", type=int, default=1000)
-    parser.add_argument("--test-images", type=int, default=1000)
-    parser.add_argument("--tokens", type=int, nargs="+", help="default: 1 2 4 ... K")
+    parser = parser_of(__doc__.splitlines()[0], "data/pruning")
     parser.add_argument("--depth", type=int, default=4, help="blocks of the Transformer after")
-    parser.add_argument("--out", default="data/pruning")
     a = parser.parse_args(argv)
     sklearn()
     results = measure(a)
-    name = Path(a.weights).name
-    write_results(results, Path(a.out) / f"{name}.json")
-    save(picture(results), Path(a.out) / f"{name}.png")
-    print(table(results))
+    publish(a, results, picture(results), table(results))
 
 
 if __name__ == "__main__":

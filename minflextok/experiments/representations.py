@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..config import require
 from ..data import Images, load_dataset, to_float
-from ..encoder import Encoder, prefix_mask
-from ..patches import embed_patches
+from ..encoder import Encoder
 from ..tokenizer import FlexTok
 from ..transformer import layer_norm
 from .baselines import GridEncoder
@@ -63,15 +62,12 @@ def encoder_outputs(encoder: Encoder, x: Tensor) -> tuple[Tensor, Tensor]:
 
     The patches do not depend on the registers. A `GridEncoder` has none: its patches, twice.
     """
-    seq = embed_patches(x, encoder.patch_size, encoder.patch_proj, encoder.positions)  # (B, P, D)
-    P, mask = seq.shape[1], None
-    if not isinstance(encoder, GridEncoder):
-        seq = torch.cat([seq, encoder.registers.expand(len(x), -1, -1)], dim=1)  # (B, P + K, D)
-        mask = prefix_mask(P, len(encoder.registers), encoder.causal).to(x.device)
-    for block in encoder.blocks:
-        seq = block(seq, mask)
-    seq = layer_norm(seq)
-    return seq[:, :P], seq if mask is None else seq[:, P:]
+    outputs: list[Tensor] = []
+    handle = encoder.blocks[-1].register_forward_hook(lambda block, args, out: outputs.append(out))
+    encoder(x)
+    handle.remove()
+    seq, P = layer_norm(outputs[0]), x.shape[-2] * x.shape[-1] // encoder.patch_size**2
+    return seq[:, :P], seq if isinstance(encoder, GridEncoder) else seq[:, P:]
 
 
 class Encoded(NamedTuple):

@@ -7,15 +7,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..evaluation.figures import plural
+from .codecs import tile
 from .token_effects import Decoder
-
-
-def tiles(images: Tensor, columns: int) -> Tensor:
-    """Images (n, 3, H, W) uint8 as one picture (rows H, columns W, 3); missing ones are white."""
-    missing = -len(images) % columns
-    white = torch.full((missing, *images.shape[1:]), 255, dtype=torch.uint8)
-    cells = torch.cat([images, white]).permute(0, 2, 3, 1)  # (n, H, W, 3)
-    return torch.cat([torch.cat(list(row), 1) for row in cells.split(columns)], 0)
 
 
 def blank(ax: Axes) -> None:
@@ -32,7 +25,7 @@ def vocabulary_figure(images: Tensor, first: Tensor, results: dict) -> Figure:
         blank(ax)
     for ax, (i, row) in zip(axes.flat, found, strict=False):
         shown = images[first == int(i)]
-        ax.imshow(tiles(shown[:12], 4))
+        ax.imshow(tile(shown[:12], 4, fill=255).permute(1, 2, 0))
         purity = row["purity"]
         ax.set_title(f"id {i}: {plural(len(shown), 'image')}", fontsize=10)
         ax.set_xlabel(f"{row['class']}: {purity['mean']:.0%} of them", fontsize=9)

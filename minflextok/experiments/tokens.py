@@ -17,7 +17,7 @@ from ..data import to_float
 from ..evaluation.classifier import Classifier, match_classes
 from ..evaluation.figures import save
 from ..evaluation.metrics import code_usage
-from ..evaluation.reports import write_results
+from ..evaluation.reports import setting, write_results
 from ..evaluation.scores import share
 from ..tokenizer import FlexTok
 from .information import Vocabulary, corrected_information, digits
@@ -85,7 +85,7 @@ def measure(a: argparse.Namespace) -> tuple[dict, dict]:
     maps = token_maps(decode, ids_test[:n])
     left_open = open_maps(decode, ids_test[:n], to_float(test.images[:n]), a.repeats)
     results = {
-        "setting": vars(a) | {"encoding": test.encoding, "torch": torch.__version__},
+        "setting": setting(vars(a), encoding=test.encoding, torch=torch.__version__),
         "positions": statistics(tok, ids, train.labels),
         "first token": first_token(
             tok, (ids[:, 0], train.labels), (ids_test[:, 0], test.labels), names_of(splits, classes)
