@@ -132,7 +132,7 @@ PACKAGE: dict[str, Callable] = {
     "encoder.split_heads": lambda x, d: einops.rearrange(x, "n (h d) -> h n d", d=d),
     "encoder.prefix_mask": prefix_mask,
     "encoder.block": _block,
-    "fsq.quantise": lambda z, levels: FSQ(levels)(z)[0],
+    "fsq.quantize": lambda z, levels: FSQ(levels)(z)[0],
     "fsq.codes_to_ids": lambda codes, levels: FSQ(levels).codes_to_ids(codes),
     "nested.embed": _embed,
     "flow.pair": _pair,

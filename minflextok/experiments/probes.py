@@ -144,7 +144,7 @@ def cell(result: dict) -> str:
     return f"{result['accuracy']['mean']:.1%} ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def curve(ax: plt.Axes, rows: dict[str, dict], style: tuple, label: str) -> None:
+def curve(ax: plt.Axes, rows: dict[str, dict], style: list | tuple, label: str) -> None:
     """Accuracies with their intervals against the number of tokens."""
     color, marker, line = style
     y = [row["accuracy"]["mean"] for row in rows.values()]
@@ -166,7 +166,8 @@ def picture(results: dict) -> plt.Figure:
     _shipped(axes[0, 0], results, name, untrained)
     for other in others:
         rows = tokens_of(results, other, "quantized", "attentive")
-        curve(axes[0, 1], rows, STYLES.get(other.split("-")[0]) or STYLES[other], other)
+        label, *style = STYLES.get(other.split("-")[0]) or STYLES[other]
+        curve(axes[0, 1], rows, style, label)
     for ax, title in zip(
         axes[0],
         (f"{name}, shipped weights", f"{results['setting']['minutes']:g} minutes of training each"),

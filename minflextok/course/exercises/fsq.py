@@ -280,10 +280,10 @@ PERPLEXITY = Exercise(
 )
 
 
-# ---- quantise: the whole function, with its gradient ---------------------------------------------
+# ---- quantize: the whole function, with its gradient ---------------------------------------------
 
 
-def _quantise(
+def _quantize(
     z: Tensor, levels: tuple[int, ...], offset: bool = True, to_one: str = "center"
 ) -> Tensor:
     rows = []
@@ -295,35 +295,35 @@ def _quantise(
     return torch.stack(rows).view_as(z)
 
 
-def quantise(z: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return _quantise(z, levels)
+def quantize(z: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return _quantize(z, levels)
 
 
-QUANTISE = Exercise(
+QUANTIZE = Exercise(
     _bound_inputs,
-    quantise,
+    quantize,
     [
         (
-            lambda z, levels: z + (quantise(z, levels) - z).detach(),
+            lambda z, levels: z + (quantize(z, levels) - z).detach(),
             "this is straight-through around the whole function: the codes are right, but "
             "the gradient of tanh is lost, so saturated latents still get a full gradient. "
             "Apply straight-through to the rounding only.",
         ),
         (
-            lambda z, levels: quantise(z, levels).detach(),
+            lambda z, levels: quantize(z, levels).detach(),
             "there is no gradient: the rounding blocks it.",
         ),
         (
-            lambda z, levels: _quantise(z, levels, offset=False),
+            lambda z, levels: _quantize(z, levels, offset=False),
             "no offset for an even number of levels: L = 4 gives five values.",
         ),
         (
-            lambda z, levels: _quantise(z, levels) * torch.tensor([L // 2 for L in levels]),
+            lambda z, levels: _quantize(z, levels) * torch.tensor([L // 2 for L in levels]),
             "the rounded values are not scaled: divide by the center, L // 2, so that codes "
             "are in [-1, 1].",
         ),
         (
-            lambda z, levels: _quantise(z, levels, to_one="half"),
+            lambda z, levels: _quantize(z, levels, to_one="half"),
             "divided by (L - 1) / 2: for an even L the rounded values start at -L/2, so the "
             "lowest code is below -1. Divide by the center, L // 2.",
         ),
@@ -337,5 +337,5 @@ EXERCISES = {
     "bound": BOUND,
     "straight_through": STRAIGHT_THROUGH,
     "perplexity": PERPLEXITY,
-    "quantise": QUANTISE,
+    "quantize": QUANTIZE,
 }
