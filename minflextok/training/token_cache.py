@@ -3,16 +3,16 @@ array.
 
 The name of a file is a hash of all that its content depends on: the tokenizer, the precision in
 which it computes, the images and their views. Files are written whole or not at all, and never
-change. The ids of PART images are written at a time, each part by whichever rank is free, so that
-ranks share the work, and a killed extraction goes on with the parts that are missing.
+change. They are written in parts of PART images, those of a stream in one part for each shard: each
+part by whichever rank is free, so that ranks share the work, and a killed extraction goes on with
+the parts that are missing.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ..data import Dataset, Folder, Images, Latents, Stream, identity, in_order, to_float
+from ..data import Dataset, Images, Latents, Stream, identity, to_float
+from ..data.datasets import LabelledBatches
 from ..tokenizer import FlexTok
 from ..weights import atomic_file, fingerprint
 from .batches import check_latents
@@ -79,8 +80,7 @@ def extract_ids(
 
     Labels are those of the data set; only those of a stream, which are hashed with the images, are
     kept beside the ids. The file is in the directory `cache` (default ~/.cache/minflextok/ids), and
-    written if it is not there. Under torchrun, the ranks share this work; a stream is read by one
-    rank, from its start, while the others wait.
+    written if it is not there. Under torchrun, the ranks share this work.
     """
     folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
     views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
@@ -91,18 +91,13 @@ def extract_ids(
         check_latents(data, fingerprint(tok.vae.state_dict()), tok.config, flip)
     key = json.dumps([tokenizer_key(tok), identity(data, content=True), flip, crops])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-    label_path = path.with_suffix(".labels.npy")
-    options = flip, crops, quiet, batch_size
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (path.exists() or isinstance(data, Stream)):
-            extract_parts(path, tok, data, *options)
+        if not path.exists():
+            extract_parts(path, tok, data, flip, crops, quiet, batch_size)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                if isinstance(data, Stream):
-                    write_stream(path, label_path, tok, data, *options)
-                else:
-                    join_parts(path, len(data), (V, K), id_type(tok))
+                join_parts(path, data, (V, K), id_type(tok))
     except OSError as e:
         raise OSError(
             f"could not write ids to {folder} ({e}): is it full or read-only? Give another cache"
@@ -113,11 +108,16 @@ def extract_ids(
             raise ValueError(f"its shape is {ids.shape}, not (N, {V}, {K})")
         if not isinstance(data, Stream):
             return ids, data.labels
-        if not label_path.exists():
+        if not labels_of(path).exists():
             return ids, None
-        return ids, torch.from_numpy(np.load(label_path, allow_pickle=False))
+        return ids, torch.from_numpy(np.load(labels_of(path), allow_pickle=False))
     except ValueError as e:
         raise ValueError(f"{path} is damaged ({e}): delete it, and it is written again") from None
+
+
+def labels_of(path: Path) -> Path:
+    """Where the labels of a file of ids are, if they are known."""
+    return path.with_suffix(".labels.npy")
 
 
 def id_type(tok: FlexTok) -> np.dtype:
@@ -125,121 +125,98 @@ def id_type(tok: FlexTok) -> np.dtype:
     return np.dtype("<u2" if tok.config.vocab_size <= 2**16 else "<i4")
 
 
-# ---- sets of known length: in parts --------------------------------------------------------------
+# ---- in parts ------------------------------------------------------------------------------------
 
 
-def part_path(path: Path, first: int) -> Path:
-    """The file of the part of the ids that begins with image `first`."""
-    return path.with_suffix(".parts") / f"{first:012d}.npy"
+def parts_of(data: Dataset) -> list:
+    """The parts: positions (n,) of at most PART images; of a stream, whose length is not known, its
+    shards."""
+    return data.shards if isinstance(data, Stream) else [*torch.arange(len(data)).split(PART)]
+
+
+def read_part(data: Dataset, part: Tensor | str, batch_size: int) -> LabelledBatches:
+    """The images of a part in batches, (B, 3, H, W) uint8, and the labels (B,) of a stream."""
+    if isinstance(data, Stream):
+        return replace(data, shards=[str(part)]).in_order(batch_size)
+    assert isinstance(part, Tensor)
+    if isinstance(data, Images):
+        return ((data.at(i), None) for i in part.split(batch_size))
+    rows = DataLoader(Subset(data, part.tolist()), batch_size, num_workers=data.workers)
+    return ((images, None) for images in rows)
+
+
+def part_path(path: Path, number: int) -> Path:
+    return path.with_suffix(".parts") / f"{number:012d}.npy"
 
 
 def extract_parts(
-    path: Path, tok: FlexTok, data: Images | Folder, flip: bool, crops: int, quiet: bool, size: int
+    path: Path, tok: FlexTok, data: Dataset, flip: bool, crops: int, quiet: bool, size: int
 ) -> None:
     """Write the parts of the ids that are missing. Returns when all are there: those that another
     process is writing are waited for, and written here if it is killed."""
-    starts = range(0, len(data), PART)
+    total = None if isinstance(data, Stream) else len(data)
     off = True if quiet else None  # None: no bar where the output is not a terminal
-    with tqdm(total=len(data), desc="ids", unit="image", disable=off, leave=False) as bar:
+    with tqdm(total=total, desc="ids", unit="image", disable=off, leave=False) as bar:
         for patience in (0, -1):  # first what is free; then wait for the others
-            for first in starts:
-                part = part_path(path, first)
-                rows = torch.arange(first, min(first + PART, len(data)))
+            for number, part in enumerate(parts_of(data)):
+                file = part_path(path, number)
                 try:
-                    part.parent.mkdir(exist_ok=True)
-                    with FileLock(part.with_suffix(".lock"), timeout=patience):
-                        if not (part.exists() or path.exists()):
-                            found = [
-                                encode_views(tok, x, flip, crops, size)
-                                for x in read_rows(data, rows, size)
-                            ]
-                            with atomic_file(part) as f:
-                                np.save(f, torch.cat(found).numpy().astype(id_type(tok)))
-                            bar.update(len(rows))
+                    file.parent.mkdir(exist_ok=True)
+                    with FileLock(file.with_suffix(".lock"), timeout=patience):
+                        if not (file.exists() or path.exists()):
+                            bar.update(write_part(file, tok, data, part, flip, crops, size))
                 except Timeout:
                     continue
                 except OSError:
                     if not path.exists():  # another process has joined and removed the parts
                         raise
                 if path.exists():
-                    shutil.rmtree(part.parent, ignore_errors=True)
+                    shutil.rmtree(file.parent, ignore_errors=True)
                     return
 
 
-def read_rows(data: Images | Folder, rows: Tensor, batch_size: int) -> Iterable[Tensor]:
-    """The images at these positions (n,) in batches, (B, 3, H, W) uint8."""
-    if isinstance(data, Images):
-        return (data.at(i) for i in rows.split(batch_size))
-    part = Subset(data, rows.tolist())
-    return DataLoader(part, batch_size=batch_size, num_workers=data.workers)
-
-
-def join_parts(path: Path, n: int, shape: tuple[int, int], dtype: np.dtype) -> None:
-    """Write the ids of all parts to one file (n, V, K), and remove the parts."""
-    with atomic_file(path) as f:
-        write_header(f, (n, *shape), dtype)
-        for first in range(0, n, PART):
-            part = part_path(path, first)
-            ids = np.load(part, mmap_mode="r", allow_pickle=False)
-            if ids.dtype != dtype or ids.shape != (min(PART, n - first), *shape):
-                raise OSError(f"{part} holds no such ids: delete it")
-            f.write(ids.tobytes())
-    shutil.rmtree(part_path(path, 0).parent, ignore_errors=True)
-
-
-def write_header(f: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Write the header of an .npy file to the beginning of f; returns its length."""
-    f.seek(0)
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(f, header)
-    return f.tell()
-
-
-# ---- streams: as a whole -------------------------------------------------------------------------
-
-
-def write_stream(
-    path: Path,
-    label_path: Path,
-    tok: FlexTok,
-    data: Stream,
-    flip: bool,
-    crops: int,
-    quiet: bool,
-    batch_size: int,
-) -> None:
-    """Write the ids of a stream and, if all are known, its labels (N,)."""
-    with atomic_file(path) as f:
-        labels = write_ids(f, tok, data, flip, crops, quiet, batch_size)
-        # Before the ids, whose presence means that all is there.
-        if labels is not None:
-            with atomic_file(label_path) as g:
-                np.save(g, labels.numpy())
-
-
-def write_ids(
-    f: BinaryIO, tok: FlexTok, data: Stream, flip: bool, crops: int, quiet: bool, batch_size: int
-) -> Tensor | None:
-    """Write the ids of a stream as an .npy file; returns the labels (N,), if all are known.
-
-    The number of images is known only at the end, so the header is written twice.
-    """
-    shape, dtype = (crops * (1 + flip), tok.config.num_registers), id_type(tok)
+def write_part(
+    file: Path, tok: FlexTok, data: Dataset, part: Tensor | str, flip: bool, crops: int, size: int
+) -> int:
+    """Write the ids of a part and, if all are known, the labels of a stream; returns its length."""
+    ids = [torch.empty(0, crops * (1 + flip), tok.config.num_registers, dtype=torch.int64)]
     labels: list[Tensor | None] = []
-    start, n = write_header(f, (0, *shape), dtype), 0
-    off = True if quiet else None
-    with tqdm(desc="ids", unit="image", disable=off, leave=False) as bar:
-        for images, known in in_order(data, batch_size):
-            ids = encode_views(tok, images, flip, crops, batch_size)
-            f.write(ids.numpy().astype(dtype).tobytes())
-            labels.append(known)
-            n += len(ids)
-            bar.update(len(ids))
+    for images, known in read_part(data, part, size):
+        ids.append(encode_views(tok, images, flip, crops, size))
+        labels.append(known)
+    if labels and all(known is not None for known in labels):
+        with atomic_file(labels_of(file)) as f:  # before the ids: when they are there, all is
+            np.save(f, torch.cat(labels).numpy())
+    with atomic_file(file) as f:
+        np.save(f, torch.cat(ids).numpy().astype(id_type(tok)))
+    return sum(map(len, ids))
+
+
+def join_parts(path: Path, data: Dataset, shape: tuple[int, int], dtype: np.dtype) -> None:
+    """Write the ids of all parts to one file (N, V, K), those labels that are known to another, and
+    remove the parts."""
+    files = [part_path(path, number) for number in range(len(parts_of(data)))]
+    found = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+    for file, part, ids in zip(files, parts_of(data), found, strict=True):
+        wanted = len(ids) if isinstance(data, Stream) else len(part)
+        if ids.dtype != dtype or ids.shape != (wanted, *shape):
+            raise OSError(f"{file} holds no such ids: delete it")
+    n = sum(map(len, found))
     if n == 0:
         raise ValueError(f"{data.name} has no readable image")
-    if write_header(f, (n, *shape), dtype) != start:  # numpy reserves space for 20 digits
-        raise AssertionError("the header of the ids has grown into them")
-    return torch.cat(labels) if all(known is not None for known in labels) else None
+    known = [labels_of(file) for file, ids in zip(files, found, strict=True) if len(ids)]
+    if len({file.exists() for file in known}) == 2:
+        raise ValueError(f"{data.name} is labelled in part: give all images a class, or none")
+    if known[0].exists():
+        with atomic_file(labels_of(path)) as f:
+            np.save(f, np.concatenate([np.load(file, allow_pickle=False) for file in known]))
+    with atomic_file(path) as f:
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (n, *shape)}
+        np.lib.format.write_array_header_1_0(f, header)
+        for ids in found:
+            f.write(ids.tobytes())
+    del found, ids  # Windows removes no file that is mapped
+    shutil.rmtree(files[0].parent, ignore_errors=True)
 
 
 def encode_views(tok: FlexTok, images: Tensor, flip: bool, crops: int, batch_size: int) -> Tensor:

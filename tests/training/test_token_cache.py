@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, noise_images, randomised
+from filelock import FileLock
 from image_files import png, shard
 from PIL import Image
 
@@ -120,11 +121,72 @@ def test_folders_and_streams_are_read_in_order(tmp_path):
         assert np.array_equal(ids, want) and torch.equal(labels, known)
 
 
+def stream_of(tmp_path, *labels):
+    """A stream of shards, one for each list of labels (None: no class)."""
+    shards = []
+    for s, of_shard in enumerate(labels):
+        shards.append(str(tmp_path / f"{s}.tar"))
+        labelled_shard(tmp_path / f"{s}.tar", of_shard, first=5 * s)
+    return Stream("s", shards, 8, 0)
+
+
+def test_a_stream_is_extracted_shard_by_shard_and_goes_on_where_it_was_killed(
+    tmp_path, monkeypatch
+):
+    stream = stream_of(tmp_path, [0, 1, 2], [], [3, 4], [1])
+    real, seen = FlexTok.encode, []
+
+    def encode(self, x, *a, **k):
+        seen.append(len(x))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(self, x, *a, **k)
+
+    monkeypatch.setattr(FlexTok, "encode", encode)
+    tok = randomised()
+    with pytest.raises(KeyboardInterrupt):
+        extract_ids(tok, stream, cache=tmp_path / "c", quiet=True)
+    ids, labels = extract_ids(tok, stream, cache=tmp_path / "c", quiet=True)
+    assert seen == [3, 2, 1, 1] and labels.tolist() == [0, 1, 2, 3, 4, 1]
+    images = torch.cat([x for x, _ in in_order(stream, 4)])
+    assert np.array_equal(ids[:, 0], real(tok, to_float(images)).numpy())
+    assert not list((tmp_path / "c").glob("*.parts"))
+
+
+def test_a_part_that_another_process_writes_is_left_to_it(tmp_path, monkeypatch):
+    """The first shard is taken by another process until all others are written."""
+    stream, tok, order = stream_of(tmp_path, [0], [1], [2]), randomised(), []
+    real = token_cache.write_part
+
+    def write_part(file, tok, data, part, *options):
+        order.append(data.shards.index(part))
+        if len(order) == 2:
+            taken.release()
+        return real(file, tok, data, part, *options)
+
+    extract_ids(tok, stream, cache=tmp_path / "a", quiet=True)
+    name = next(p for p in (tmp_path / "a").glob("*.npy") if "labels" not in p.name).name
+    first = token_cache.part_path(tmp_path / "b" / name, 0)
+    first.parent.mkdir(parents=True)
+    monkeypatch.setattr(token_cache, "write_part", write_part)
+    with FileLock(first.with_suffix(".lock"), thread_local=False) as taken:
+        extract_ids(tok, stream, cache=tmp_path / "b", quiet=True)
+    assert order == [1, 2, 0]
+
+
+def test_streams_without_images_or_labelled_in_part_are_refused(tmp_path):
+    tok = randomised()
+    with pytest.raises(ValueError, match="no readable image"):
+        extract_ids(tok, stream_of(tmp_path, [], []), cache=tmp_path / "c", quiet=True)
+    with pytest.raises(ValueError, match="labelled in part"):
+        extract_ids(tok, stream_of(tmp_path, [0], [None]), cache=tmp_path / "c", quiet=True)
+
+
 # ---- what a cache depends on ---------------------------------------------------------------------
 
 
-def labelled_shard(path, labels):
-    members = [(f"{i}.png", png(10 * i)) for i in range(len(labels))]
+def labelled_shard(path, labels, first=0):
+    members = [(f"{i}.png", png(10 * (first + i))) for i in range(len(labels))]
     members += [(f"{i}.cls", str(k).encode()) for i, k in enumerate(labels) if k is not None]
     shard(path, sorted(members))
 
