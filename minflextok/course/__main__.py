@@ -14,7 +14,7 @@ COMMANDS = {
     "student": "write student/: the notebooks without solutions and outputs",
     "stable": "mark the cells whose stored text the tests compare",
     "figures": "write figures/: all figures as SVG and PNG, with an index",
-    "explorer": "write docs/explorer/: a static page to look at prefixes, swaps and samples",
+    "explorer": "write what docs/explorer/ shows: prefixes, swaps and samples",
     "misconceptions": "list the hints of all exercises",
 }
 

@@ -1,11 +1,10 @@
-"""The explorer: a static page on which token budgets, swaps and samples of the prior are looked at.
+"""The data of the explorer, a static page that shows token budgets, swaps and samples of the prior.
 
-`make explorer` writes docs/explorer/: the page (explorer_page/), data.js, and sheets of tiles that
-the shipped weights decoded. The page needs no server and no network.
+`make explorer` writes docs/explorer/data.js, and sheets of tiles that the shipped weights decoded,
+beside the page's own files. The page needs no server and no network.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,13 @@ from ..tokenizer import FlexTok
 from ..weights import write_atomic
 from .style import k_color
 
-PAGE = Path(__file__).with_name("explorer_page")
 PREFIXES = (0, 1, 2, 4, 8, 16)  # shared tokens of the prior's samples
 BRANCHES = 6  # samples of a condition and prefix
 SWAPS = 6  # images whose tokens are swapped
 
 
 @dataclass(frozen=True)
-class World:
+class Gallery:
     """A tokenizer with its prior, the images of its gallery, and the samplers of their cards."""
 
     name: str  # of the weights
@@ -44,8 +42,8 @@ class World:
     temperature: float = 0.8
 
 
-WORLDS = (
-    World(
+GALLERIES = (
+    Gallery(
         "shapes",
         "Scenes (16 tokens)",
         "shapes",
@@ -59,7 +57,7 @@ WORLDS = (
         prior_guidance=2.0,
         temperature=0.6,
     ),
-    World(
+    Gallery(
         "cifar10",
         "Photographs (32 tokens)",
         "cifar10-sample",
@@ -71,18 +69,18 @@ WORLDS = (
 )
 
 
-def write_explorer(out: str | Path, worlds: Sequence[World] = WORLDS) -> list[Path]:
-    """Write the page with its data to the directory `out`; return the files."""
+def write_explorer(out: str | Path, galleries: Sequence[Gallery] = GALLERIES) -> list[Path]:
+    """Write the data of the page to the directory `out`; return the files."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    files = [Path(shutil.copy(source, out)) for source in sorted(PAGE.iterdir())]
+    files = []
     longest = 0
     sets = []
-    for world in worlds:
-        found, sheets = explore(world)
+    for gallery in galleries:
+        found, sheets = explore(gallery)
         longest = max(longest, len(found["ids"][0]))
         for name, tiles in sheets.items():
-            path = out / f"{world.name}-{name}.webp"
+            path = out / f"{gallery.name}-{name}.webp"
             columns = sheet(tiles, path)
             found.setdefault("sheets", {})[name] = {"columns": columns}
             files.append(path)
@@ -94,8 +92,8 @@ def write_explorer(out: str | Path, worlds: Sequence[World] = WORLDS) -> list[Pa
 
 
 @torch.no_grad()
-def explore(w: World) -> tuple[dict, dict[str, Tensor]]:
-    """What the page says about a world, and its tiles: (n, 3, H, W) by name of the sheet."""
+def explore(w: Gallery) -> tuple[dict, dict[str, Tensor]]:
+    """What the page says about a gallery, and its tiles: (n, 3, H, W) by name of the sheet."""
     tok = FlexTok.from_pretrained(w.name)
     data = load_dataset(w.data, "test", tok.image_size)
     x = to_float(data.images[: w.num_images])
@@ -141,7 +139,7 @@ def explore(w: World) -> tuple[dict, dict[str, Tensor]]:
     return found, sheets
 
 
-def samples(tok: FlexTok, w: World, prefixes: list[int]) -> Tensor:
+def samples(tok: FlexTok, w: Gallery, prefixes: list[int]) -> Tensor:
     """Ids for each condition and number of shared ids: (conditions * prefixes * BRANCHES, K)."""
     prior = Prior.from_pretrained(w.name)
     prior.check_tokenizer(tok)
