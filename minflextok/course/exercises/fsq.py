@@ -42,6 +42,11 @@ def _bound_each(f):
     )
 
 
+def _no_artanh(z: float, L: int) -> float:
+    half, offset = (L - 1) * 1.001 / 2, 0.5 if L % 2 == 0 else 0.0
+    return math.tanh(z + offset / half) * half - offset
+
+
 def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     L = torch.tensor(levels)
     half, offset = (L - 1) / 2, torch.where(L % 2 == 0, 0.5, 0.0)
@@ -69,6 +74,11 @@ BOUND = Exercise(
             "the offset is subtracted outside the tanh but not compensated inside: z = 0 is "
             "mapped to -1/2, the border between two levels. Add atanh(offset / half) to z "
             "first.",
+        ),
+        (
+            _bound_each(_no_artanh),
+            "inside the tanh stands offset / half, without its atanh: z = 0 is mapped near "
+            "0, but not to 0.",
         ),
         (
             _no_slack,
@@ -192,6 +202,12 @@ def _own_level_too(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     )
 
 
+def _symmetric(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
+    digits = ((codes + 1) * (torch.tensor(levels) - 1) / 2).round().long()
+    places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+    return (digits * places).sum(-1)
+
+
 CODES_TO_IDS = Exercise(
     _ids_inputs,
     codes_to_ids,
@@ -217,6 +233,11 @@ CODES_TO_IDS = Exercise(
             _own_level_too,
             "each place value has one level too many: the first is 1, the second L_1. It is "
             "the product of the levels BEFORE it.",
+        ),
+        (
+            _symmetric,
+            "this assumes that the codes end at 1, but for an even L the highest code is "
+            "below 1. A digit is code * center + center, with center = L // 2.",
         ),
         (
             lambda codes, levels: (
@@ -299,6 +320,11 @@ def quantize(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     return _quantize(z, levels)
 
 
+def _division_detached(z: Tensor, levels: tuple[int, ...]) -> Tensor:
+    rounded = _quantize(z, levels) * torch.tensor([L // 2 for L in levels])
+    return rounded + (quantize(z, levels) - rounded).detach()
+
+
 QUANTIZE = Exercise(
     _bound_inputs,
     quantize,
@@ -308,6 +334,11 @@ QUANTIZE = Exercise(
             "this is straight-through around the whole function: the codes are right, but "
             "the gradient of tanh is lost, so saturated latents still get a full gradient. "
             "Apply straight-through to the rounding only.",
+        ),
+        (
+            _division_detached,
+            "the codes are right, but the division by the center is detached with the "
+            "rounding, so the gradient is too large. Round straight-through, then divide.",
         ),
         (
             lambda z, levels: quantize(z, levels).detach(),

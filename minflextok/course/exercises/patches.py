@@ -60,6 +60,11 @@ PATCHIFY = Exercise(
             "the values are right; put the patches on one axis: (P, p*p*C).",
         ),
         (
+            lambda x, p: x.unfold(1, p, p).unfold(2, p, p).reshape(-1, p * p * len(x)),
+            "the channels are still the first axis: all patches of one channel come before "
+            "those of the next. Move the axis of the patches to the front first.",
+        ),
+        (
             lambda x, p: x.permute(1, 2, 0).reshape(-1, p * p * len(x)),
             "your patches are runs of pixels along one image row, not squares. Split H and "
             "W into (h, p) and (w, p) first, then move the axes.",
@@ -149,6 +154,11 @@ def _axis(length: int, dim: int, exponent: float, steps: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
+def _from_one(length: int, dim: int) -> Tensor:
+    angles = torch.arange(length)[:, None] * 10000.0 ** -(torch.arange(1, dim // 2 + 1) * 2 / dim)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
 def _rising(length: int, dim: int) -> Tensor:
     """The same in single precision, where angles of thousands of radians are inexact."""
     angles = torch.arange(length)[:, None] * 10000.0 ** (torch.arange(dim // 2) / (dim // 2))
@@ -159,6 +169,10 @@ AXIS = Exercise(
     _axis_inputs,
     axis,
     [
+        (
+            _from_one,
+            "j runs from 1 to n here. It starts at 0, so the first frequency is 1.",
+        ),
         (
             lambda length, dim: rearrange(axis(length, dim), "i (two n) -> i (n two)", two=2),
             "sine and cosine alternate. All n sines come first, then all n cosines. (A "

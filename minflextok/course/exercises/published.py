@@ -132,6 +132,10 @@ def same_size_for_both(P: int, K: int, k: int) -> int:
     return 2 * (P + min(k + 1, K))
 
 
+def null_register_left_out(P: int, K: int, k: int) -> int:
+    return guided_positions(P, K, k) - 1
+
+
 def one_half(P: int, K: int, k: int) -> int:
     return P + min(k + 1, K)
 
@@ -291,6 +295,11 @@ EXERCISES = {
                 same_size_for_both,
                 "the unconditional half has no visible register: all K are equal, and one "
                 "position represents them.",
+            ),
+            (
+                null_register_left_out,
+                "the unconditional evaluation has registers, too: K equal ones, which need one "
+                "position.",
             ),
             (one_half, "guidance evaluates the decoder twice: with the tokens and without."),
             (everything, "this is the plain computation, with K registers in both halves."),

@@ -82,6 +82,15 @@ def own_level(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.stack([ids // L % L for L in levels], dim=1)
 
 
+def one_level_too_many(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    places = [math.prod(levels[: i + 1]) for i in range(len(levels))]
+    return torch.stack([ids // place % L for place, L in zip(places, levels, strict=True)], dim=1)
+
+
+def without_remainder(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return torch.stack([ids // math.prod(levels[:i]) for i in range(len(levels))], dim=1)
+
+
 def not_integer(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
     return ids[:, None] / places % torch.tensor(levels)
@@ -132,6 +141,15 @@ def longest_below(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Ten
 
 def by_counting(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
     return torch.tensor(budgets)[(psnrs < target).sum(1).clamp(max=len(budgets) - 1)]
+
+
+def largest_that_reaches(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    reached = [[k for k, p in zip(budgets, row, strict=True) if p >= target] for row in psnrs]
+    return torch.tensor([ks[-1] if ks else budgets[-1] for ks in reached])
+
+
+def never_gives_zero(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
+    return shortest(psnrs, budgets, target) * (psnrs >= target).any(1)
 
 
 def must_exceed(psnrs: Tensor, budgets: tuple[int, ...], target: float) -> Tensor:
@@ -194,6 +212,15 @@ EXERCISES = {
                 "you divided by the digit's own L. A place value is the product of the levels "
                 "before it; the first is 1.",
             ),
+            (
+                one_level_too_many,
+                "each place value has one level too many. The first place value is 1, the second "
+                "is the first L.",
+            ),
+            (
+                without_remainder,
+                "the places above are still in these numbers: take the remainder % L.",
+            ),
             (not_integer, "digits are integers: use integer division (//)."),
         ],
     ),
@@ -211,6 +238,14 @@ EXERCISES = {
                 never_gives_smallest,
                 "an image that never reaches the target got the smallest budget. It gets the "
                 "largest.",
+            ),
+            (
+                never_gives_zero,
+                "an image that never reaches the target got 0. It gets the largest budget.",
+            ),
+            (
+                largest_that_reaches,
+                "this is the largest budget that reaches the target. Take the first one.",
             ),
             (longest_below, "this is the largest budget that does not reach the target."),
             (

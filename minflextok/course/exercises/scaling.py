@@ -42,6 +42,10 @@ def always_divided(parameters: int, gpus: int, sharded: bool) -> float:
     return state_bytes(parameters, gpus, True)
 
 
+def never_divided(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, False)
+
+
 def only_weights_sharded(parameters: int, gpus: int, sharded: bool) -> float:
     return 16.0 * parameters + 4.0 * parameters / (gpus if sharded else 1)
 
@@ -66,6 +70,11 @@ def micro_batch(usable: int, state: int, image: int, local: int) -> int:
 
 def not_a_divisor(usable: int, state: int, image: int, local: int) -> int:
     return max(0, min(local, (usable - state) // image))
+
+
+def power_of_two(usable: int, state: int, image: int, local: int) -> int:
+    fits = [2**i for i in range(20) if 2**i <= local and state + 2**i * image <= usable]
+    return max(fits, default=0)
 
 
 def without_state(usable: int, state: int, image: int, local: int) -> int:
@@ -103,6 +112,10 @@ def at_the_peak(gpu_hours: float, flops: float, tflops: float, utilization: floa
 
 def upside_down(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
     return images_for(gpu_hours, flops, tflops, 1 / utilization)
+
+
+def teraflops(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
+    return images_for(gpu_hours, flops, tflops, utilization) / 1e12
 
 
 def of_seconds(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
@@ -206,6 +219,7 @@ EXERCISES = {
                 "DDP has a copy of everything on each GPU. Only a sharded run divides by the "
                 "number of GPUs.",
             ),
+            (never_divided, "FSDP2 divides the state: each GPU has 1 / gpus of it."),
             (
                 only_weights_sharded,
                 "only the weights are divided. FSDP2 shards the gradients, the moments and the "
@@ -221,6 +235,11 @@ EXERCISES = {
                 not_a_divisor,
                 "this number of images fits, but it does not divide the images of a GPU: the last "
                 "micro-batch would be smaller than the others.",
+            ),
+            (
+                power_of_two,
+                "this is a power of two. Any divisor of the images of a GPU is allowed, for "
+                "example 3, 6 or 12 of 12.",
             ),
             (without_state, "the state of the run needs memory, too: subtract it first."),
             (at_least_one, "if not even one image fits beside the state, the answer is 0."),
@@ -244,6 +263,7 @@ EXERCISES = {
                 "divided by the utilization: a GPU that reaches half of its peak computes half "
                 "as many images.",
             ),
+            (teraflops, "one TFLOP/s is 1e12 operations in a second."),
             (of_seconds, "`tflops` counts operations of a second, and an hour has 3,600 of them."),
             (of_minutes, "an hour has 3,600 seconds, not 60."),
         ],
