@@ -60,6 +60,8 @@ def loss(velocity, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def _velocity(x_t: Tensor, t: Tensor) -> Tensor:
+    if t.ndim != 1:
+        raise ValueError(f"t has shape {tuple(t.shape)}: give the velocity t of shape (B,)")
     return torch.tanh(x_t) * (1 + t.view(-1, 1, 1, 1))
 
 
@@ -104,6 +106,10 @@ LOSS = Exercise(
             ),
             "the target here is the noise (as in DDPM); a rectified flow predicts noise - x.",
         ),
+        (
+            lambda velocity, x, noise, t: (velocity(x, t) - (noise - x)).square().mean(),
+            "the velocity is evaluated at the image. Evaluate it at the state x_t.",
+        ),
     ],
 )
 
@@ -121,6 +127,10 @@ NESTED = Exercise(
         (
             lambda progress, full: progress / full,
             "a probability cannot be above 1: after `full` it stays at 1.",
+        ),
+        (
+            lambda progress, full: progress,
+            "this reaches 1 only at the end of the training. It must reach 1 at `full`.",
         ),
         (
             lambda progress, full: max(0.0, 1 - progress / full),

@@ -43,6 +43,10 @@ def half_the_exponent(t: Tensor, n: int) -> Tensor:
     return features(t, n, base=16.0)
 
 
+def last_at_256(t: Tensor, n: int) -> Tensor:
+    return features(t, n, base=256.0 ** (n / max(1, n - 1)))
+
+
 def sines_first(t: Tensor, n: int) -> Tensor:
     return features(t, n).roll(n, dims=1)
 
@@ -88,6 +92,11 @@ def shifted_first(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return modulate(x, shift * (1 + scale), scale)
 
 
+def one_norm_per_image(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    flat = torch.stack([normalize(image.flatten()).view_as(image) for image in x])
+    return norm_not_used(flat, shift, scale)
+
+
 def norm_last(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     zero = torch.zeros_like(shift)
     return modulate(norm_not_used(x, shift, scale), zero, zero)
@@ -121,6 +130,16 @@ def block(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
 
 def order_of_dit(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
     return block(x, m[[2, 5, 0, 1, 3, 4]], attn, mlp)
+
+
+def shift_and_scale_swapped(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    return block(x, m[[0, 1, 3, 2, 5, 4]], attn, mlp)
+
+
+def without_norm(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
+    x = x + gate_attn * attn(x * (1 + scale_attn) + shift_attn)
+    return x + gate_mlp * mlp(x * (1 + scale_mlp) + shift_mlp)
 
 
 def both_from_the_input(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
@@ -191,6 +210,11 @@ def null_with_position(projected, positions, mask_token, null_token, keep_k, nul
     return torch.where(null[:, None, None], null_token + positions, out)
 
 
+def all_with_positions(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
+    zeros = torch.zeros_like(positions)
+    return embed(projected, zeros, mask_token, null_token, keep_k, null) + positions
+
+
 def mask_wins(projected, positions, mask_token, null_token, keep_k, null) -> Tensor:
     out = embed(projected, positions, mask_token, null_token, keep_k, null)
     dropped = torch.arange(len(positions)) >= keep_k[:, None]
@@ -245,6 +269,16 @@ def columns_first(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
     return alignment(predicted, features.transpose(2, 3), mean)
 
 
+def scrambled(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    B, D, h, w = features.shape
+    return alignment(predicted, features.reshape(B, h * w, D).mT.reshape(B, D, h, w), mean)
+
+
+def dot_products(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
+    target = features.flatten(2).mT - mean
+    return 1 - (predicted * target).sum(-1).mean()
+
+
 def similarity_itself(predicted: Tensor, features: Tensor, mean: Tensor) -> Tensor:
     return 1 - alignment(predicted, features, mean)
 
@@ -275,6 +309,11 @@ EXERCISES = {
                 half_the_exponent,
                 "you divided j by 2 n. There are n frequencies, and the exponent is -j / n.",
             ),
+            (
+                last_at_256,
+                "you divided j by n - 1, so that the last frequency is 1/256. The exponent is "
+                "-j / n.",
+            ),
             (sines_first, "the order is: all cosines first, then all sines."),
             (
                 interleaved,
@@ -302,6 +341,11 @@ EXERCISES = {
                 "you added the shift before the multiplication. Multiply by 1 + scale first.",
             ),
             (
+                one_norm_per_image,
+                "you normalized over positions and channels together. Normalize each position over "
+                "its channels.",
+            ),
+            (
                 norm_last,
                 "you normalized after the modulation, which removes a part of it again. Normalize "
                 "x first.",
@@ -317,6 +361,14 @@ EXERCISES = {
                 "you split m in the order of DiT (shift, scale, gate for each branch). Here the "
                 "two gates come first: gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, "
                 "scale_mlp.",
+            ),
+            (
+                shift_and_scale_swapped,
+                "shift and scale are swapped: in m, each shift comes before its scale.",
+            ),
+            (
+                without_norm,
+                "the layer norms are missing: each branch reads the modulated layer norm of x.",
             ),
             (
                 both_from_the_input,
@@ -348,6 +400,11 @@ EXERCISES = {
             (
                 null_with_position,
                 "null registers still have positions. The null token replaces the whole register.",
+            ),
+            (
+                all_with_positions,
+                "the positions were added last, so dropped and null registers still have them. "
+                "Add the positions first; the two tokens then replace whole registers.",
             ),
             (
                 mask_wins,
@@ -384,6 +441,15 @@ EXERCISES = {
                 columns_first,
                 "the features are in the order of columns. Patches are in row-major order: "
                 "features.flatten(2) keeps it.",
+            ),
+            (
+                scrambled,
+                "reshape to (B, P, D) mixes channels and positions. Flatten the grid, then swap "
+                "the last two axes: features.flatten(2).transpose(1, 2).",
+            ),
+            (
+                dot_products,
+                "these are dot products. The cosine divides by the lengths of both vectors.",
             ),
             (similarity_itself, "this is the mean similarity. The loss is 1 minus it."),
             (

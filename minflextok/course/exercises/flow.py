@@ -115,6 +115,10 @@ def both_ends_included(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
+def always_at_the_noise(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return euler(lambda x, t: velocity(noise, t), noise, steps)
+
+
 def heun(
     velocity: Velocity,
     noise: Tensor,
@@ -147,6 +151,14 @@ def at_the_same_time(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
 
 def not_halved(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return heun(velocity, noise, steps, weight=1.0)
+
+
+def midpoint(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x, h = noise, 1 / steps
+    for i in range(steps):
+        t = 1 - i * h
+        x = x - h * velocity(x - h / 2 * velocity(x, t), t - h / 2)
+    return x
 
 
 def moves_twice(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
@@ -217,6 +229,19 @@ def not_clipped(cond: Tensor, uncond: Tensor, scale: float, threshold: float) ->
 def always_threshold_long(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
     longer = cond - 1e6 * (cond - uncond)  # the same direction, and long enough to be clipped
     return cond - (apg(cond, longer, scale, threshold) - cond)
+
+
+def clipped_as_a_batch(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    diff = cond - uncond
+    clipped = diff * (threshold / diff.norm()).clamp(max=1)
+    return not_clipped(cond, cond - clipped, scale, threshold)
+
+
+def parallel_to_uncond(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    diff = no_projection(cond, uncond, 2.0, threshold) - cond
+    length2 = uncond.square().sum(1, keepdim=True)
+    along = (diff * uncond).sum(1, keepdim=True) / length2 * uncond
+    return cond + (scale - 1) * (diff - along)
 
 
 def from_uncond(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
@@ -331,6 +356,11 @@ EXERCISES = {
                 "each step adds a whole velocity. A step covers 1/steps of the time, so divide "
                 "by steps.",
             ),
+            (
+                always_at_the_noise,
+                "the velocity is evaluated at the noise in every step. Evaluate it at the current "
+                "state.",
+            ),
         ],
     ),
     "heun": Exercise(
@@ -355,6 +385,11 @@ EXERCISES = {
                 moves_twice,
                 "you moved twice: the Euler step is only used to evaluate the second velocity. "
                 "The mean velocity moves x from where it was before.",
+            ),
+            (
+                midpoint,
+                "this is the midpoint method, which uses the velocity at half a step. Heun's "
+                "method uses the mean of the velocities at both ends.",
             ),
             (
                 not_halved,
@@ -399,6 +434,15 @@ EXERCISES = {
             (
                 always_threshold_long,
                 "shorter differences were lengthened to the threshold. Clipping only shortens.",
+            ),
+            (
+                clipped_as_a_batch,
+                "you clipped the length of the whole batch. Each difference is clipped alone: "
+                "norm(dim=1, keepdim=True).",
+            ),
+            (
+                parallel_to_uncond,
+                "you removed the part parallel to uncond. Remove the part parallel to cond.",
             ),
             (from_uncond, "this starts from uncond, as CFG does. APG starts from cond."),
         ],

@@ -201,6 +201,10 @@ def weighted_by_p(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
     return cov.trace() - sum(w * (u @ cov @ u) for w, u in zip(drawn(q), units, strict=True))
 
 
+def not_weighted(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
+    return orthonormal_loss(cov, units, torch.ones_like(q))
+
+
 def one_loss_of_the_mean_mask(cov: Tensor, units: Tensor, q: Tensor) -> Tensor:
     return mean_mask(cov, units, units.T, drawn(q))
 
@@ -331,6 +335,11 @@ EXERCISES = {
                 weighted_by_p,
                 "you weighted unit j by the probability that k = j. Unit j is kept by every k >= "
                 "j, so its weight is q[j].",
+            ),
+            (
+                not_weighted,
+                "every unit has weight 1, as if all were always kept. The weight of unit j is "
+                "q[j].",
             ),
             (
                 one_loss_of_the_mean_mask,

@@ -129,7 +129,7 @@ def all_a_little(
     return (K + nested_prob * (drawn - K)).round().long(), w < null_prob
 
 
-# ---- ★★ the moving average of the weights --------------------------------------------------------
+# ---- ★ the moving average of the weights ---------------------------------------------------------
 
 
 def histories(g: torch.Generator) -> Iterator[tuple]:
@@ -228,7 +228,7 @@ def natural_logarithm(x: Tensor, noise: Tensor, v: Tensor) -> float:
     return one_step_psnr(x, noise, v) * math.log(10)
 
 
-# ---- ★★★ the lowest possible loss ----------------------------------------------------------------
+# ---- ★★ the lowest possible loss -----------------------------------------------------------------
 
 
 def spectra(g: torch.Generator) -> Iterator[tuple]:
