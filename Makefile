@@ -7,7 +7,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: setup demo test slow format notebooks student figures explorer lab sweep mistakes bench compare clean
+.PHONY: setup demo test slow format notebooks student figures explorer book lab sweep mistakes bench compare clean
 
 setup: .venv/.ready
 
@@ -48,6 +48,13 @@ figures: setup  ## all figures of the notebooks as SVG and PNG for slides, with 
 explorer: setup  ## docs/explorer/index.html: a page on which anyone can choose tokens, without an installation
 	$(BIN)/python -m minflextok.course explorer
 
+book: setup  ## the course as a static site with search, from the stored outputs, its links checked: site/html/index.html
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[book]"
+	rm -rf site
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going \
+		--doctree-dir site/doctrees --conf-dir docs/book . site/html
+	$(BIN)/python docs/book/links.py site/html
+
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
@@ -77,4 +84,4 @@ compare: setup  ## FlexTok and related tokenizers under equal conditions: make c
 	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) --num-images $(or $(IMAGES),2000) $(if $(TEACHER),--repa $(TEACHER))
 
 clean:
-	rm -rf .venv outputs figures
+	rm -rf .venv outputs figures site
