@@ -13,6 +13,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from .check import STUB
+from .colab import BADGE, add_colab, number
 
 SOLUTION = re.compile(
     r"^([ \t]*)# BEGIN SOLUTION\n.*?^[ \t]*# END SOLUTION$", re.MULTILINE | re.DOTALL
@@ -24,13 +25,15 @@ def student_version(solutions: NotebookNode, stored: NotebookNode | None = None)
 
     stored: the current student version. A cell with the same id and the same source keeps its
     stored outputs. The student version is one folder above the solutions, so links `../x` become
-    `x`. Raises ValueError for a BEGIN SOLUTION without END SOLUTION, or the reverse.
+    `x`, and the badge opens the student version. Raises ValueError for a BEGIN SOLUTION without
+    END SOLUTION, or the reverse.
     """
     nb = copy.deepcopy(solutions)
     nb.cells = [cell for cell in nb.cells if "solution-only" not in cell.metadata.get("tags", [])]
     for cell in nb.cells:
         if cell.cell_type == "markdown":
             cell.source = cell.source.replace("](../", "](")
+            cell.source = cell.source.replace("/main/notebooks/solutions/", "/main/notebooks/")
         if cell.cell_type == "code":
             cell.source = SOLUTION.sub(rf"\g<1>{STUB}", cell.source)
             if "# BEGIN SOLUTION" in cell.source or "# END SOLUTION" in cell.source:
@@ -41,6 +44,7 @@ def student_version(solutions: NotebookNode, stored: NotebookNode | None = None)
         nb.cells = [kept.get((cell.id, cell.source), cell) for cell in nb.cells]
         nb.metadata = stored.metadata
     hide_predicted(nb)
+    number(nb)
     return nb
 
 
@@ -59,9 +63,18 @@ def hide_predicted(nb: NotebookNode) -> None:
 
 
 def build(folder: Path) -> list[Path]:
-    """Write folder/NN_name.ipynb for each folder/solutions/NN_name.ipynb; return the files."""
+    """Write folder/NN_name.ipynb for each folder/solutions/NN_name.ipynb; return the files.
+
+    Sources, and notebooks without a source, first get their cells for Colab.
+    """
+    sources = sorted((folder / "solutions").glob("*.ipynb"))
+    names = [source.name for source in sources]
+    for path in [*sources, *(p for p in sorted(folder.glob("*.ipynb")) if p.name not in names)]:
+        nb = nbformat.read(path, as_version=4)
+        add_colab(nb, f"notebooks/{path.relative_to(folder).as_posix()}")
+        nbformat.write(nb, path)
     written = []
-    for source in sorted((folder / "solutions").glob("*.ipynb")):
+    for source in sources:
         target = folder / source.name
         stored = nbformat.read(target, as_version=4) if target.exists() else None
         nbformat.write(student_version(nbformat.read(source, as_version=4), stored), target)
@@ -70,7 +83,10 @@ def build(folder: Path) -> list[Path]:
 
 
 def strip(folder: Path, out: Path) -> list[Path]:
-    """Write the notebooks of `folder` to `out`, without solutions and outputs; return the files."""
+    """Write the notebooks of `folder` to `out`, without solutions and outputs; return the files.
+
+    They have no badge: it opens the notebook with its outputs.
+    """
     students = {
         path.name: student_version(nbformat.read(path, as_version=4))
         for path in (folder / "solutions").glob("*.ipynb")
@@ -79,6 +95,7 @@ def strip(folder: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     for name, nb in (others | students).items():
         nb.metadata.pop("widgets", None)
+        nb.cells = [cell for cell in nb.cells if cell.id != BADGE]
         for cell in nb.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count, cell.metadata = [], None, NotebookNode()

@@ -15,8 +15,10 @@ import nbformat
 import pytest
 import torch
 from conftest import ROOT
+from IPython.core.interactiveshell import InteractiveShell
 
 from minflextok.course.check import STUB
+from minflextok.course.colab import COMMAND, REPOSITORY, add_colab, is_added
 from minflextok.course.notebooks import build, strip, student_version
 from minflextok.course.outputs import execute, printed, same_text
 from minflextok.experiments import footprint
@@ -98,21 +100,22 @@ def test_build_keeps_outputs_of_unchanged_cells(tmp_path):
     source = toy()
     (tmp_path / "solutions").mkdir()
     nbformat.write(source, tmp_path / "solutions" / "01_toy.ipynb")
-    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "00_plain.ipynb")
-    plain = (tmp_path / "00_plain.ipynb").read_bytes()
     [path] = build(tmp_path)
     nb = nbformat.read(path, as_version=4)
     for cell in nb.cells[1:]:
+        if cell.cell_type != "code":
+            continue
         cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="seen")]
     nbformat.write(nb, path)
     source.cells[1].source = "import torch, math"
     nbformat.write(source, tmp_path / "solutions" / "01_toy.ipynb")
     build(tmp_path)
     nb = nbformat.read(path, as_version=4)
-    assert nb.cells[1].outputs == [] and nb.cells[1].execution_count is None
-    assert nb.cells[2].outputs[0].text == "seen" and nb.cells[2].execution_count == 7
-    assert (tmp_path / "00_plain.ipynb").read_bytes() == plain
+    changed, kept = [cell for cell in nb.cells if cell.id in ("c01", "c02")]
+    assert changed.outputs == [] and changed.execution_count is None
+    assert kept.outputs[0].text == "seen" and kept.execution_count == 7
 
+    nbformat.write(toy(), tmp_path / "00_plain.ipynb")  # without a source
     before = path.read_bytes()
     written = strip(tmp_path, tmp_path / "student")
     assert [p.name for p in written] == [
@@ -121,6 +124,57 @@ def test_build_keeps_outputs_of_unchanged_cells(tmp_path):
     ] and path.read_bytes() == before
     text = written[1].read_text()
     assert "seen" not in text and "z = y + 1" not in text and "Because" not in text
+    assert "colab-install" in text and "colab-badge" not in text
+
+
+def test_cells_for_colab_change_nothing_else(tmp_path):
+    nb = toy()
+    for i, cell in enumerate(c for c in nb.cells if c.cell_type == "code"):
+        result = nbformat.v4.new_output(
+            "execute_result", {"text/plain": "3"}, execution_count=i + 1
+        )
+        cell.execution_count, cell.outputs = i + 1, [result]
+    nbformat.write(nb, tmp_path / "12_plain.ipynb")
+    assert build(tmp_path) == []
+    path = tmp_path / "12_plain.ipynb"
+    once = nbformat.read(path, as_version=4)
+    title, badge, install, *rest = once.cells
+    assert title == nb.cells[0] and "/notebooks/12_plain.ipynb)" in badge.source
+    assert [cell.source for cell in rest] == [cell.source for cell in nb.cells[1:]]
+    code = [install, *rest[:2]]
+    assert [cell.execution_count for cell in code] == [1, 2, 3]
+    assert [cell.outputs[0].execution_count for cell in code[1:]] == [2, 3]
+    build(tmp_path)  # a second time
+    assert nbformat.read(path, as_version=4) == once
+
+
+def test_the_student_version_has_its_own_badge():
+    source = toy()
+    add_colab(source, "notebooks/solutions/01_toy.ipynb")
+    assert "/blob/main/notebooks/solutions/01_toy.ipynb)" in source.cells[1].source
+    assert "/blob/main/notebooks/01_toy.ipynb)" in student_version(source).cells[1].source
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLUTIONS], ids=names)
+def test_opens_in_colab(path):
+    nb = nbformat.read(path, as_version=4)
+    stored = copy.deepcopy(nb.cells)
+    add_colab(nb, path.relative_to(ROOT).as_posix())
+    assert [(c.id, c.source) for c in nb.cells] == [(c.id, c.source) for c in stored], (
+        "run `python -m minflextok.course build`"
+    )
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_installation_is_for_colab_alone(installed, monkeypatch):
+    shell = InteractiveShell()
+    asked = []
+    shell.register_magic_function(asked.append, magic_name="pip")
+    if not installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert shell.run_cell(COMMAND).success
+    address = f"git+https://github.com/{REPOSITORY}"
+    assert asked == ([] if installed else [f'--quiet "minflextok[codec,probes] @ {address}"'])
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
@@ -130,7 +184,8 @@ def test_student_notebook_is_what_build_makes(path):
     assert not any(cell.get("outputs") for cell in made.cells), (
         "outputs are stored in the student version alone"
     )
-    assert [cell.id for cell in made.cells] == [f"c{i:02d}" for i in range(len(made.cells))]
+    own = [cell.id for cell in made.cells if not is_added(cell)]
+    assert own == [f"c{i:02d}" for i in range(len(own))]
     assert all(
         len(cell.source.splitlines()) <= 25 for cell in made.cells if cell.cell_type == "code"
     )
