@@ -32,6 +32,7 @@ include_patterns = [f"{root_doc}.md", *(file for files in CONTENTS.values() for 
 exclude_patterns = [".*", "site", "outputs", "runs", "minflextok", "tests"]  # folders not to search
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # tables, in outputs too
 nb_code_prompt_show, nb_code_prompt_hide = "Show the {type}", "Hide the {type}"
 # A slider moves nothing without a kernel; its text says where to run it.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]

@@ -174,7 +174,9 @@ def test_the_installation_is_for_colab_alone(installed, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert shell.run_cell(COMMAND).success
     address = f"git+https://github.com/{REPOSITORY}"
-    assert asked == ([] if installed else [f'install --quiet "minflextok[codec,probes] @ {address}"'])
+    assert asked == (
+        [] if installed else [f'install --quiet "minflextok[codec,probes] @ {address}"']
+    )
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
