@@ -41,10 +41,13 @@ myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 4
 
 html_theme = "sphinx_book_theme"
-html_theme_options = {
+COLAB_BUTTON = {
     "repository_url": f"https://github.com/{REPOSITORY}",
     "repository_branch": "main",
     "launch_buttons": {"colab_url": COLAB},
+}
+html_theme_options = {
+    **(COLAB_BUTTON if REPOSITORY else {}),
     "use_download_button": False,
     "navbar_persistent": [],  # the sidebar has a search field
 }

@@ -3,17 +3,18 @@
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-# Account and name on GitHub, nowhere else. After a change: python -m minflextok.course build
-REPOSITORY = "YOUR_ACCOUNT/minflextok"
+# "ACCOUNT/NAME" on GitHub. Without it, notebooks have no such cells; after a change, run
+# python -m minflextok.course build
+REPOSITORY = ""
 
 COLAB = "https://colab.research.google.com"
 BADGE, INSTALL = "colab-badge", "colab-install"  # cell ids
-COMMAND = f"""\
+COMMAND = """\
 # Installs the package in Colab. Where it is installed already, this cell does nothing.
 import importlib.util
 
 if importlib.util.find_spec("minflextok") is None:
-    %pip install --quiet "minflextok[codec,probes] @ git+https://github.com/{REPOSITORY}"
+    %pip install --quiet "minflextok[codec,probes] @ git+https://github.com/REPOSITORY"
 """
 
 
@@ -22,20 +23,22 @@ def is_added(cell: NotebookNode) -> bool:
     return cell.id in (BADGE, INSTALL)
 
 
-def add_colab(nb: NotebookNode, path: str) -> None:
+def add_colab(nb: NotebookNode, path: str, repository: str | None = None) -> None:
     """Put both cells after the title of the notebook at `path` in the repository, or renew them.
 
-    Their tag keeps them out of the site, whose pages have a button for Colab.
+    Their tag keeps them out of the site, whose pages have a button for Colab. Without the address
+    of a repository (default: REPOSITORY), both cells are removed.
     """
+    repository = REPOSITORY if repository is None else repository
     badge = f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]"
-    badge += f"({COLAB}/github/{REPOSITORY}/blob/main/{path})"
+    badge += f"({COLAB}/github/{repository}/blob/main/{path})"
     tags = {"tags": ["remove-cell"]}
     added = [
         new_markdown_cell(badge, id=BADGE, metadata=tags),
-        new_code_cell(COMMAND.strip(), id=INSTALL, metadata=tags),
+        new_code_cell(COMMAND.strip().replace("REPOSITORY", repository), id=INSTALL, metadata=tags),
     ]
     cells = [cell for cell in nb.cells if not is_added(cell)]
-    nb.cells = cells[:1] + added + cells[1:]
+    nb.cells = cells[:1] + (added if repository else []) + cells[1:]
     number(nb)
 
 

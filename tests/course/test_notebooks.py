@@ -17,8 +17,9 @@ import torch
 from conftest import ROOT
 from IPython.core.interactiveshell import InteractiveShell
 
+from minflextok.course import colab
 from minflextok.course.check import STUB
-from minflextok.course.colab import COMMAND, REPOSITORY, add_colab, is_added
+from minflextok.course.colab import COMMAND, add_colab, is_added
 from minflextok.course.notebooks import build, strip, student_version
 from minflextok.course.outputs import execute, printed, same_text
 from minflextok.experiments import footprint
@@ -96,7 +97,8 @@ def test_an_unpaired_mark_would_show_the_solution(line):
         student_version(nb)
 
 
-def test_build_keeps_outputs_of_unchanged_cells(tmp_path):
+def test_build_keeps_outputs_of_unchanged_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "REPOSITORY", "someone/minflextok")
     source = toy()
     (tmp_path / "solutions").mkdir()
     nbformat.write(source, tmp_path / "solutions" / "01_toy.ipynb")
@@ -127,7 +129,8 @@ def test_build_keeps_outputs_of_unchanged_cells(tmp_path):
     assert "colab-install" in text and "colab-badge" not in text
 
 
-def test_cells_for_colab_change_nothing_else(tmp_path):
+def test_cells_for_colab_change_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(colab, "REPOSITORY", "someone/minflextok")
     nb = toy()
     for i, cell in enumerate(c for c in nb.cells if c.cell_type == "code"):
         result = nbformat.v4.new_output(
@@ -146,11 +149,14 @@ def test_cells_for_colab_change_nothing_else(tmp_path):
     assert [cell.outputs[0].execution_count for cell in code[1:]] == [2, 3]
     build(tmp_path)  # a second time
     assert nbformat.read(path, as_version=4) == once
+    monkeypatch.setattr(colab, "REPOSITORY", "")
+    build(tmp_path)
+    assert sources(nbformat.read(path, as_version=4)) == sources(nb)
 
 
 def test_the_student_version_has_its_own_badge():
     source = toy()
-    add_colab(source, "notebooks/solutions/01_toy.ipynb")
+    add_colab(source, "notebooks/solutions/01_toy.ipynb", "someone/minflextok")
     assert "/blob/main/notebooks/solutions/01_toy.ipynb)" in source.cells[1].source
     assert "/blob/main/notebooks/01_toy.ipynb)" in student_version(source).cells[1].source
 
@@ -173,7 +179,7 @@ def test_the_installation_is_for_colab_alone(installed, monkeypatch):
     if not installed:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert shell.run_cell(COMMAND).success
-    address = f"git+https://github.com/{REPOSITORY}"
+    address = "git+https://github.com/REPOSITORY"
     assert asked == (
         [] if installed else [f'install --quiet "minflextok[codec,probes] @ {address}"']
     )
