@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 
 from minflextok.course.check import STUB
-from minflextok.course.notebooks import build, strip, student_version
+from minflextok.course.notebooks import build, hide_predicted, strip, student_version
 from minflextok.course.outputs import execute, printed, same_text
 from minflextok.experiments import footprint
 
@@ -121,6 +121,17 @@ def test_build_keeps_outputs_of_unchanged_cells(tmp_path):
     ] and path.read_bytes() == before
     text = written[1].read_text()
     assert "seen" not in text and "z = y + 1" not in text and "Because" not in text
+
+
+def test_outputs_after_a_prediction_are_collapsed_and_no_others():
+    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    nb = nbformat.v4.new_notebook(cells=[text("**Predict:** what?"), code("f()")])
+    hide_predicted(nb)
+    assert nb.cells[1].metadata.tags == ["hide-output"]
+    nb.cells[0].source = "No question."
+    nb.cells += [text("**Predict:** what?"), code('check("fsq.bound", f);')]
+    hide_predicted(nb)
+    assert not any("jupyter" in c.metadata or c.metadata.get("tags") for c in nb.cells)
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)
