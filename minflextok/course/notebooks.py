@@ -18,6 +18,7 @@ from .colab import BADGE, add_colab, number
 SOLUTION = re.compile(
     r"^([ \t]*)# BEGIN SOLUTION\n.*?^[ \t]*# END SOLUTION$", re.MULTILINE | re.DOTALL
 )
+EXERCISE = re.compile(r"^check\(", re.MULTILINE)
 
 
 def student_version(solutions: NotebookNode, stored: NotebookNode | None = None) -> NotebookNode:
@@ -49,17 +50,22 @@ def student_version(solutions: NotebookNode, stored: NotebookNode | None = None)
 
 
 def hide_predicted(nb: NotebookNode) -> None:
-    """Collapse the stored outputs of each code cell after a text that asks to *predict* them.
+    """Collapse the stored outputs of each code cell after a text that asks to *predict* them, and
+    of no other cell. The output of `check` stays open.
 
     JupyterLab and sites built from the notebooks show them after a click.
     """
     for before, cell in zip(nb.cells, nb.cells[1:], strict=False):
-        asked = before.cell_type == "markdown" and "**Predict" in before.source
-        if cell.cell_type != "code" or not asked:
+        if cell.cell_type != "code":
             continue
-        cell.metadata.setdefault("jupyter", NotebookNode())["outputs_hidden"] = True
-        tags = cell.metadata.get("tags", [])
-        cell.metadata["tags"] = tags if "hide-output" in tags else [*tags, "hide-output"]
+        asked = before.cell_type == "markdown" and "**Predict" in before.source
+        hidden, tags = asked and not EXERCISE.search(cell.source), cell.metadata.get("tags", [])
+        if hidden:
+            cell.metadata.setdefault("jupyter", NotebookNode())["outputs_hidden"] = True
+            cell.metadata["tags"] = tags if "hide-output" in tags else [*tags, "hide-output"]
+        elif "hide-output" in tags:
+            cell.metadata.pop("jupyter", None)
+            cell.metadata["tags"] = [tag for tag in tags if tag != "hide-output"]
 
 
 def build(folder: Path) -> list[Path]:

@@ -161,12 +161,13 @@ def picture(results: dict) -> plt.Figure:
     name, untrained, *others = results["tokenizers"]
     count = 2 if others else 1
     fig, axes = plt.subplots(
-        1, count, figsize=(6.5 * count, 5), layout="constrained", sharey=True, squeeze=False
+        1, count, figsize=(5.5 * count, 4.8), layout="constrained", sharey=True, squeeze=False
     )
     _shipped(axes[0, 0], results, name, untrained)
     for other in others:
         rows = tokens_of(results, other, "quantized", "attentive")
         label, *style = STYLES.get(other.split("-")[0]) or STYLES[other]
+        label = label.replace("without", "FlexTok without")
         curve(axes[0, 1], rows, style, label)
     for ax, title in zip(
         axes[0],
@@ -190,18 +191,19 @@ def tokens_of(results: dict, name: str, kind: str, probe: str) -> dict[str, dict
 
 
 def _shipped(ax: plt.Axes, results: dict, name: str, untrained: str) -> None:
-    styles = [("k", "o", "-"), ("C0", "s", "-"), ("k", "o", "--"), ("C0", "s", "--")]
+    blue, orange, green = "#0072B2", "#E69F00", "#009E73"  # safe for color-blind readers
+    styles = [("k", "o", "-"), (blue, "s", "-"), ("k", "o", "--"), (blue, "s", "--")]
     for kind in KINDS:
         for probe in PROBES:
             rows = tokens_of(results, name, kind, probe)
             curve(ax, rows, styles.pop(0), f"{kind}, {probe}")
     rows = tokens_of(results, untrained, "continuous", "linear")
     curve(ax, rows, ("0.5", "x", ":"), "initial weights, continuous, linear")
-    curve(ax, results["pixels"]["averaged"], ("C1", "^", ":"), "averaged pixels, linear")
+    curve(ax, results["pixels"]["averaged"], (orange, "^", ":"), "averaged pixels, linear")
     patches = results["tokenizers"][name]["patches"]["all, attentive"]["accuracy"]["mean"]
-    ax.axhline(patches, color="C2", ls="-.", label="all patches, attentive")
+    ax.axhline(patches, color=green, ls="-.", label="all patches, attentive")
     pixels = results["pixels"]["all"]["accuracy"]["mean"]
-    ax.axhline(pixels, color="C1", ls="-.", label="all pixels, linear")
+    ax.axhline(pixels, color=orange, ls="-.", label="all pixels, linear")
 
 
 def parser_of(what: str, out: str) -> argparse.ArgumentParser:

@@ -35,12 +35,12 @@ PATCHES: dict[str, Callable[[Tensor, int], Reduced]] = {
 }
 REGISTERS = {"registers": "registers", "registers, F values": "continuous"}
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)
-STYLES = {
-    "random drop": ("C1", "^", ":"),
-    "average pooling": ("C2", "D", "-."),
-    "merging": ("C3", "v", "--"),
+STYLES = {  # color (safe for color-blind readers), marker, line
+    "random drop": ("#E69F00", "^", ":"),
+    "average pooling": ("#009E73", "D", "-."),
+    "merging": ("#D55E00", "v", "--"),
     "registers": ("k", "o", "-"),
-    "registers, F values": ("C0", "s", "-"),
+    "registers, F values": ("#0072B2", "s", "-"),
 }
 
 
@@ -156,7 +156,7 @@ def table(results: dict) -> str:
 
 def picture(results: dict) -> plt.Figure:
     """Accuracy of both probes and PSNR against n, with intervals."""
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(11, 4.6), layout="constrained")
     for ax, (key, label) in zip(
         axes,
         {
@@ -184,7 +184,9 @@ def picture(results: dict) -> plt.Figure:
         ax.xaxis.set_major_formatter("{x:g}")
         ax.set(xlabel="vectors n", ylabel=label)
         ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=9)
+    fig.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9
+    )
     return fig
 
 

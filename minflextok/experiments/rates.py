@@ -92,9 +92,9 @@ def plot(found: dict) -> Figure:
                 text = f"{'WebP' if codec == 'WEBP' else codec}: {text}"
                 ax.plot(x, y, color=color, marker=marker, ls=line, ms=5, lw=1.3, label=text)
         for rows, size, line, text in (
-            (found["ids"], "bytes", "-", "ids, one file, recommended sampler"),
+            (found["ids"], "bytes", "-", "ids, one file"),
             (found["ids"], "bytes_single", "--", "ids, a file an image"),
-            (found["ids_unguided"], "bytes", ":", "ids, one file, without guidance"),
+            (found["ids_unguided"], "bytes", ":", "ids, one file, no guidance"),
         ):
             x, y = [8 * r[size] / pixels for r in rows], [r[key]["mean"] for r in rows]
             ax.plot(x, y, "k", marker="*", ls=line, ms=9, lw=2, label=text)
@@ -107,7 +107,7 @@ def plot(found: dict) -> Figure:
     for axis in [ax.xaxis for ax in fig.axes] + [fig.axes[3].yaxis]:
         axis.set_major_formatter("{x:g}")
     handles, labels = fig.axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9, handlelength=3)
     return fig
 
 

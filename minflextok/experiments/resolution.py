@@ -147,7 +147,7 @@ LINES = {"encode": ("o", "-"), "decode": ("s", "--"), "prior": ("^", ":")}
 def plot(found: dict) -> Figure:
     """Tokens, operations, time and memory against the side of the image."""
     sizes = [int(s) for s in found]
-    fig = Figure(figsize=(13, 3.9), layout="constrained")
+    fig = Figure(figsize=(11, 3.7), layout="constrained")
     axes = fig.subplots(1, 4)
     panels = (("count", 1e9, "GFLOP"), ("seconds", 1, "processor time (s)"), ("bytes", 1e6, "MB"))
     for name, color in COLORS.items():
@@ -167,7 +167,9 @@ def plot(found: dict) -> Figure:
         ax.tick_params(labelsize=9)
         ax.grid(alpha=0.3)
     axes[0].legend(fontsize=9)
-    fig.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    fig.legend(
+        *axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9
+    )
     return fig
 
 

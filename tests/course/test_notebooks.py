@@ -20,7 +20,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from minflextok.course import colab
 from minflextok.course.check import STUB
 from minflextok.course.colab import COMMAND, add_colab, is_added
-from minflextok.course.notebooks import build, strip, student_version
+from minflextok.course.notebooks import build, hide_predicted, strip, student_version
 from minflextok.course.outputs import execute, printed, same_text
 from minflextok.experiments import footprint
 
@@ -183,6 +183,17 @@ def test_the_installation_is_for_colab_alone(installed, monkeypatch):
     assert asked == (
         [] if installed else [f'install --quiet "minflextok[codec,probes] @ {address}"']
     )
+
+
+def test_outputs_after_a_prediction_are_collapsed_and_no_others():
+    text, code = nbformat.v4.new_markdown_cell, nbformat.v4.new_code_cell
+    nb = nbformat.v4.new_notebook(cells=[text("**Predict:** what?"), code("f()")])
+    hide_predicted(nb)
+    assert nb.cells[1].metadata.tags == ["hide-output"]
+    nb.cells[0].source = "No question."
+    nb.cells += [text("**Predict:** what?"), code('check("fsq.bound", f);')]
+    hide_predicted(nb)
+    assert not any("jupyter" in c.metadata or c.metadata.get("tags") for c in nb.cells)
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda p: p.stem)

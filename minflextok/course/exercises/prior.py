@@ -94,6 +94,12 @@ def queries_at_the_start(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, first=0)
 
 
+def masks_with_zero(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    M, N = len(q), len(k)
+    allowed = torch.ones(M, N, dtype=torch.bool).tril(N - M)
+    return torch.where(allowed, q @ k.T / q.shape[1] ** 0.5, 0.0).softmax(-1) @ v
+
+
 def not_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, scaled=False)
 
@@ -329,6 +335,11 @@ EXERCISES = {
         attention,
         [
             (no_mask, "there is no mask: a position attends to later positions."),
+            (
+                masks_with_zero,
+                "masked logits were set to 0, and exp(0) = 1: these positions still get weight. "
+                "Set them to minus infinity.",
+            ),
             (
                 attends_to_next,
                 "off by one: position i attends to i + 1, the id that it should predict. The "

@@ -58,6 +58,11 @@ INFORMATION = Exercise(
             lambda i, c: (_joint(i, c) / math.log(2)).item(),
             "this is the entropy of the pair; subtract it from the sum of the two entropies.",
         ),
+        (
+            lambda i, c: (_entropy(c) / math.log(2)).item(),
+            "this is H(class), the uncertainty before the id is known; subtract what is left when "
+            "it is known.",
+        ),
     ],
 )
 
@@ -113,6 +118,13 @@ MERGE = Exercise(
         (
             lambda x, s, i, j: _merged(x, s, i, j, x[i], s[i]),
             "vector j is dropped here, not merged.",
+        ),
+        (
+            lambda x, s, i, j: _merged(
+                x, s, i, j, ((s[i] + s[j]) * x[i] + s[j] * x[j]) / (s[i] + 2 * s[j]), s[i] + s[j]
+            ),
+            "the size of vector i was changed before the mean was taken: use the old sizes as "
+            "weights.",
         ),
     ],
 )
@@ -228,6 +240,10 @@ CODE_BYTES = Exercise(
         (
             lambda p: int(sum(math.ceil(row.sum().item() / 8) for row in _bits(p))),
             "each image is rounded up to whole bytes here; a file of many images is rounded once.",
+        ),
+        (
+            lambda p: int(_bits(p).sum().item() // 8),
+            "the bytes are rounded down: the last bits would be cut off. Round up.",
         ),
     ],
 )

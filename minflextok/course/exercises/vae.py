@@ -69,6 +69,10 @@ def without_half(mean: Tensor, logvar: Tensor) -> Tensor:
     return 2 * kl(mean, logvar)
 
 
+def without_minus_one(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, logvar) + mean[0].numel() / 2
+
+
 def wrong_sign(mean: Tensor, logvar: Tensor) -> Tensor:
     return -kl(mean, logvar)
 
@@ -224,6 +228,7 @@ EXERCISES = {
                 "latents is a sum.",
             ),
             (without_half, "the factor 1/2 is missing."),
+            (without_minus_one, "the -1 is missing: at mean 0 and variance 1 the result is 0."),
             (wrong_sign, "the sign is wrong. A KL divergence is never negative."),
             (
                 logvar_is_log_std,
