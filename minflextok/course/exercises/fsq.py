@@ -155,7 +155,7 @@ STRAIGHT_THROUGH = Exercise(
 
 
 def _all_digits(g: torch.Generator, levels: tuple[int, ...]) -> tuple:
-    digits = torch.stack([torch.randint(L, (200,), generator=g) for L in levels], dim=-1)
+    digits = torch.stack([torch.randint(L, (64,), generator=g) for L in levels], dim=-1)
     center = torch.tensor([L // 2 for L in levels])
     return (digits - center) / center, levels
 
