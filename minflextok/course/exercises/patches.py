@@ -75,6 +75,16 @@ PATCHIFY = Exercise(
             "channel), not a square. Split H and W into (h, p) and (w, p) first, then move "
             "the axes.",
         ),
+        (
+            lambda x, p: rearrange(x, "c (a h) (b w) -> (h w) (a b c)", a=p, b=p),
+            "the pixels of your patch lie far apart: H was split into (p, h). A patch is "
+            "a block of p neighboring rows and columns, so split H into (h, p) and W "
+            "into (w, p).",
+        ),
+        (
+            lambda x, p: patchify(x, p).T,
+            "the axes are exchanged: one row for each patch.",
+        ),
     ],
 )
 
@@ -124,6 +134,25 @@ UNPATCHIFY = Exercise(
             "reshape alone keeps the memory order: the pixels of a patch end up side by "
             "side in one image row.",
         ),
+        (
+            lambda rows, p, h, w: (
+                rows.view(h, w, p, p, -1).permute(4, 0, 1, 2, 3).reshape(-1, h * p, w * p)
+            ),
+            "the axes are in the order (C, h, w, p, p). An image row runs through all "
+            "patches of a row of the grid, so the order is (C, h, p, w, p) before the "
+            "reshape.",
+        ),
+        (
+            lambda rows, p, h, w: rearrange(
+                rows, "(h w) (a b c) -> c (a h) (b w)", h=h, w=w, a=p, b=p
+            ),
+            "each patch is spread over the whole image. Its p rows are neighbors: merge "
+            "(h, p) into H, not (p, h).",
+        ),
+        (
+            lambda rows, p, h, w: unpatchify(rows, p, h, w).permute(1, 2, 0),
+            "the channels are the last axis. An image here is (C, H, W).",
+        ),
     ],
 )
 
@@ -172,6 +201,24 @@ AXIS = Exercise(
         (
             _from_one,
             "j runs from 1 to n here. It starts at 0, so the first frequency is 1.",
+        ),
+        (
+            lambda length, dim: axis(length + 1, dim)[1:],
+            "the positions run from 1 to length here. They start at 0.",
+        ),
+        (
+            lambda length, dim: axis(length, dim).T,
+            "the axes are exchanged: one row for each position.",
+        ),
+        (
+            lambda length, dim: _axis(length, dim, -2, dim // 2),
+            "the exponent is 2 j / n. With n = dim / 2 frequencies, 2 j / dim and j / n "
+            "are equal; use one of them.",
+        ),
+        (
+            lambda length, dim: axis(length, 2 * dim),
+            "the table is twice as wide: dim counts sines and cosines together, so there "
+            "are n = dim / 2 of each.",
         ),
         (
             lambda length, dim: rearrange(axis(length, dim), "i (two n) -> i (n two)", two=2),
@@ -246,6 +293,25 @@ POSITIONS_2D = Exercise(
         (
             lambda table: positions_2d(table).flatten(0, 1),
             "the values are right; keep rows and columns as two axes: (grid, grid, dim).",
+        ),
+        (
+            lambda table: positions_2d(table).unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2),
+            "row and column values alternate. All channels of the row come first, then "
+            "all channels of the column.",
+        ),
+        (
+            lambda table: positions_2d(table).unflatten(-1, (2, -1)),
+            "the two halves are two axes. Concatenate them into one: (grid, grid, dim).",
+        ),
+        (
+            lambda table: table[:, None].expand(-1, len(table), -1).repeat(1, 1, 2),
+            "both halves encode the row, so all positions of a row are equal. The second "
+            "half encodes the column.",
+        ),
+        (
+            lambda table: table.expand(len(table), -1, -1).repeat(1, 1, 2),
+            "both halves encode the column, so all positions of a column are equal. The "
+            "first half encodes the row.",
         ),
     ],
 )

@@ -91,6 +91,14 @@ def without_remainder(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     return torch.stack([ids // math.prod(levels[:i]) for i in range(len(levels))], dim=1)
 
 
+def quotients_and_remainders_exchanged(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
+    out = []
+    for L in levels:
+        out.append(ids // L)
+        ids = ids % L
+    return torch.stack(out, dim=1)
+
+
 def not_integer(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
     places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
     return ids[:, None] / places % torch.tensor(levels)
@@ -183,6 +191,21 @@ EXERCISES = {
                 without_the_first,
                 "this removes the beginning. Keep the beginning and remove the end.",
             ),
+            (
+                lambda ids, lengths: torch.where(
+                    torch.arange(ids.shape[1]) < lengths[:, None], ids, -1
+                ),
+                "the rest is filled with -1, which is no id. A shorter sequence has fewer ids.",
+            ),
+            (
+                lambda ids, lengths: shorten(ids, lengths - 1),
+                "one id too few: row[:k] has k ids already.",
+            ),
+            (
+                lambda ids, lengths: torch.cat(shorten(ids, lengths)),
+                "the prefixes are joined into one sequence. Return a list with one tensor "
+                "for each image.",
+            ),
         ],
     ),
     "digits": Exercise(
@@ -222,6 +245,15 @@ EXERCISES = {
                 "the places above are still in these numbers: take the remainder % L.",
             ),
             (not_integer, "digits are integers: use integer division (//)."),
+            (
+                lambda ids, levels: digits(ids, levels).T,
+                "the two axes are exchanged: one row for each id, one column for each digit.",
+            ),
+            (
+                quotients_and_remainders_exchanged,
+                "% and // are exchanged: the digit is the remainder ids % L, and ids // L is "
+                "what remains for the next places.",
+            ),
         ],
     ),
     "shortest": Exercise(
@@ -258,6 +290,18 @@ EXERCISES = {
                 one_budget_for_all,
                 "this is one budget for all images, from their mean. Each image has its own "
                 "budget.",
+            ),
+            (
+                lambda psnrs, budgets, target: torch.tensor(budgets)[
+                    (psnrs - target).abs().argmin(1)
+                ],
+                "this is the budget whose PSNR is closest to the target, which can be below "
+                "it. Take the first budget that reaches the target.",
+            ),
+            (
+                lambda psnrs, budgets, target: torch.tensor(budgets)[psnrs.argmax(1)],
+                "this is the budget with the highest PSNR. Take the first one that reaches "
+                "the target.",
             ),
         ],
     ),
