@@ -86,6 +86,26 @@ ATTENTION = Exercise(
             ),
             "a logit of 0 does not remove a key: exp(0) = 1. Masked keys get -inf.",
         ),
+        (
+            lambda q, k, v, mask: _attention(q, k, v, mask, q.shape[1] ** 0.5),
+            "the logits are multiplied by the square root of d. Divide by it.",
+        ),
+        (
+            lambda q, k, v, mask: _attention(q, k, v, mask, 1.0) / q.shape[1] ** 0.5,
+            "the result is divided by the square root of d. Divide the logits, before the softmax.",
+        ),
+        (
+            lambda q, k, v, mask: attention(k, q, v, mask),
+            "queries and keys are exchanged: row i has the logits of query i, q @ k.T.",
+        ),
+        (
+            lambda q, k, v, mask: (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, 0.0) @ v,
+            "the softmax is missing: the weights of a query are positive and add up to 1.",
+        ),
+        (
+            lambda q, k, v, mask: attention(q, k, torch.eye(len(k)), mask),
+            "these are the weights. The result is their mean of the values: weights @ v.",
+        ),
     ],
 )
 
@@ -127,6 +147,20 @@ SPLIT_HEADS = Exercise(
             lambda x, head_dim: x.reshape(len(x), head_dim, -1).permute(2, 0, 1),
             "each head takes every H-th channel. Head h takes the consecutive channels h * "
             "d to (h + 1) * d.",
+        ),
+        (
+            lambda x, head_dim: split_heads(x, head_dim).transpose(1, 2),
+            "each head is transposed: a head is (N, d), with one row for each position.",
+        ),
+        (
+            lambda x, head_dim: x.T.reshape(-1, len(x), head_dim),
+            "the shape is right, the contents are not: after x.T, reshape puts numbers "
+            "of one channel side by side. View x as (N, H, d) first, then swap the first "
+            "two axes.",
+        ),
+        (
+            lambda x, head_dim: split_heads(x, x.shape[1] // head_dim),
+            "head_dim is the width d of a head, not the number of heads.",
         ),
     ],
 )
@@ -189,6 +223,25 @@ PREFIX_MASK = Exercise(
             _masked(lambda q, k, P: q < P or q <= k),
             "rows and columns are exchanged: a row is a query, and its True entries are the "
             "keys it attends to.",
+        ),
+        (
+            _masked(lambda q, k, P: not (k < P or (q >= P and k <= q))),
+            "the mask is inverted: True means that the row attends to the column.",
+        ),
+        (
+            _masked(lambda q, k, P: (k < P) == (q < P) and (q < P or k <= q)),
+            "registers do not attend to patches here. Every position, also a register, "
+            "attends to all patches.",
+        ),
+        (
+            _masked(lambda q, k, P: k < P or k == q),
+            "a register attends only to itself among the registers. It also attends to "
+            "the registers before it.",
+        ),
+        (
+            _masked(lambda q, k, P: k < P or (q >= P and k >= q)),
+            "registers attend to the registers AFTER them: this is an upper triangle. "
+            "Use the lower one, key <= query.",
         ),
     ],
 )
@@ -278,6 +331,22 @@ BLOCK = Exercise(
             "and reads its result.",
         ),
         (_no_residual, "the residual connections are missing: x + branch(layer_norm(x)), twice."),
+        (
+            lambda x, attn, mlp: (lambda y: y + _norm(mlp(y)))(x + _norm(attn(x))),
+            "the outputs of the branches are normalized. Normalize their inputs.",
+        ),
+        (
+            lambda x, attn, mlp: (lambda y: y + mlp(y))(x + attn(_norm(x))),
+            "the second layer norm is missing: the MLP reads layer_norm(x), too.",
+        ),
+        (
+            lambda x, attn, mlp: block(x, mlp, attn),
+            "the MLP comes first here. Attention comes first.",
+        ),
+        (
+            lambda x, attn, mlp: mlp(_norm(x + attn(_norm(x)))),
+            "the second residual connection is missing: x + mlp(layer_norm(x)).",
+        ),
     ],
 )
 
@@ -341,6 +410,25 @@ REACH = Exercise(
             lambda mask, depth: reach(mask, len(mask)),
             "this has no limit on the number of steps: through `depth` blocks, content "
             "passes through at most `depth` attention steps.",
+        ),
+        (
+            lambda mask, depth: torch.linalg.matrix_power(reach(mask, 1).double(), depth),
+            "these are numbers of paths. Compare them with 0: at least one path is enough.",
+        ),
+        (
+            lambda mask, depth: mask | (mask.double() @ mask.double() > 0),
+            "this is for two blocks, and without the residual. Add the diagonal, and "
+            "apply the step `depth` times.",
+        ),
+        (
+            lambda mask, depth: reach(mask, depth - 1),
+            "one block too few: after `depth` blocks there are `depth` attention steps.",
+        ),
+        (
+            lambda mask, depth: _power(mask, depth) | torch.eye(len(mask), dtype=torch.bool),
+            "the diagonal was added after the power. The residual acts in every block, "
+            "so add it to the mask first: a path may also stay where it is in some "
+            "blocks.",
         ),
     ],
 )

@@ -47,6 +47,16 @@ def _no_artanh(z: float, L: int) -> float:
     return math.tanh(z + offset / half) * half - offset
 
 
+def _wider(z: float, L: int, half: float) -> float:
+    offset = 0.5 if L % 2 == 0 else 0.0
+    return math.tanh(z + math.atanh(offset / half)) * half - offset
+
+
+def _other_shift(z: float, L: int) -> float:
+    half, offset = (L - 1) * 1.001 / 2, 0.5 if L % 2 == 0 else 0.0
+    return math.tanh(z - math.atanh(offset / half)) * half - offset
+
+
 def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     L = torch.tensor(levels)
     half, offset = (L - 1) / 2, torch.where(L % 2 == 0, 0.5, 0.0)
@@ -97,6 +107,25 @@ BOUND = Exercise(
             _bound_each(lambda z, L: math.tanh(z)),
             "tanh alone is in (-1, 1) for every L: multiply by half = (L - 1) * 1.001 / 2.",
         ),
+        (
+            _bound_each(lambda z, L: _wider(z, L, L / 2)),
+            "half is L / 2 here, which is too wide: L values span a width of L - 1. Use "
+            "half = (L - 1) * 1.001 / 2.",
+        ),
+        (
+            _bound_each(_other_shift),
+            "the shift inside the tanh has the wrong sign: z = 0 is mapped to -1. Add "
+            "atanh(offset / half) to z.",
+        ),
+        (
+            _bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 else 0.0)),
+            "odd and even are exchanged: an EVEN number of levels needs the offset.",
+        ),
+        (
+            lambda z, levels: bound(z, levels) / torch.tensor([L // 2 for L in levels]),
+            "this is divided by the center already. This function only bounds z; the "
+            "division comes after the rounding.",
+        ),
     ],
 )
 
@@ -145,6 +174,15 @@ STRAIGHT_THROUGH = Exercise(
         (
             lambda z: z + z.round().detach(),
             "detach the change made by rounding, z.round() - z, not the rounded value itself.",
+        ),
+        (
+            lambda z: z - (z.round() - z).detach(),
+            "the change made by rounding has the wrong sign, so the value is 2 z - "
+            "round(z). Add z.round() - z.",
+        ),
+        (
+            lambda z: straight_through(z - 0.5),
+            "this rounds down. Round to the nearest integer: z.round().",
         ),
     ],
     observe=value_and_gradient,
@@ -208,6 +246,12 @@ def _symmetric(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
     return (digits * places).sum(-1)
 
 
+def _half_level(codes: Tensor, levels: tuple[int, ...]) -> Tensor:
+    digits = ((codes + 1) * torch.tensor(levels) / 2).round().long()
+    places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+    return (digits * places).sum(-1)
+
+
 CODES_TO_IDS = Exercise(
     _ids_inputs,
     codes_to_ids,
@@ -245,6 +289,23 @@ CODES_TO_IDS = Exercise(
             ),
             "digits start at 0: code -1 is digit 0 if L is even, so add the center L // 2 "
             "to code * center.",
+        ),
+        (
+            lambda codes, levels: _codes_to_ids(
+                codes.round() / torch.tensor([L // 2 for L in levels]), levels
+            ),
+            "the codes were rounded before they were scaled, so only -1, 0 and 1 remain. "
+            "A digit is (code * center).round() + center.",
+        ),
+        (
+            _half_level,
+            "the factor is L / 2 here. For an odd L the center is rounded down: L // 2.",
+        ),
+        (
+            lambda codes, levels: torch.stack(
+                [_codes_to_ids(codes[:, i : i + 1], (L,)) for i, L in enumerate(levels)]
+            ).sum(0),
+            "these are sums of digits. Each digit has a place value: 1, L_1, L_1 * L_2, ...",
         ),
     ],
 )
@@ -297,6 +358,28 @@ PERPLEXITY = Exercise(
             "this counts the ids that occur at all. The perplexity also measures how evenly "
             "they are used.",
         ),
+        (
+            lambda ids, vocab_size: 1 / perplexity(ids, vocab_size),
+            "the sign is missing: the entropy is MINUS the sum of p log p.",
+        ),
+        (
+            lambda ids, vocab_size: perplexity(ids, vocab_size) ** (1 / vocab_size),
+            "this has the mean of p log p over the ids. The entropy is the sum.",
+        ),
+        (
+            lambda ids, vocab_size: 1 / sum(p * p for p in _shares(ids, vocab_size)),
+            "this is the inverse of the sum of squares, another measure of even use. The "
+            "perplexity is the exponential of the entropy.",
+        ),
+        (
+            lambda ids, vocab_size: math.exp(
+                -sum(
+                    p * len(ids) * math.log(p * len(ids)) for p in _shares(ids, vocab_size) if p > 0
+                )
+            ),
+            "these are counts. Divide them by the number of ids first, so that the "
+            "shares add up to 1.",
+        ),
     ],
 )
 
@@ -323,6 +406,16 @@ def quantize(z: Tensor, levels: tuple[int, ...]) -> Tensor:
 def _division_detached(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     rounded = _quantize(z, levels) * torch.tensor([L // 2 for L in levels])
     return rounded + (quantize(z, levels) - rounded).detach()
+
+
+def _bounded_only(z: Tensor, levels: tuple[int, ...]) -> Tensor:
+    L = torch.tensor(levels)
+    half, offset = (L - 1) * 1.001 / 2, torch.where(L % 2 == 0, 0.5, 0.0)
+    return (torch.tanh(z + torch.atanh(offset / half)) * half - offset) / (L // 2)
+
+
+def _divided_before_rounding(z: Tensor, levels: tuple[int, ...]) -> Tensor:
+    return straight_through(_bounded_only(z, levels))
 
 
 QUANTIZE = Exercise(
@@ -357,6 +450,21 @@ QUANTIZE = Exercise(
             lambda z, levels: _quantize(z, levels, to_one="half"),
             "divided by (L - 1) / 2: for an even L the rounded values start at -L/2, so the "
             "lowest code is below -1. Divide by the center, L // 2.",
+        ),
+        (
+            lambda z, levels: (
+                _quantize(z, levels) * torch.tensor([L // 2 / (L - 1) for L in levels])
+            ),
+            "divided by L - 1. Divide by the center, L // 2.",
+        ),
+        (
+            _bounded_only,
+            "nothing was rounded. Round straight-through between the bound and the division.",
+        ),
+        (
+            _divided_before_rounding,
+            "the division comes before the rounding here, so nearly all codes are -1, 0 "
+            "or 1. Round first, then divide.",
         ),
     ],
     observe=value_and_gradient,
