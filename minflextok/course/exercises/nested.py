@@ -80,6 +80,8 @@ def registers(g: torch.Generator) -> Iterator[tuple]:
         keep_k[-1] = K if keep_k[0] < K - 1 else 1  # different lengths
         draw = [torch.randn(*shape, generator=g) for shape in ((B, K, D), (K, D), (D,))]
         yield (*draw, keep_k)
+    draw = [torch.randn(*shape, generator=g) for shape in ((2, 5, 2), (5, 2), (2,))]
+    yield (*draw, torch.tensor([1, 3]))  # no image keeps all
 
 
 def embed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
@@ -106,6 +108,13 @@ def one_k_for_all(
     registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor
 ) -> Tensor:
     return embed(registers, positions, mask_token, keep_k[:1].expand(len(keep_k)))
+
+
+def kept_and_dropped_exchanged(
+    registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor
+) -> Tensor:
+    kept = torch.arange(len(positions)) < keep_k[:, None]
+    return torch.where(kept[..., None], mask_token, registers + positions)
 
 
 def zeroed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
@@ -161,6 +170,18 @@ def rescaled(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
 
 def equal_weights(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
     return expected_loss(cov, enc, dec, torch.full_like(p, 1 / len(p)))
+
+
+def captured_only(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    prefixes = [dec[:, :k] @ enc[:k] for k in range(1, len(p) + 1)]
+    return sum(q * (M @ cov @ M.T).trace() for q, M in zip(p, prefixes, strict=True))
+
+
+def single_units(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    return sum(
+        p[k - 1] * prefix_loss(cov, enc, dec, (torch.arange(len(p)) == k - 1).float())
+        for k in range(1, len(p) + 1)
+    )
 
 
 def one_unit_less(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
@@ -239,6 +260,28 @@ EXERCISES = {
                 "k = 0 is a prefix too: nothing is kept, and the error is the whole variance. "
                 "Return D + 1 numbers.",
             ),
+            (
+                lambda eigenvalues: prefix_errors(eigenvalues)[:-1],
+                "k = D is a prefix too: everything is kept, and the error is 0. Return D + 1 "
+                "numbers.",
+            ),
+            (
+                lambda eigenvalues: prefix_errors(eigenvalues).flip(0),
+                "the order is reversed: the first number belongs to k = 0, where the error "
+                "is largest.",
+            ),
+            (
+                lambda eigenvalues: prefix_errors(eigenvalues) / len(eigenvalues),
+                "this is divided by D. The error is the squared length of the residual, "
+                "summed over all D values.",
+            ),
+            (
+                lambda eigenvalues: torch.cat(
+                    [eigenvalues.sort(descending=True).values, torch.zeros(1)]
+                ),
+                "this is the next eigenvalue alone. The error is the sum of ALL remaining "
+                "eigenvalues.",
+            ),
         ],
     ),
     "kept_prob": Exercise(
@@ -260,6 +303,14 @@ EXERCISES = {
                 only_the_last,
                 "p[k - 1] is the probability of drawing k. Register j is kept by every k that "
                 "is larger than j.",
+            ),
+            (
+                lambda p: kept_prob(p).flip(0),
+                "the order is reversed: register 0 is always kept, so the first probability is 1.",
+            ),
+            (
+                lambda p: 1 - torch.arange(len(p)) / len(p),
+                "this holds for a uniform keep_k only. Use the given p.",
             ),
         ],
     ),
@@ -295,6 +346,20 @@ EXERCISES = {
                 "off by one: registers 0 to k - 1 are kept, so register k is the first dropped "
                 "one.",
             ),
+            (
+                kept_and_dropped_exchanged,
+                "kept and dropped registers are exchanged: the first k are kept.",
+            ),
+            (
+                lambda r, p, m, k: zeroed(r, p, m, k) + m,
+                "the mask token was also added to the kept registers. It replaces dropped "
+                "ones and leaves kept ones as they are.",
+            ),
+            (
+                lambda r, p, m, k: embed(r, p, m, k)[:, : int(k.max())],
+                "the registers after the largest k were cut off. Dropped registers stay in "
+                "the sequence: the length is K.",
+            ),
         ],
     ),
     "expected_loss": Exercise(
@@ -316,6 +381,19 @@ EXERCISES = {
                 "every prefix has the same weight. The weight of prefix k is p[k - 1].",
             ),
             (one_unit_less, "off by one: p[0] belongs to k = 1, where one unit is kept, not none."),
+            (
+                lambda cov, enc, dec, p: prefix_loss(cov, enc, dec, torch.ones(len(p))),
+                "this is the loss with all units. Average the losses of all prefixes, with "
+                "the weights p.",
+            ),
+            (
+                captured_only,
+                "the matrix is M_k here. The error of a reconstruction is (I - M_k) x.",
+            ),
+            (
+                single_units,
+                "each term has unit k alone. Prefix k has the units 1 to k: dec[:, :k] @ enc[:k].",
+            ),
         ],
     ),
     "orthonormal_loss": Exercise(
@@ -350,6 +428,15 @@ EXERCISES = {
                 loss_of_the_best_units,
                 "this is the loss of the best units, with the eigenvalues of C. Use the given "
                 "units: w_j^T C w_j.",
+            ),
+            (
+                lambda cov, units, q: 2 * cov.trace() - orthonormal_loss(cov, units, q),
+                "the sign is wrong: the variance that the units capture is subtracted from tr C.",
+            ),
+            (
+                lambda cov, units, q: ((1 - q) * (units @ cov * units).sum(1)).sum(),
+                "the part of C outside the units is missing: with fewer units than "
+                "dimensions, some variance is never captured. Start from tr C.",
             ),
         ],
     ),
