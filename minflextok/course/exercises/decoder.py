@@ -115,6 +115,9 @@ def squash(y: Tensor) -> Tensor:
     return torch.tanh(2 * y)
 
 
+ONE = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 1.0]).view(6, 1, 1, 1)  # 1 for both scales
+
+
 def block_inputs(g: torch.Generator) -> Iterator[tuple]:
     for B, N, D in ((1, 2, 3), (2, 3, 4), (3, 5, 8)):
         x = 2 * torch.randn(B, N, D, generator=g)
@@ -238,6 +241,19 @@ def without_null(projected, positions, mask_token, null_token, keep_k, null) -> 
     return embed(projected, positions, mask_token, null_token, keep_k, torch.zeros_like(null))
 
 
+def kept_and_dropped_exchanged(
+    projected: Tensor,
+    positions: Tensor,
+    mask_token: Tensor,
+    null_token: Tensor,
+    keep_k: Tensor,
+    null: Tensor,
+) -> Tensor:
+    kept = torch.arange(len(positions)) < keep_k[:, None]
+    registers = torch.where(kept[..., None], mask_token, projected + positions)
+    return torch.where(null[:, None, None], null_token, registers)
+
+
 # ---- ★★ REPA -------------------------------------------------------------------------------------
 
 
@@ -319,6 +335,22 @@ EXERCISES = {
                 interleaved,
                 "cosines and sines alternate. The order is: all cosines first, then all sines.",
             ),
+            (
+                lambda t, n: features(t, n).T,
+                "the axes are exchanged: one row for each timestep.",
+            ),
+            (
+                lambda t, n: features(t, n, scale=2000 * math.pi),
+                "there is no factor 2 pi: the angles are 1000 * t * f_j.",
+            ),
+            (
+                lambda t, n: features(t, n, scale=1000 * 256 ** (-1 / n)),
+                "j runs from 1 to n here. It starts at 0, so the first frequency is 1.",
+            ),
+            (
+                lambda t, n: features(t, n, base=1000.0),
+                "the base is 256. The factor 1000 belongs to t, not to the base.",
+            ),
         ],
         tolerance=2e-3,  # angles up to 1000 in float32
     ),
@@ -349,6 +381,22 @@ EXERCISES = {
                 norm_last,
                 "you normalized after the modulation, which removes a part of it again. Normalize "
                 "x first.",
+            ),
+            (
+                lambda x, shift, scale: x + modulate(x, shift, scale),
+                "x was added. The residual connection comes later, after the branch.",
+            ),
+            (
+                lambda x, shift, scale: norm_not_used(x - x.mean(-1, keepdim=True), shift, scale),
+                "the mean was subtracted, but the result was not divided by the standard "
+                "deviation.",
+            ),
+            (
+                lambda x, shift, scale: modulate(
+                    x, shift[:1].expand_as(shift), scale[:1].expand_as(scale)
+                ),
+                "all images got shift and scale of the first one: shift[:, None] keeps one "
+                "row for each image.",
             ),
         ],
     ),
@@ -386,6 +434,28 @@ EXERCISES = {
                 "the gate multiplies x, too. It multiplies the branch alone: x + gate * branch.",
             ),
             (without_residual, "x is not added. Each branch is added to x: x + gate * branch."),
+            (
+                lambda x, m, attn, mlp: block(x, m - ONE, attn, mlp),
+                "the factor is scale in place of 1 + scale.",
+            ),
+            (
+                lambda x, m, attn, mlp: block(x, m[[1, 0, 2, 3, 4, 5]], attn, mlp),
+                "the two gates are exchanged: gate_attn comes first.",
+            ),
+            (
+                lambda x, m, attn, mlp: block(x, m[[0, 1, 4, 5, 2, 3]], attn, mlp),
+                "the modulations of the two branches are exchanged: shift_attn and "
+                "scale_attn come before shift_mlp and scale_mlp.",
+            ),
+            (
+                lambda x, m, attn, mlp: block(x, m, mlp, attn),
+                "the MLP comes first here. Attention comes first.",
+            ),
+            (
+                lambda x, m, attn, mlp: block(x, m[[0, 1, 2, 4, 3, 5]], attn, mlp),
+                "both shifts were taken before both scales. The order is shift_attn, "
+                "scale_attn, shift_mlp, scale_mlp.",
+            ),
         ],
     ),
     "embed": Exercise(
@@ -422,6 +492,29 @@ EXERCISES = {
             ),
             (one_length_for_all, "all images keep as many registers as the first one."),
             (without_null, "the null condition is not used."),
+            (
+                lambda p, pos, mask, null_token, k, null: embed(p, pos, null_token, mask, k, null),
+                "the two tokens are exchanged.",
+            ),
+            (
+                lambda p, pos, mask, null_token, k, null: embed(
+                    p, 0 * pos, mask, null_token, k, null
+                ),
+                "the kept registers have no position: add the positions first.",
+            ),
+            (
+                lambda p, pos, mask, null_token, k, null: embed(p, pos, mask, null_token, k, ~null),
+                "the null condition is inverted: where null is True, all registers are the "
+                "null token.",
+            ),
+            (
+                lambda p, pos, mask, null_token, k, null: embed(p, pos, mask, mask, k, null),
+                "null images got the mask token. The null token is a vector of its own.",
+            ),
+            (
+                kept_and_dropped_exchanged,
+                "kept and dropped registers are exchanged: the first keep_k are kept.",
+            ),
         ],
     ),
     "alignment": Exercise(
@@ -456,6 +549,39 @@ EXERCISES = {
                 one_vector_per_image,
                 "you took the cosine similarity of whole images. Take it for each patch, then "
                 "the mean.",
+            ),
+            (
+                lambda predicted, features, mean: alignment(predicted, features, -mean),
+                "the mean was added. Subtract it.",
+            ),
+            (
+                lambda predicted, features, mean: alignment(predicted, features, mean) - 1,
+                "this is minus the mean similarity. The loss is 1 minus it, so that it is 0 "
+                "for a perfect prediction.",
+            ),
+            (
+                lambda predicted, features, mean: alignment(
+                    predicted, features, features.mean((0, 2, 3))
+                ),
+                "this subtracts the mean of this batch. Subtract the given mean, which was "
+                "computed on many images.",
+            ),
+            (
+                lambda predicted, features, mean: (
+                    1
+                    - torch.cosine_similarity(
+                        predicted, features.flatten(2).transpose(1, 2) - mean, dim=1
+                    ).mean()
+                ),
+                "the cosine is over the patches here. It is over the channels of each patch: "
+                "dim=-1.",
+            ),
+            (
+                lambda predicted, features, mean: (
+                    (predicted - features.flatten(2).transpose(1, 2) + mean).square().mean()
+                ),
+                "this is the mean squared error. The loss is 1 minus the cosine similarity, "
+                "which ignores the lengths.",
             ),
         ],
     ),

@@ -115,6 +115,13 @@ def both_ends_included(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return x
 
 
+def misses_the_first(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x = noise
+    for i in range(steps - 1, 0, -1):
+        x = x - velocity(x, i / steps) / steps
+    return x
+
+
 def always_at_the_noise(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     return euler(lambda x, t: velocity(noise, t), noise, steps)
 
@@ -158,6 +165,14 @@ def midpoint(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     for i in range(steps):
         t = 1 - i * h
         x = x - h * velocity(x - h / 2 * velocity(x, t), t - h / 2)
+    return x
+
+
+def second_alone(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    x, h = noise, 1 / steps
+    for i in range(steps):
+        t = 1 - i * h
+        x = x - h * velocity(x - h * velocity(x, t), t - h)
     return x
 
 
@@ -302,6 +317,18 @@ EXERCISES = {
                 "you added and subtracted all of v. x_t is at t * v from x, and at (1 - t) * v "
                 "from the noise.",
             ),
+            (
+                lambda x_t, v, t: (ends(x_t, v, t)[0], x_t + v),
+                "the image is right. The noise is (1 - t) * v away from x_t, not v.",
+            ),
+            (
+                lambda x_t, v, t: (ends(x_t, v, t)[0], x_t - (1 - t[:, None]) * v),
+                "the image is right. The noise is in the direction of +v: x_t + (1 - t) * v.",
+            ),
+            (
+                lambda x_t, v, t: ends(x_t, v, t[:1].expand(len(t))),
+                "all points got the t of the first one; t[:, None] gives each point its own t.",
+            ),
         ],
     ),
     "pair": Exercise(
@@ -323,6 +350,25 @@ EXERCISES = {
             (
                 one_t_for_all,
                 "all points got the t of the first one; t[:, None] gives each point its own t.",
+            ),
+            (
+                lambda x, noise, t: pair(x, noise, t)[::-1],
+                "these are in the wrong order: first the state, then the target velocity.",
+            ),
+            (
+                lambda x, noise, t: (pair(x, noise, t)[0], t[:, None] * (noise - x)),
+                "the target is multiplied by t. The velocity is constant along the line: "
+                "noise - x.",
+            ),
+            (
+                lambda x, noise, t: (x + t[:, None] * noise, noise - x),
+                "the image must fade out, too: its factor is 1 - t, so that the state is "
+                "pure noise at t = 1.",
+            ),
+            (
+                lambda x, noise, t: (pair(x, noise, t)[0], noise - pair(x, noise, t)[0]),
+                "this target points from the state to the noise, and its length depends on "
+                "t. The velocity is that of the whole line: noise - x.",
             ),
         ],
     ),
@@ -361,6 +407,20 @@ EXERCISES = {
                 "the velocity is evaluated at the noise in every step. Evaluate it at the current "
                 "state.",
             ),
+            (
+                lambda velocity, noise, steps: noise - velocity(noise, 1.0),
+                "this is a single step. Take `steps` steps of length 1 / steps.",
+            ),
+            (
+                lambda velocity, noise, steps: euler(
+                    lambda x, t: steps * t * velocity(x, t), noise, steps
+                ),
+                "each step has the length t. All steps have the same length, 1 / steps.",
+            ),
+            (
+                misses_the_first,
+                "the first step is missing: the velocity is evaluated at t = 1 first.",
+            ),
         ],
     ),
     "heun": Exercise(
@@ -394,6 +454,20 @@ EXERCISES = {
             (
                 not_halved,
                 "two velocities are added without the factor 1/2, so each step is twice as long.",
+            ),
+            (
+                second_alone,
+                "each step uses the second velocity alone. Use the mean of both.",
+            ),
+            (
+                lambda velocity, noise, steps: heun(velocity, noise, steps, move=-1),
+                "the second velocity is evaluated at x + h * v. The Euler step subtracts: x "
+                "- h * v.",
+            ),
+            (
+                lambda velocity, noise, steps: heun(velocity, noise, steps, age=-1),
+                "the second velocity is evaluated at t + h. Time falls: the Euler step ends "
+                "at t - h.",
             ),
         ],
     ),
@@ -445,6 +519,20 @@ EXERCISES = {
                 "you removed the part parallel to uncond. Remove the part parallel to cond.",
             ),
             (from_uncond, "this starts from uncond, as CFG does. APG starts from cond."),
+            (
+                lambda cond, uncond, scale, threshold: uncond + scale * (cond - uncond),
+                "this is CFG. APG clips the difference and removes its part parallel to cond.",
+            ),
+            (
+                lambda cond, uncond, scale, threshold: (
+                    2 * cond - apg(cond, uncond, scale, threshold)
+                ),
+                "the difference has the wrong sign: it is cond - uncond.",
+            ),
+            (
+                lambda cond, uncond, scale, threshold: apg(cond, uncond, scale, threshold) - cond,
+                "this is only what guidance adds. Add it to cond.",
+            ),
         ],
     ),
     "score": Exercise(
@@ -474,6 +562,19 @@ EXERCISES = {
             (
                 score_of_the_velocity,
                 "you used the velocity in place of the noise. E[noise | x_t] = x_t + (1 - t) * v.",
+            ),
+            (
+                lambda x_t, v, t: -(x_t + t[:, None] * v) / t[:, None],
+                "the noise is (1 - t) * v away from x_t, not t * v (exercise 2).",
+            ),
+            (
+                lambda x_t, v, t: -(x_t - (1 - t[:, None]) * v) / t[:, None],
+                "the sign of v is wrong: the noise is x_t + (1 - t) * v (exercise 2).",
+            ),
+            (
+                lambda x_t, v, t: -x_t / t[:, None] ** 2,
+                "this is the score of a Gaussian around 0. The mean given x is (1 - t) x: "
+                "use the noise, not x_t.",
             ),
         ],
     ),
