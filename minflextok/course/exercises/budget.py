@@ -13,7 +13,7 @@ from . import Exercise, randint
 
 
 def budget_inputs(g: torch.Generator) -> Iterator[tuple]:
-    yield from ((1, 2560), (16, 2560), (3, 2), (32, 12_800), (256, 64_000))
+    yield from ((1, 2560), (16, 2560), (3, 2), (32, 12_800), (256, 64_000), (5, 256))
     for _ in range(3):
         yield randint(g, 2, 60), randint(g, 3, 9000)
 
@@ -192,6 +192,18 @@ def its_root(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Te
     return frechet(mean_a, cov_a, mean_b, cov_b).sqrt()
 
 
+def eigenvalues_of_symmetric(
+    mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor
+) -> Tensor:
+    roots = torch.linalg.eigvalsh(cov_a @ cov_b).clamp(min=0).sqrt()
+    return of_covariances(mean_a, mean_b, cov_a + cov_b) - 2 * roots.sum()
+
+
+def eigenvalues_of_each(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+    a, b = (torch.linalg.eigvalsh(cov).clamp(min=0) for cov in (cov_a, cov_b))
+    return of_covariances(mean_a, mean_b, cov_a + cov_b) - 2 * (a * b).sqrt().sum()
+
+
 # ---- ★ the variance between samples of one image -------------------------------------------------
 
 
@@ -255,6 +267,21 @@ EXERCISES = {
             (not_rounded, "a file holds whole bytes: round up."),
             (in_bits, "this is the number of bits; a byte has eight."),
             (natural_logarithm, "the natural logarithm gives nats. Bits need log2."),
+            (
+                lambda k, vocab: math.ceil(math.log2(k * vocab) / 8),
+                "k ids have vocab**k combinations, not k * vocab: their bits add up to k "
+                "log2(vocab).",
+            ),
+            (
+                lambda k, vocab: math.floor(k * math.log2(vocab) / 8) + 1,
+                "one byte too many where the bits fill the last byte exactly: round up, with "
+                "math.ceil.",
+            ),
+            (
+                lambda k, vocab: round(k * math.log2(vocab) / 8),
+                "rounding to the nearest number loses the last bits in half of the cases: round "
+                "up.",
+            ),
         ],
     ),
     "psnr": Exercise(
@@ -283,6 +310,19 @@ EXERCISES = {
                 inverted_fraction,
                 "the fraction is inverted: divide the square of the range by the error, so that "
                 "smaller errors give more decibels.",
+            ),
+            (
+                lambda a, b: psnr(a, b) * math.log(10),
+                "this is the natural logarithm. Decibels use the logarithm to base 10.",
+            ),
+            (
+                lambda a, b: 2 * psnr(a, b),
+                "the factor 20 belongs to a ratio of amplitudes. The error is squared already: "
+                "use 10.",
+            ),
+            (
+                lambda a, b: psnr(a, b).mean(),
+                "this is the mean over the batch. Return one value for each image.",
             ),
         ],
     ),
@@ -313,6 +353,11 @@ EXERCISES = {
                 last_first,
                 "the last id came first. A file that is truncated must keep the first ids.",
             ),
+            (
+                lambda ids, bits: pack(ids, bits)[::-1],
+                "the last byte came first (little-endian). The first byte holds the first bits of "
+                "the first id: big-endian.",
+            ),
         ],
         observe=as_list,
     ),
@@ -342,6 +387,16 @@ EXERCISES = {
                 its_root,
                 "this is the distance. The number called FID is its square, without a root at "
                 "the end.",
+            ),
+            (
+                eigenvalues_of_symmetric,
+                "eigvalsh reads one triangle only, and is for symmetric matrices. A B is not "
+                "symmetric: use eigvals.",
+            ),
+            (
+                eigenvalues_of_each,
+                "the eigenvalues of A B are not the products of those of A and B. Multiply the "
+                "matrices first.",
             ),
         ],
         tolerance=1e-3,
@@ -375,6 +430,10 @@ EXERCISES = {
                 deviation,
                 "this is the mean standard deviation. Variances add up, standard deviations do "
                 "not.",
+            ),
+            (
+                lambda samples: samples.var(0).flatten(1).sum(1),
+                "this is the sum over the pixels. Take the mean.",
             ),
         ],
     ),

@@ -44,6 +44,16 @@ KEEP_K = Exercise(
             lambda nested, u, v, K: 1 + (v * K).long(),
             "all images draw a random number here, whatever `nested` is.",
         ),
+        (
+            lambda nested, u, v, K: torch.where(u < nested, (v * (K + 1)).long(), K),
+            "keep_k is drawn from 0 to K here, but an image keeps at least one token: use 1 + (v "
+            "* K).long().",
+        ),
+        (
+            lambda nested, u, v, K: torch.where(u < nested, (v * K).round().long(), K),
+            "rounding to the nearest integer gives 0 and K half as often as the other numbers. "
+            "Round down and add 1.",
+        ),
     ],
 )
 
@@ -110,6 +120,19 @@ LOSS = Exercise(
             lambda velocity, x, noise, t: (velocity(x, t) - (noise - x)).square().mean(),
             "the velocity is evaluated at the image. Evaluate it at the state x_t.",
         ),
+        (
+            lambda velocity, x, noise, t: (
+                (velocity(_state(x, noise, t), t) - (noise - x)).square().flatten(1).mean(1)
+            ),
+            "this is one loss for each image. Return the mean over the batch.",
+        ),
+        (
+            lambda velocity, x, noise, t: (
+                (velocity(_state(x, noise, t), t) - (noise - x)).abs().mean()
+            ),
+            "this is the absolute error. The squared error makes the best velocity the "
+            "conditional mean (notebook 05).",
+        ),
     ],
 )
 
@@ -140,6 +163,15 @@ NESTED = Exercise(
         (
             lambda progress, full: float(progress >= full),
             "this is a step from 0 to 1; the probability grows linearly up to `full`.",
+        ),
+        (
+            lambda progress, full: progress if progress < full else 1.0,
+            "this jumps from `full` to 1. Divide progress by `full`, so that it grows to 1 "
+            "without a jump.",
+        ),
+        (
+            lambda progress, full: min(1.0, progress * full),
+            "you multiplied by `full`. At progress = full the probability must be 1: divide.",
         ),
     ],
 )

@@ -182,6 +182,19 @@ def not_renormalized(logits: Tensor, temperature: float, top_k: int, top_p: floa
     return probabilities(logits, temperature, top_k, top_p, renormalized=False)
 
 
+def sorted_output(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    return probabilities(logits, temperature, top_k, top_p).sort(descending=True).values
+
+
+def least_likely(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    order = logits.argsort()
+    p = (logits[order[:top_k]] / temperature).softmax(0)
+    kept = p.cumsum(0) - p < top_p
+    out = torch.zeros_like(logits)
+    out[order[:top_k][kept]] = p[kept] / p[kept].sum()
+    return out
+
+
 # ---- ★★ one position at a time, with a KV cache --------------------------------------------------
 
 
@@ -328,6 +341,11 @@ EXERCISES = {
                 "the ids as they are.",
             ),
             (shift_around, "the last id was moved to the beginning, where the class belongs."),
+            (
+                lambda ids, first: (torch.cat([first[:, None], ids[:, 1:]], 1), ids),
+                "the class replaced the FIRST id. Put it before all ids, and leave out the last "
+                "id.",
+            ),
         ],
     ),
     "causal_attention": Exercise(
@@ -356,6 +374,10 @@ EXERCISES = {
                 "LAST M: query m is position N - M + m.",
             ),
             (not_scaled, "divide the logits by the square root of d."),
+            (
+                lambda q, k, v: attention(q / q.shape[1] ** 0.5, k, v),
+                "you divided the logits by d. Divide by the square root of d.",
+            ),
         ],
     ),
     "probabilities": Exercise(
@@ -388,6 +410,15 @@ EXERCISES = {
                 "top-p.",
             ),
             (not_renormalized, "renormalize the remaining probabilities to 1."),
+            (
+                sorted_output,
+                "the probabilities are right, but sorted. Put each back to the place of its id.",
+            ),
+            (
+                least_likely,
+                "you sorted in ascending order, and kept the LEAST likely ids: use "
+                "descending=True.",
+            ),
         ],
     ),
     "step": Exercise(
@@ -451,6 +482,22 @@ EXERCISES = {
             (
                 scales_cond,
                 "the unconditional logits are not used: guidance adds the difference between both.",
+            ),
+            (
+                lambda cond, uncond, scale: guided(2 * uncond - cond, uncond, scale),
+                "the difference has the wrong sign: it points from unconditional to conditional, "
+                "cond - uncond.",
+            ),
+            (
+                lambda cond, uncond, scale: guided(cond.softmax(-1), uncond.softmax(-1), scale),
+                "guidance acts on the logits, not on probabilities: leave out the softmax.",
+            ),
+            (
+                lambda cond, uncond, scale: guided(
+                    cond.log_softmax(-1), uncond.log_softmax(-1), scale
+                ),
+                "you guided log-probabilities. They differ from the logits by a constant in each "
+                "row: leave out the log-softmax.",
             ),
         ],
     ),

@@ -224,6 +224,13 @@ def one_id_more(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
     return prefix_errors(x, ids, k + 1)
 
 
+def unbiased(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
+    same = [(ids[:, :k] == row[:k]).all(1) for row in ids]
+    each = [(x[rows] - x[rows].mean(0)).square().sum(0) / (len(x[rows]) - 1) for rows in same]
+    error = float(torch.stack(each).mean())
+    return error, 2 * error
+
+
 EXERCISES = {
     "raster": Exercise(
         pixels,
@@ -241,6 +248,11 @@ EXERCISES = {
             (patches_in_a_side, "a row of patches holds width // patch of them, not patch."),
             (of_the_pixel_row, "the pixel's row was not divided by patch: use the row of PATCHES."),
             (from_one, "token indices start at 0."),
+            (
+                lambda row, column, patch, width: row // patch + column // patch,
+                "a row of patches comes after all patches of the rows above: multiply row // "
+                "patch by width // patch.",
+            ),
         ],
     ),
     "grid_rate": Exercise(
@@ -251,6 +263,20 @@ EXERCISES = {
             (per_value, "these are bits for each of three color values. A pixel is all three."),
             (per_token, "these are the bits of a token, which represents patch * patch pixels."),
             (bytes_per_pixel, "these are bytes for each pixel; the exercise asks for bits."),
+            (
+                lambda size, patch, vocab: (
+                    grid_rate(size, patch, vocab)[0],
+                    grid_rate(size, patch, vocab)[1] * size,
+                ),
+                "you divided by one side of the image. It has size * size pixels.",
+            ),
+            (
+                lambda size, patch, vocab: (
+                    grid_rate(size, patch, vocab)[0],
+                    grid_rate(size, patch, vocab)[1] * math.log(2),
+                ),
+                "the natural logarithm gives nats. Bits need log2.",
+            ),
         ],
     ),
     "best_guess": Exercise(
@@ -295,6 +321,10 @@ EXERCISES = {
                 "the tail became zeros and the length stayed the same. Remove the tail.",
             ),
             (one_more, "off by one: keep = k keeps tokens 0 to k - 1."),
+            (
+                lambda tokens, keep: tuple(row[: int(keep.max())] for row in tokens),
+                "every image keeps the largest of the numbers. Each image has its own.",
+            ),
         ],
     ),
     "prefix_errors": Exercise(
@@ -318,6 +348,15 @@ EXERCISES = {
                 "distance from the mean.",
             ),
             (one_id_more, "off by one: k ids are known, columns 0 to k - 1."),
+            (
+                unbiased,
+                "you divided by n - 1 (the default of torch.var), which gives NaN for a group of "
+                "one image. Divide by n.",
+            ),
+            (
+                lambda x, ids, k: tuple(e * x.shape[1] for e in prefix_errors(x, ids, k)),
+                "you summed the errors over the pixels. Take the mean.",
+            ),
         ],
     ),
 }

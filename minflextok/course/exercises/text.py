@@ -64,6 +64,11 @@ def bag_of_words(texts: list[str], words: Words) -> Tensor:
     )
 
 
+def drops_unknown(texts: list[str], words: Words, lower: bool = True) -> Tensor:
+    known = [[w for w in (t.lower() if lower else t).split() if w in words] for t in texts]
+    return tokenize([" ".join(row) for row in known], words)
+
+
 # ---- ★★ cross-attention --------------------------------------------------------------------------
 
 
@@ -138,6 +143,8 @@ def pictures(g: torch.Generator) -> Iterator[tuple]:
     yield [red, red], [(None, "red", "circle")]
     yield [("large", "red", "circle"), red], [(None, "red", "circle"), ("large", "red", "circle")]
     yield [], [red]
+    yield [red, blue], [red, (None, "red", "circle")]
+    yield [red, red, blue], [red, blue, blue]
 
 
 def shows_exactly(found: list[Named], wanted: list[Named]) -> bool:
@@ -234,6 +241,11 @@ def first_of_its_kind(counts: list[int]) -> list[int]:
     return [counts.index(c) for c in counts]
 
 
+def in_reverse(counts: list[int]) -> list[int]:
+    rows = {n: [i for i, c in enumerate(counts) if c == n] for n in counts}
+    return [rows[c][::-1][rows[c].index(i)] for i, c in enumerate(counts)]
+
+
 EXERCISES = {
     "tokenize": Exercise(
         captions,
@@ -250,6 +262,16 @@ EXERCISES = {
                 bag_of_words,
                 "the words are sorted, so the order of the objects is lost (what is above "
                 "what). Keep the order of the words.",
+            ),
+            (
+                drops_unknown,
+                "words followed by a comma or a full stop are missing. Remove punctuation before "
+                "you look a word up.",
+            ),
+            (
+                lambda texts, words: drops_unknown(texts, words, lower=False),
+                "words with a capital letter, a comma or a full stop are missing. Use lower(), "
+                "and remove punctuation.",
             ),
         ],
     ),
@@ -280,6 +302,14 @@ EXERCISES = {
                 causal_too,
                 "this has a causal mask. In cross-attention every position may attend to the "
                 "whole text.",
+            ),
+            (
+                lambda q, k, v, mask: cross_attention(q * q.shape[1] ** 0.5, k, v, mask),
+                "divide the logits by the square root of d, the length of q and k.",
+            ),
+            (
+                lambda q, k, v, mask: cross_attention(q / q.shape[1] ** 0.5, k, v, mask),
+                "you divided the logits by d. Divide by the square root of d.",
             ),
         ],
     ),
@@ -314,6 +344,27 @@ EXERCISES = {
                 "a request without a size took the object that another request needs for its "
                 "size. Match the requests with a size first.",
             ),
+            (
+                lambda found, wanted: len(found) == len(wanted) and extras_allowed(found, wanted),
+                "one object may serve two requests in your test. Remove an object from the list "
+                "once it has met a request.",
+            ),
+            (
+                lambda found, wanted: (
+                    extras_allowed(found, wanted) and missing_allowed(found, wanted)
+                ),
+                "two equal objects count as one in your test. Remove an object from the list once "
+                "it has met a request.",
+            ),
+            (
+                lambda found, wanted: (
+                    len(found) == len(wanted)
+                    and extras_allowed(found, wanted)
+                    and missing_allowed(found, wanted)
+                ),
+                "the numbers of equal objects are not compared. Remove an object from the list "
+                "once it has met a request.",
+            ),
         ],
     ),
     "others": Exercise(
@@ -330,6 +381,11 @@ EXERCISES = {
                 first_of_its_kind,
                 "the first caption of each complexity still gets itself, and the other captions "
                 "are not used.",
+            ),
+            (
+                in_reverse,
+                "in an odd number of captions one still gets itself (as in a reversed list, or in "
+                "pairs). Give each the next one, and the last one the first.",
             ),
         ],
         observe=properties,

@@ -61,6 +61,16 @@ def quarter_wave(step: int, steps: int, peak: float, warmup: int, end: float) ->
     return peak * cosine * min(1, (step + 1) / warmup)
 
 
+def not_halved(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    cosine = end + (1 - end) * (1 + math.cos(math.pi * step / steps))
+    return peak * cosine * min(1, (step + 1) / warmup)
+
+
+def warmup_instead(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    rate = no_warmup(step, steps, peak, warmup, end)
+    return peak * (step + 1) / warmup if step < warmup else rate
+
+
 # ---- ★★ nested dropout, phased in ----------------------------------------------------------------
 
 
@@ -280,6 +290,11 @@ def unconditional_variance(variances: Tensor, t: Tensor) -> Tensor:
     return (1 + variances.mean()).expand(len(t))
 
 
+def covariance_of_sum(variances: Tensor, t: Tensor) -> Tensor:
+    s2, u = variances[None], t[:, None]
+    return (1 + s2 - (u + (1 - u) * s2) ** 2 / (u**2 + (1 - u) ** 2 * s2)).mean(1)
+
+
 EXERCISES = {
     "lr": Exercise(
         lr_inputs,
@@ -322,6 +337,15 @@ EXERCISES = {
                 "cos(pi / 2 * progress) falls fastest at the end. Use the half wave, (1 + "
                 "cos(pi * progress)) / 2.",
             ),
+            (
+                not_halved,
+                "1 + cos falls from 2 to 0, so your rate starts at nearly twice the peak: halve "
+                "it.",
+            ),
+            (
+                warmup_instead,
+                "in the warmup you left out the cosine. The warmup is a factor: multiply the two.",
+            ),
         ],
     ),
     "mix": Exercise(
@@ -359,6 +383,18 @@ EXERCISES = {
                 "this shortens every image a little. Instead, a growing SHARE of the images is "
                 "cut to the drawn k.",
             ),
+            (
+                lambda drawn, u, w, nested_prob, null_prob, K: (drawn, w < null_prob),
+                "every image keeps its drawn number here. Only those with u < nested_prob do; the "
+                "others keep all K.",
+            ),
+            (
+                lambda drawn, u, w, nested_prob, null_prob, K: (
+                    torch.where(u < nested_prob, drawn, K),
+                    w >= null_prob,
+                ),
+                "the share of null conditions is 1 - null_prob here: take w < null_prob.",
+            ),
         ],
     ),
     "ema": Exercise(
@@ -388,6 +424,10 @@ EXERCISES = {
                 "this is the mean over all steps. The average should forget: old * decay + new "
                 "* (1 - decay).",
             ),
+            (
+                lambda start, weights, decay: ema(0 * start, weights, decay),
+                "the average begins with zeros. Initialize it with `start`.",
+            ),
         ],
     ),
     "one_step_psnr": Exercise(
@@ -414,6 +454,23 @@ EXERCISES = {
                 "image, then average.",
             ),
             (natural_logarithm, "decibels use the logarithm to base 10."),
+            (
+                lambda x, noise, v: torch.tensor(
+                    [decibels(e) for e in errors(x, (noise - v).clamp(-1, 1))]
+                ),
+                "this is one value for each image. Return their mean.",
+            ),
+            (
+                lambda x, noise, v: torch.tensor(
+                    [decibels(e) for e in errors(x, (noise - v).clamp(0, 1))]
+                ).mean(),
+                "you clipped the estimate to [0, 1]. Images are in [-1, 1] here.",
+            ),
+            (
+                lambda x, noise, v: 2 * one_step_psnr(x, noise, v),
+                "the factor 20 belongs to a ratio of amplitudes. The error is squared already: "
+                "use 10 log10(2**2 / error).",
+            ),
         ],
     ),
     "floor": Exercise(
@@ -439,6 +496,15 @@ EXERCISES = {
                 "this is the remaining variance of the noise. The loss is about v = noise - x.",
             ),
             (unconditional_variance, "this is the variance of v without knowledge of x_t."),
+            (
+                covariance_of_sum,
+                "the covariance has a minus sign: v = noise - x, while x_t has + (1 - t) x.",
+            ),
+            (
+                lambda variances, t: torch.stack([floor(s2[None], t) for s2 in variances], 1),
+                "this is one value for each channel. The loss is a mean: average over the "
+                "channels.",
+            ),
         ],
     ),
 }
