@@ -214,14 +214,9 @@ def test_student_notebook_is_what_build_makes(path):
 
 
 # The solutions differ from the students' versions in the exercises alone; test_exercises.py runs
-# these. So most of them run in `make slow` only; notebook 06b is built from the answers.
-RUN = [
-    *NOTEBOOKS,
-    *(
-        path if path.stem.startswith("06b") else pytest.param(path, marks=pytest.mark.slow)
-        for path in SOLUTIONS
-    ),
-]
+# these, and test_answers.py the answers that 06b reuses. So the solutions run as a whole in
+# `make slow` only.
+RUN = [*NOTEBOOKS, *(pytest.param(path, marks=pytest.mark.slow) for path in SOLUTIONS)]
 
 
 @pytest.mark.parametrize("path", RUN, ids=names)
