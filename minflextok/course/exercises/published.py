@@ -62,6 +62,10 @@ evaluates, without_builtins = (
 as_json = or_false(json.loads)
 
 
+def the_text(text: str) -> str:
+    return text
+
+
 # ---- ★★ one key that represents n equal keys -----------------------------------------------------
 
 
@@ -291,6 +295,7 @@ EXERCISES = {
                 "JSON is another language: it has no single quotes and no tuples, and writes "
                 "True as `true`.",
             ),
+            (the_text, "this is the text itself. Give the values that it describes."),
         ],
     ),
     "merged": Exercise(

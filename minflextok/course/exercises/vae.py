@@ -93,6 +93,10 @@ def of_the_whole_batch(mean: Tensor, logvar: Tensor) -> Tensor:
     return kl(mean, logvar).sum()
 
 
+def mean_of_everything(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, logvar).sum() / mean.numel()
+
+
 def mean_not_squared(mean: Tensor, logvar: Tensor) -> Tensor:
     return kl(mean.abs().sqrt(), logvar)
 
@@ -286,6 +290,11 @@ EXERCISES = {
                 "variance.",
             ),
             (of_the_whole_batch, "you summed over the batch, too. Give one number per image."),
+            (
+                mean_of_everything,
+                "this is one mean over the whole batch. Give one number per image, the sum over its "
+                "latents.",
+            ),
             (mean_not_squared, "the means are not squared."),
             (
                 logvar_as_variance_in_kl,
