@@ -40,7 +40,11 @@ def folder() -> Path:
 
 
 def store(name: str, answer: Callable) -> None:
-    """Write the source of a right answer, if it was defined in a notebook by `def`."""
+    """Write the source of a right answer, if it was defined in a notebook by `def`.
+
+    Prints a note if the stored source cannot be used again: if it calls a function that is not
+    stored itself.
+    """
     if getattr(answer, "__module__", None) != "__main__" or answer.__name__ == "<lambda>":
         return
     try:
@@ -49,6 +53,11 @@ def store(name: str, answer: Callable) -> None:
         return
     folder().mkdir(parents=True, exist_ok=True)
     write_atomic(folder() / f"{name}.py", source)
+    if name in PACKAGE and not _right(name):
+        print(
+            "Note: notebook 06b cannot use this answer yet, because it needs a function or a value"
+        )
+        print("from outside. Move everything that it needs into the function, and check it again.")
 
 
 def answer(name: str) -> Part:
@@ -56,29 +65,38 @@ def answer(name: str) -> Part:
 
     ValueError for an exercise that has no function of the package.
     """
-    exercise = exercises.find(name)
+    exercises.find(name)
     if name not in PACKAGE:
         raise ValueError(f"name={name!r}: give one of {', '.join(PACKAGE)}")
+    yours = _right(name)
+    return Part(yours, "yours") if yours else Part(PACKAGE[name], "the package's")
+
+
+def _right(name: str) -> Callable | None:
+    """The stored answer, if it is right."""
     yours = _read(name)
-    if yours is not None and is_right(exercise, yours):
-        return Part(yours, "yours")
-    return Part(PACKAGE[name], "the package's")
+    return yours if yours and is_right(exercises.find(name), yours) else None
 
 
 def _read(name: str) -> Callable | None:
-    """The function in the file of an answer; None if there is no file, or it cannot be run."""
-    path = folder() / f"{name}.py"
+    """The function in the file of an answer; None if there is no file, or it cannot be run.
+
+    It may call the functions of the other files: an answer often uses an earlier one.
+    """
     # What the notebooks' first cells import.
     names: dict[str, Any] = {"torch": torch, "F": F, "nn": nn, "math": math, "einops": einops}
     names |= {"rearrange": einops.rearrange, "repeat": einops.repeat, "layer_norm": layer_norm}
-    known = set(names)
-    try:
-        source = path.read_text(encoding="utf-8")
-        exec(compile(source, str(path), "exec"), names)
-    except Exception:  # whatever a file that was edited by hand may raise
-        return None
+    path = folder() / f"{name}.py"
+    others = (other for other in sorted(folder().glob("*.py")) if other != path)
+    for file in (*others, path):
+        try:
+            exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), names)
+        except Exception:  # whatever a file that was edited by hand may raise
+            if file == path:
+                return None
     linecache.checkcache(str(path))
-    return next((f for key, f in names.items() if key not in known and inspect.isfunction(f)), None)
+    functions = filter(inspect.isfunction, names.values())
+    return next((f for f in functions if f.__code__.co_filename == str(path)), None)
 
 
 # ---- the package's functions, with the arguments of the exercises --------------------------------

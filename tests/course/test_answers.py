@@ -1,5 +1,7 @@
 """Right answers are stored, loaded again in another process, and checked before they are used."""
 
+import linecache
+
 import torch
 
 from minflextok.course import check, exercises
@@ -47,3 +49,32 @@ def test_answers_that_are_wrong_or_not_of_a_notebook_are_not_stored(tmp_path, mo
     assert not check("flow.pair", names["wrong"])
     assert check("flow.pair", exercises.find("flow.pair").solution)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_may_call_an_earlier_one_but_no_function_that_is_not_stored(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("MINFLEXTOK_ANSWERS", str(tmp_path / "answers"))
+    cell = tmp_path / "cell.py"
+    source = """
+def my_bound(z, levels):
+    L = torch.tensor(levels)
+    half, offset = (L - 1) * 1.001 / 2, torch.where(L % 2 == 0, 0.5, 0.0)
+    return torch.tanh(z + torch.atanh(offset / half)) * half - offset
+def helper(z):
+    return z + (z.round() - z).detach()
+def my_quantize(z, levels):
+    return ROUND(my_bound(z, levels)) / (torch.tensor(levels) // 2)
+"""
+    for function, whose in (("my_round", "yours"), ("helper", "the package's")):
+        text = source.replace("ROUND", function)
+        text += "def my_round(z):\n    return z + (z.round() - z).detach()\n"
+        cell.write_text(text)
+        names = {"__name__": "__main__", "torch": torch}
+        exec(compile(text, str(cell), "exec"), names)
+        linecache.checkcache(str(cell))
+        assert check("fsq.bound", names["my_bound"])
+        assert check("fsq.straight_through", names["my_round"])
+        assert check("fsq.quantize", names["my_quantize"])
+        assert answer("fsq.quantize").whose == whose
+        assert ("cannot use this answer" in capsys.readouterr().out) == (whose != "yours")

@@ -62,6 +62,10 @@ evaluates, without_builtins = (
 as_json = or_false(json.loads)
 
 
+def the_text(text: str) -> str:
+    return text
+
+
 # ---- ★★ one key that represents n equal keys -----------------------------------------------------
 
 
@@ -95,6 +99,19 @@ def with_last(x: Tensor, f: Callable) -> Tensor:
 
 def n_times_the_logit(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
     return with_last(keys @ q, lambda x: n * x).softmax(0) @ values
+
+
+def scaled(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    """As PyTorch's attention does by default."""
+    return merged(q / math.sqrt(len(q)), keys, values, n)
+
+
+def one_copy_more(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return merged(q, keys, values, n + 1)
+
+
+def log_as_factor(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return with_last(keys @ q, lambda x: math.log(n) * x).softmax(0) @ values
 
 
 def n_added(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
@@ -134,6 +151,14 @@ def same_size_for_both(P: int, K: int, k: int) -> int:
 
 def null_register_left_out(P: int, K: int, k: int) -> int:
     return guided_positions(P, K, k) - 1
+
+
+def null_registers_not_merged(P: int, K: int, k: int) -> int:
+    return P + min(k + 1, K) + P + K
+
+
+def null_registers_as_dropped(P: int, K: int, k: int) -> int:
+    return P + K + P + 1
 
 
 def one_half(P: int, K: int, k: int) -> int:
@@ -233,6 +258,18 @@ def half_of_attention(D: int, depth: int, N: int, images: float, speed: float) -
     return days(D, depth, N, images, speed, pairs=0.5)
 
 
+def one_block(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, 1, N, images, speed)
+
+
+def seconds(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return 86400 * days(D, depth, N, images, speed)
+
+
+def of_one_image(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    return days(D, depth, N, 1, speed)
+
+
 def hours(D: int, depth: int, N: int, images: float, speed: float) -> float:
     return 24 * days(D, depth, N, images, speed)
 
@@ -258,6 +295,7 @@ EXERCISES = {
                 "JSON is another language: it has no single quotes and no tuples, and writes "
                 "True as `true`.",
             ),
+            (the_text, "this is the text itself. Give the values that it describes."),
         ],
     ),
     "merged": Exercise(
@@ -272,6 +310,20 @@ EXERCISES = {
             (
                 n_times_the_logit,
                 "n times the logit gives exp(n l), the n-th POWER. n exp(l) = exp(l + log n).",
+            ),
+            (
+                log_as_factor,
+                "the logit is multiplied by log n. n exp(l) = exp(l + log n): ADD log n.",
+            ),
+            (
+                scaled,
+                "the logits are divided by sqrt(d), as PyTorch's attention does by default. Here "
+                "they are not scaled: pass scale=1.0.",
+            ),
+            (
+                one_copy_more,
+                "the last key counts n + 1 times. n is the number of all copies, with the one "
+                "that is kept.",
             ),
             (n_added, "n was added to the logit instead of log n."),
             (
@@ -300,6 +352,16 @@ EXERCISES = {
                 null_register_left_out,
                 "the unconditional evaluation has registers, too: K equal ones, which need one "
                 "position.",
+            ),
+            (
+                null_registers_not_merged,
+                "the K registers of the unconditional evaluation are all equal: one position "
+                "represents them.",
+            ),
+            (
+                null_registers_as_dropped,
+                "the conditional evaluation needs k kept registers, and one for the dropped ones "
+                "if there are any, not all K.",
             ),
             (one_half, "guidance evaluates the decoder twice: with the tokens and without."),
             (everything, "this is the plain computation, with K registers in both halves."),
@@ -340,6 +402,9 @@ EXERCISES = {
                 "attention has two products of N x N x D: q k^T, and the weights with v.",
             ),
             (hours, "this is the number of hours."),
+            (seconds, "this is the number of seconds; a day has 86,400."),
+            (one_block, "this is one block; there are `depth` of them."),
+            (of_one_image, "this is the time of one image."),
         ],
     ),
 }

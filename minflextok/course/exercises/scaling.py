@@ -46,6 +46,14 @@ def never_divided(parameters: int, gpus: int, sharded: bool) -> float:
     return state_bytes(parameters, gpus, False)
 
 
+def numbers_not_bytes(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, sharded) / 4
+
+
+def of_all_gpus(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, False) * (1 if sharded else gpus)
+
+
 def only_weights_sharded(parameters: int, gpus: int, sharded: bool) -> float:
     return 16.0 * parameters + 4.0 * parameters / (gpus if sharded else 1)
 
@@ -87,6 +95,16 @@ def at_least_one(usable: int, state: int, image: int, local: int) -> int:
 
 def all_at_once(usable: int, state: int, image: int, local: int) -> int:
     return local if state + local * image <= usable else 0
+
+
+def number_of_micro_batches(usable: int, state: int, image: int, local: int) -> int:
+    size = micro_batch(usable, state, image, local)
+    return local // size if size else 0
+
+
+def smaller_than_the_memory(usable: int, state: int, image: int, local: int) -> int:
+    """The memory must not be full to the last byte."""
+    return micro_batch(usable - 1, state, image, local)
 
 
 # ---- ★ images for a budget -----------------------------------------------------------------------
@@ -185,6 +203,16 @@ def numbers_sent(
     return hidden_gpus(batch, flops, parameters, speed, bandwidth, size=2)
 
 
+def one_more(batch: int, flops: float, parameters: float, speed: float, bandwidth: float) -> int:
+    return 1 + hidden_gpus(batch, flops, parameters, speed, bandwidth)
+
+
+def three_passes_again(
+    batch: int, flops: float, parameters: float, speed: float, bandwidth: float
+) -> int:
+    return hidden_gpus(batch, flops, parameters, speed, bandwidth, share=2)
+
+
 def one_too_few(batch: int, flops: float, parameters: float, speed: float, bandwidth: float) -> int:
     return hidden_gpus(batch, flops, parameters, speed, bandwidth, ring=False)
 
@@ -220,6 +248,8 @@ EXERCISES = {
                 "number of GPUs.",
             ),
             (never_divided, "FSDP2 divides the state: each GPU has 1 / gpus of it."),
+            (numbers_not_bytes, "these are numbers; each of them has 4 bytes."),
+            (of_all_gpus, "this is the sum over all GPUs. Give the bytes on one of them."),
             (
                 only_weights_sharded,
                 "only the weights are divided. FSDP2 shards the gradients, the moments and the "
@@ -243,6 +273,14 @@ EXERCISES = {
             ),
             (without_state, "the state of the run needs memory, too: subtract it first."),
             (at_least_one, "if not even one image fits beside the state, the answer is 0."),
+            (
+                number_of_micro_batches,
+                "this is the number of micro-batches. Give the number of images in one.",
+            ),
+            (
+                smaller_than_the_memory,
+                "a micro-batch that fills the usable memory exactly still fits.",
+            ),
             (
                 all_at_once,
                 "the images of a GPU need not be computed all at once: try each of their divisors.",
@@ -290,6 +328,16 @@ EXERCISES = {
             (
                 numbers_sent,
                 "this counts numbers, not bytes: a float32 number has 4 bytes.",
+            ),
+            (
+                one_more,
+                "one GPU too many: with this number, communication takes longer than the backward "
+                "pass. Round down.",
+            ),
+            (
+                three_passes_again,
+                "`flops` is already that of a whole training step, forward and backward. The "
+                "backward pass is two thirds of it.",
             ),
             (
                 one_too_few,

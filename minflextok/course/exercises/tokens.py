@@ -63,6 +63,19 @@ INFORMATION = Exercise(
             "this is H(class), the uncertainty before the id is known; subtract what is left when "
             "it is known.",
         ),
+        (
+            lambda i, c: (_entropy(i) / math.log(2)).item(),
+            "this is H(id), the entropy of the ids; the classes are not used.",
+        ),
+        (
+            lambda i, c: ((_joint(i, c) - _entropy(c)) / math.log(2)).item(),
+            "this is H(id | class), the uncertainty about the id that is left when the class is "
+            "known; subtract it from H(id).",
+        ),
+        (
+            lambda i, c: -information(i, c),
+            "the sign is wrong: information is never negative.",
+        ),
     ],
 )
 
@@ -96,6 +109,11 @@ def _merged(x: Tensor, sizes: Tensor, i: int, j: int, vector: Tensor, size: Tens
     return x[kept], sizes[kept]
 
 
+def _at_the_end(x: Tensor, sizes: Tensor, i: int) -> tuple[Tensor, Tensor]:
+    order = [n for n in range(len(x)) if n != i] + [i]
+    return x[order], sizes[order]
+
+
 MERGE = Exercise(
     _merge_inputs,
     merge_pair,
@@ -118,6 +136,15 @@ MERGE = Exercise(
         (
             lambda x, s, i, j: _merged(x, s, i, j, x[i], s[i]),
             "vector j is dropped here, not merged.",
+        ),
+        (
+            lambda x, s, i, j: merge_pair(x, s, j, i),
+            "the merged vector is in the place of j, and i is removed. Put it in the place of i, "
+            "and remove j.",
+        ),
+        (
+            lambda x, s, i, j: _at_the_end(*merge_pair(x, s, i, j), i - (j < i)),
+            "the merged vector is at the end. Put it in the place of i.",
         ),
         (
             lambda x, s, i, j: _merged(
@@ -153,6 +180,7 @@ def _curve(values: Tensor):
 
 
 def _shortest_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield _curve(torch.arange(1, 9) / 8), 0.5, 8  # quality(4) is the target itself
     for K in (1, 8, 16, 32, 32):
         values = torch.rand(K, generator=g).sort().values
         for target in (0.05, 0.5, 0.95):
@@ -194,6 +222,14 @@ SHORTEST = Exercise(
             lambda quality, target, K: min(K, shortest(quality, target, K) + 1),
             "one token too many: the end of the range must be the last length that is known to "
             "meet the target.",
+        ),
+        (
+            lambda quality, target, K: shortest(quality, math.nextafter(target, math.inf), K),
+            "a quality equal to the target meets it: compare with >=.",
+        ),
+        (
+            lambda quality, target, K: K,
+            "this is K, whatever the target is.",
         ),
     ],
     _observe_shortest,
@@ -244,6 +280,18 @@ CODE_BYTES = Exercise(
         (
             lambda p: int(_bits(p).sum().item() // 8),
             "the bytes are rounded down: the last bits would be cut off. Round up.",
+        ),
+        (
+            lambda p: int(_bits(p).sum().item() // 8) + 1,
+            "one byte too many if the bits fill the last byte exactly: 8 bits are 1 byte.",
+        ),
+        (
+            lambda p: math.ceil(-_bits(p).sum().item() / 8),
+            "the logarithm of a probability is negative: the sign is missing.",
+        ),
+        (
+            lambda p: math.ceil(_bits(p).sum(1).mean().item() / 8),
+            "this is the mean size of an image. Give the size of the whole file.",
         ),
     ],
 )

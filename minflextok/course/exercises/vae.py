@@ -51,6 +51,14 @@ def fresh_noise(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return sample(mean, logvar, torch.randn(mean.shape, generator=g))
 
 
+def eps_left_out(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return sample(mean, logvar, torch.ones_like(eps))
+
+
+def mean_alone(mean: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    return mean.clone()
+
+
 # ---- ★★ KL divergence ----------------------------------------------------------------------------
 
 
@@ -85,8 +93,25 @@ def of_the_whole_batch(mean: Tensor, logvar: Tensor) -> Tensor:
     return kl(mean, logvar).sum()
 
 
+def mean_of_everything(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, logvar).sum() / mean.numel()
+
+
 def mean_not_squared(mean: Tensor, logvar: Tensor) -> Tensor:
     return kl(mean.abs().sqrt(), logvar)
+
+
+def logvar_as_variance_in_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """The first term of the formula with logvar in place of the variance."""
+    return kl(mean, logvar) + (logvar - logvar.exp()).flatten(1).sum(1) / 2
+
+
+def logvar_added(mean: Tensor, logvar: Tensor) -> Tensor:
+    return kl(mean, logvar) + logvar.flatten(1).sum(1)
+
+
+def summed_over_channels(mean: Tensor, logvar: Tensor) -> Tensor:
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(1)
 
 
 def other_way_round(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -158,6 +183,15 @@ def kl_not_weighted(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
     return objective(images, mean, logvar, eps, decode, 1.0)
 
 
+def kl_subtracted(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    return objective(images, mean, logvar, eps, decode, -kl_weight)
+
+
+def noise_not_scaled(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
+    without = objective(images, mean, torch.zeros_like(logvar), eps, decode, 0.0)
+    return without + kl_weight * kl(mean, logvar).mean()
+
+
 def without_kl(images, mean, logvar, eps, decode, kl_weight) -> Tensor:
     return objective(images, mean, logvar, eps, decode, 0.0)
 
@@ -189,6 +223,20 @@ def standard_deviation(variances: Tensor, kl_weight: float) -> tuple[Tensor, Ten
     return noise.sqrt(), error
 
 
+def factor_four(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    return optimum(variances, kl_weight / 2)
+
+
+def variance_of_the_means(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    noise, error = optimum(variances, kl_weight)
+    return 1 - noise, error
+
+
+def swapped(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+    noise, error = optimum(variances, kl_weight)
+    return error, noise
+
+
 def error_of_all(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
     noise, _ = optimum(variances, kl_weight)
     return noise, torch.full_like(variances, kl_weight / 2)
@@ -216,6 +264,12 @@ EXERCISES = {
             ),
             (unit_noise, "logvar is not used: eps has variance 1. Scale it."),
             (fresh_noise, "the noise is a new draw. Use the given eps."),
+            (eps_left_out, "eps is not used: this is mean + sigma. Multiply sigma by eps."),
+            (
+                mean_alone,
+                "this is the mean of the posterior, the same for every eps. A sample is "
+                "mean + exp(logvar / 2) * eps.",
+            ),
         ],
     ),
     "kl": Exercise(
@@ -236,7 +290,22 @@ EXERCISES = {
                 "variance.",
             ),
             (of_the_whole_batch, "you summed over the batch, too. Give one number per image."),
+            (
+                mean_of_everything,
+                "this is one mean over the whole batch. Give one number per image, the sum over its "
+                "latents.",
+            ),
             (mean_not_squared, "the means are not squared."),
+            (
+                logvar_as_variance_in_kl,
+                "you took logvar itself for the variance. The variance is exp(logvar).",
+            ),
+            (logvar_added, "logvar has the wrong sign: the formula has minus log-variance."),
+            (
+                summed_over_channels,
+                "you summed over the channels only. Sum over all latents of an image: channels, "
+                "rows and columns.",
+            ),
             (
                 other_way_round,
                 "this is the KL divergence of the standard normal from the posterior. It is wanted "
@@ -267,6 +336,12 @@ EXERCISES = {
                 "you decoded the mean of the posterior. Training decodes a sample of it: "
                 "mean + exp(logvar / 2) * eps.",
             ),
+            (kl_subtracted, "the KL divergence is a penalty: add it."),
+            (
+                noise_not_scaled,
+                "eps is not multiplied by the standard deviation exp(logvar / 2) before it is "
+                "added to the mean.",
+            ),
             (kl_not_weighted, "the KL divergence is not multiplied by kl_weight."),
             (without_kl, "the KL divergence is missing."),
         ],
@@ -285,6 +360,17 @@ EXERCISES = {
                 "a factor 2 is missing: the derivative of -(kl_weight / 2) log v is "
                 "-kl_weight / (2 v).",
             ),
+            (
+                factor_four,
+                "your posterior variance is half of the right one. The KL divergence is "
+                "-log(v) / 2, so minimize s^2 v - (kl_weight / 2) log v.",
+            ),
+            (
+                variance_of_the_means,
+                "this is a^2 s^2 = 1 - v, the variance of the means. Give v, the variance of the "
+                "posterior.",
+            ),
+            (swapped, "the two results are in the wrong order: give the variances first."),
             (
                 standard_deviation,
                 "you gave the standard deviation of the posterior. Give its variance.",
