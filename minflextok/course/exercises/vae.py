@@ -292,8 +292,8 @@ EXERCISES = {
             (of_the_whole_batch, "you summed over the batch, too. Give one number per image."),
             (
                 mean_of_everything,
-                "this is one mean over the whole batch. Give one number per image, the sum over its "
-                "latents.",
+                "this is one mean over the whole batch. Give one number per image, the sum over "
+                "its latents.",
             ),
             (mean_not_squared, "the means are not squared."),
             (
