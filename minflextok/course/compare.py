@@ -60,6 +60,8 @@ def _same_values(a: Any, b: Any, tolerance: float) -> bool:
             and len(a) == len(b)
             and all(_same_values(x, y, tolerance) for x, y in zip(a, b, strict=True))
         )
+    if isinstance(b, str):
+        return isinstance(a, str) and a == b
     try:
         if torch.as_tensor(a).is_complex() and not torch.as_tensor(b).is_complex():
             return False
@@ -77,4 +79,6 @@ def _float_for_integer(a: Any, b: Any) -> bool:
         return any(_float_for_integer(a[k], b[k]) for k in b)
     if isinstance(b, tuple):
         return any(map(_float_for_integer, a, b))
+    if isinstance(b, str):
+        return False
     return torch.as_tensor(a).is_floating_point() and not torch.as_tensor(b).is_floating_point()
