@@ -350,9 +350,9 @@ def test_the_six_widgets(opened):
     tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
     assert all((tile == tiles[0]).all() for tile in tiles) and pictures(prior) != [samples]
     prior.locator("select").select_option("3")
-    expect_text(prior, "3, temperature 1.0: 16 of 16 ids shared")
+    expect_text(prior, "3, temperature 0.8: 16 of 16 ids shared")
     drag(page, prior, "shared ids", 0.25)
-    expect_text(prior, "3, temperature 1.0: 4 of 16 ids shared")
+    expect_text(prior, "3, temperature 0.8: 4 of 16 ids shared")
     tiles = np.split(pixels(pictures(prior)[0]), 6, axis=1)
     assert all((tile != tiles[0]).any() for tile in tiles[1:])
     drag(page, prior, "temperature", 0.0)
