@@ -196,15 +196,12 @@ def join_parts(path: Path, data: Dataset, shape: tuple[int, int], dtype: np.dtyp
     """Write the ids of all parts to one file (N, V, K), those labels that are known to another, and
     remove the parts."""
     files = [part_path(path, number) for number in range(len(parts_of(data)))]
-    found = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
-    for file, part, ids in zip(files, parts_of(data), found, strict=True):
-        wanted = len(ids) if isinstance(data, Stream) else len(part)
-        if ids.dtype != dtype or ids.shape != (wanted, *shape):
-            raise OSError(f"{file} holds no such ids: delete it")
-    n = sum(map(len, found))
+    # Opened one at a time: the parts of a large set are more than a process may have open.
+    lengths = [len(np.load(file, mmap_mode="r", allow_pickle=False)) for file in files]
+    n = sum(lengths)
     if n == 0:
         raise ValueError(f"{data.name} has no readable image")
-    known = [labels_of(file) for file, ids in zip(files, found, strict=True) if len(ids)]
+    known = [labels_of(file) for file, length in zip(files, lengths, strict=True) if length]
     if len({file.exists() for file in known}) == 2:
         raise ValueError(f"{data.name} is labelled in part: give all images a class, or none")
     if known[0].exists():
@@ -213,9 +210,12 @@ def join_parts(path: Path, data: Dataset, shape: tuple[int, int], dtype: np.dtyp
     with atomic_file(path) as f:
         header = {"descr": dtype.str, "fortran_order": False, "shape": (n, *shape)}
         np.lib.format.write_array_header_1_0(f, header)
-        for ids in found:
+        for file, part, length in zip(files, parts_of(data), lengths, strict=True):
+            ids = np.load(file, allow_pickle=False)
+            wanted = length if isinstance(data, Stream) else len(part)
+            if ids.dtype != dtype or ids.shape != (wanted, *shape):
+                raise OSError(f"{file} holds no such ids: delete it")
             f.write(ids.tobytes())
-    del found, ids  # Windows removes no file that is mapped
     shutil.rmtree(files[0].parent, ignore_errors=True)
 
 

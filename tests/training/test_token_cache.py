@@ -153,6 +153,20 @@ def test_a_stream_is_extracted_shard_by_shard_and_goes_on_where_it_was_killed(
     assert not list((tmp_path / "c").glob("*.parts"))
 
 
+def test_a_set_may_have_more_parts_than_a_process_may_open_files(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource", reason="only POSIX limits the open files")
+    monkeypatch.setattr(token_cache, "PART", 1)
+    tok, images = randomised(), data(80)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(tmp_path / "x", "wb") as f:  # its number is that of the open files, or more
+        resource.setrlimit(resource.RLIMIT_NOFILE, (f.fileno() + 40, hard))
+    try:
+        ids, _ = extract_ids(tok, images, cache=tmp_path, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert np.array_equal(ids[:, 0], tok.encode(to_float(images.images)).numpy())
+
+
 def test_a_part_that_another_process_writes_is_left_to_it(tmp_path, monkeypatch):
     """The first shard is taken by another process until all others are written."""
     stream, tok, order = stream_of(tmp_path, [0], [1], [2]), randomised(), []

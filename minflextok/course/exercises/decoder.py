@@ -242,12 +242,7 @@ def without_null(projected, positions, mask_token, null_token, keep_k, null) -> 
 
 
 def kept_and_dropped_exchanged(
-    projected: Tensor,
-    positions: Tensor,
-    mask_token: Tensor,
-    null_token: Tensor,
-    keep_k: Tensor,
-    null: Tensor,
+    projected, positions, mask_token, null_token, keep_k, null
 ) -> Tensor:
     kept = torch.arange(len(positions)) < keep_k[:, None]
     registers = torch.where(kept[..., None], mask_token, projected + positions)
