@@ -10,6 +10,7 @@ keeps them in --runs. Writes WEIGHTS.json and WEIGHTS.png.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -155,15 +156,16 @@ def curve(ax: plt.Axes, rows: dict[str, dict], style: list | tuple, label: str) 
     ax.errorbar(x, y, bars, color=color, marker=marker, ls=line, ms=5, capsize=2, label=label)
 
 
-def picture(results: dict) -> plt.Figure:
+def picture(results: dict, kinds: Sequence[str] = KINDS) -> plt.Figure:
     """The shipped tokenizer beside pixels, patches and initial weights; on the right, if any were
-    trained, the tokenizers of equal training."""
+    trained, the tokenizers of equal training. kinds: which of KINDS are shown of the shipped one.
+    """
     name, untrained, *others = results["tokenizers"]
     count = 2 if others else 1
     fig, axes = plt.subplots(
         1, count, figsize=(5.5 * count, 4.8), layout="constrained", sharey=True, squeeze=False
     )
-    _shipped(axes[0, 0], results, name, untrained)
+    _shipped(axes[0, 0], results, name, untrained, kinds)
     for other in others:
         rows = tokens_of(results, other, "quantized", "attentive")
         label, *style = STYLES.get(other.split("-")[0]) or STYLES[other]
@@ -190,13 +192,13 @@ def tokens_of(results: dict, name: str, kind: str, probe: str) -> dict[str, dict
     return {k: row[kind][probe] for k, row in results["tokenizers"][name]["tokens"].items()}
 
 
-def _shipped(ax: plt.Axes, results: dict, name: str, untrained: str) -> None:
+def _shipped(ax: plt.Axes, results: dict, name: str, untrained: str, kinds: Sequence[str]) -> None:
     blue, orange, green = "#0072B2", "#E69F00", "#009E73"  # safe for color-blind readers
-    styles = [("k", "o", "-"), (blue, "s", "-"), ("k", "o", "--"), (blue, "s", "--")]
-    for kind in KINDS:
-        for probe in PROBES:
+    for kind in kinds:
+        line = "-" if kind == "continuous" else "--"
+        for probe, color, marker in zip(PROBES, ("k", blue), "os", strict=True):
             rows = tokens_of(results, name, kind, probe)
-            curve(ax, rows, styles.pop(0), f"{kind}, {probe}")
+            curve(ax, rows, (color, marker, line), f"{kind}, {probe}")
     rows = tokens_of(results, untrained, "continuous", "linear")
     curve(ax, rows, ("0.5", "x", ":"), "initial weights, continuous, linear")
     curve(ax, results["pixels"]["averaged"], (orange, "^", ":"), "averaged pixels, linear")

@@ -9,6 +9,7 @@ terms of codecs.py. Writes rates.json and rates.png.
 """
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -73,29 +74,34 @@ def points(rows: list[dict], codec: str, terms: str, bytes: str) -> list[tuple[f
 COLORS = {"JPEG": "#D55E00", "WEBP": "#0072B2", "AVIF": "#009E73"}  # Okabe and Ito
 STYLES = {  # terms and bytes: what the legend says, marker, line
     ("file", "bytes"): ("a file an image", "o", "-"),
-    ("file", "beyond_header"): ("the same without headers", "s", "--"),
+    ("file", "beyond_header"): ("without headers", "s", "--"),
     ("mosaic", "bytes"): ("one mosaic", "^", "-."),
     ("mosaic, 16 px", "bytes"): ("one mosaic at 16 px", "v", ":"),
     ("mosaic, 8 px", "bytes"): ("one mosaic at 8 px", "D", ":"),
 }
 
 
-def plot(found: dict) -> Figure:
-    """PSNR, SSIM, classification accuracy and rFID against bits per pixel."""
+def plot(found: dict, ways: Collection[tuple[str, str]] = tuple(STYLES)) -> Figure:
+    """PSNR, SSIM, classification accuracy and rFID against bits per pixel.
+
+    ways: which of STYLES are shown of the codecs; files of one image of the ids are shown if those
+    of the codecs are.
+    """
     pixels = found["setting"]["pixels"]
     fig = Figure(figsize=(11, 8.6), layout="constrained")
     for ax, (key, label) in zip(fig.subplots(2, 2).flat, LABELS.items(), strict=True):
         for codec, color in COLORS.items():
-            for (terms, size), (text, marker, line) in STYLES.items():
+            for terms, size in ways:
+                text, marker, line = STYLES[terms, size]
                 xy = points(found["codecs"], codec, terms, size)
                 x, y = [8 * b / pixels for b, _ in xy], [row[key]["mean"] for _, row in xy]
                 text = f"{'WebP' if codec == 'WEBP' else codec}: {text}"
                 ax.plot(x, y, color=color, marker=marker, ls=line, ms=5, lw=1.3, label=text)
-        for rows, size, line, text in (
-            (found["ids"], "bytes", "-", "ids, one file"),
-            (found["ids"], "bytes_single", "--", "ids, a file an image"),
-            (found["ids_unguided"], "bytes", ":", "ids, one file, no guidance"),
-        ):
+        ids = [(found["ids"], "bytes", "-", "ids, one file")]
+        if ("file", "bytes") in ways:
+            ids += [(found["ids"], "bytes_single", "--", "ids, a file an image")]
+        ids += [(found["ids_unguided"], "bytes", ":", "ids, one file, no guidance")]
+        for rows, size, line, text in ids:
             x, y = [8 * r[size] / pixels for r in rows], [r[key]["mean"] for r in rows]
             ax.plot(x, y, "k", marker="*", ls=line, ms=9, lw=2, label=text)
         ax.set_xscale("log", base=2)

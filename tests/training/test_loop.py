@@ -238,7 +238,7 @@ def start(out, *flags, launcher=()):
 
 
 def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
-    flags = ("--steps", "120", "--log-every", "5", "--eval-every", "1000")
+    flags = ("--steps", "60", "--log-every", "5", "--eval-every", "1000")
     process = start(tmp_path / "a", *flags)
     metrics = tmp_path / "a/metrics.jsonl"
     for _ in range(600):
@@ -247,7 +247,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    assert 15 <= state(tmp_path / "a")["step"] < 120
+    assert 15 <= state(tmp_path / "a")["step"] < 60
     for name in "ab":
         start(tmp_path / name, *flags).communicate(timeout=300)
     assert lines(tmp_path / "a", "loss") == lines(tmp_path / "b", "loss")
@@ -452,13 +452,13 @@ def test_minutes_end_a_run(tmp_path):
 
 
 def test_two_ranks_equal_one(tmp_path):
-    flags = ("--steps", "20", "--log-every", "1", "--eval-every", "20")
+    flags = ("--steps", "8", "--log-every", "1", "--eval-every", "8")
     start(tmp_path / "one", *flags).communicate(timeout=300)
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     _, err = start(tmp_path / "two", *flags, launcher=launcher).communicate(timeout=300)
     assert (tmp_path / "two/model.safetensors").exists(), err
     one, two = lines(tmp_path / "one", "loss"), lines(tmp_path / "two", "loss")
-    assert len(one) == 20 == len(two)
+    assert len(one) == 8 == len(two)
     assert max(abs(a - b) for (_, a), (_, b) in zip(one, two, strict=True)) < 1e-4
 
 
