@@ -1,7 +1,7 @@
 """The same architecture at growing image sizes: FlexTok's K tokens against a 2D grid of patches.
 
     python -m minflextok.experiments.resolution [--sizes 32 64 128 256]
-    python -m minflextok.experiments.resolution --only trained --minutes 6 \\
+    python -m minflextok.experiments.resolution --only trained --minutes 32=10 64=30 \\
         --data 32=TRAIN.tar.gz 64=TRAIN.tar.gz --test 32=TEST.tar.gz 64=TEST.tar.gz
 
 "cost": operations by formula (flops.py), and time and peak memory for one image on random weights,
@@ -174,12 +174,12 @@ def plot(found: dict) -> Figure:
 
 
 def by_size(pairs: list[str]) -> dict[int, str]:
-    """ "32=PATH" -> {32: PATH}."""
+    """ "32=VALUE" -> {32: VALUE}."""
     found = {}
     for pair in pairs:
         size, _, path = pair.partition("=")
         if not size.isdigit() or not path:
-            raise SystemExit(f"{pair!r}: give SIZE=PATH, such as 64=train.tar.gz")
+            raise SystemExit(f"{pair!r}: give SIZE=VALUE, such as 64=train.tar.gz")
         found[int(size)] = path
     return found
 
@@ -188,7 +188,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256])
     parser.add_argument("--only", choices=("cost", "trained"), default="cost")
-    parser.add_argument("--minutes", type=float, default=6.0, help="processor time of each system")
+    parser.add_argument(
+        "--minutes",
+        nargs="+",
+        default=["32=10"],
+        help="SIZE=MINUTES ..., of processor time",
+    )
     parser.add_argument("--data", nargs="+", default=["32=cifar10-sample"], help="SIZE=PATH ...")
     parser.add_argument("--test", nargs="+", default=["32=cifar10-sample"], help="SIZE=PATH ...")
     parser.add_argument("--num-images", type=int, default=500, help="test images")
@@ -203,14 +208,16 @@ def main(argv: list[str] | None = None) -> None:
         sizes = {size: row for size, row in found["cost"].items() if size != "setting"}
         save(plot(sizes), Path(a.out) / "resolution.png")
     else:
-        data, test = by_size(a.data), by_size(a.test)
+        data, test, minutes = by_size(a.data), by_size(a.test), by_size(a.minutes)
+        if not set(data) == set(test) == set(minutes):
+            raise SystemExit("--data, --test and --minutes: give the same sizes in each")
         names, tests = ({n: Path(p).name for n, p in x.items()} for x in (data, test))
         found["trained"] = {"setting": setting(vars(a), data=names, test=tests, **machine)}
         for size in data:
             train = load_dataset(data[size], "train", size)
             real = load_dataset(test[size], "test", size)
             found["trained"][str(size)] = trained(
-                configs(size), train, real, a.minutes, a.num_images, Path(a.runs)
+                configs(size), train, real, float(minutes[size]), a.num_images, Path(a.runs)
             )
             write_results(found, file)
     write_results(found, file)

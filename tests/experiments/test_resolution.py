@@ -73,12 +73,14 @@ def test_both_parts_of_the_command(tmp_path, monkeypatch, capsys):
     recipe = dataclasses.replace(RECIPES["cifar10"], val_images=8)
     monkeypatch.setitem(equal_compute.RECIPES, "cifar10", recipe)
     data = ["--data", "16=cifar10-sample", "--test", "16=cifar10-sample", "--num-images", "8"]
-    more = ["--only", "trained", "--minutes", "0.002", "--runs", str(tmp_path / "runs")]
+    more = ["--only", "trained", "--minutes", "16=0.002", "--runs", str(tmp_path / "runs")]
     resolution.main([*more, *data, *out])
     both = json.loads((tmp_path / "resolution.json").read_text())
     assert both["cost"] == found
     flextok, grid = (both["trained"]["16"][name] for name in ("flextok", "grid"))
     assert list(flextok["tokens"]) == ["1", "8", "32"] and list(grid["tokens"]) == ["16"]
     assert {"rfid", "psnr", "ssim"} < flextok["tokens"]["8"].keys() and grid["images_seen"] > 0
-    with pytest.raises(SystemExit, match="give SIZE=PATH"):
+    with pytest.raises(SystemExit, match="give SIZE=VALUE"):
         resolution.by_size(["x.tar"])
+    with pytest.raises(SystemExit, match="the same sizes"):
+        resolution.main([*data, *out, "--only", "trained", "--minutes", "32=1"])
