@@ -204,8 +204,9 @@ class Log:
         with naming(self.path):
             self.file.write(json.dumps(rounded) + "\n")
         if self.board is not None:
+            step = rounded.pop("step")
             for name, value in numbers(rounded):
-                self.board.add_scalar(name, value, rounded["step"])
+                self.board.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

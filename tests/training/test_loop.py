@@ -94,6 +94,19 @@ def test_tensorboard_gets_the_numbers_of_the_log(tmp_path, monkeypatch):
     assert all(isinstance(value, int | float) for _, value, _ in found[:-1])
 
 
+def test_tensorboard_itself_reads_them_also_after_a_resume(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recipe = dataclasses.replace(RECIPE, tensorboard=True)
+    with killed_after(5):
+        run(tmp_path, recipe)
+    run(tmp_path, recipe)
+    board = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, pytest.approx(e.value)) for e in board.Scalars("loss")] == lines(
+        tmp_path, "loss"
+    )
+    assert "psnr/6" in board.Tags()["scalars"] and "step" not in board.Tags()["scalars"]
+
+
 # ---- resuming ------------------------------------------------------------------------------------
 
 
