@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgb
 
 from minflextok.course.animation import animate
 from minflextok.course.diagram import PARTS, architecture
+from minflextok.course.mask import mask_diagram
 from minflextok.course.style import k_color, k_line
 
 
@@ -40,6 +41,12 @@ def test_each_part_can_be_highlighted(part, tmp_path):
 def test_unknown_parts_are_refused():
     with pytest.raises(ValueError, match=r"highlight='unet': give names from image, vae"):
         architecture("unet")
+
+
+def test_the_mask_has_a_cell_for_each_pair_of_registers_in_order():
+    texts = [text.get_text() for text in mask_diagram().axes[0].texts]
+    cells = {f"$r_{i}$ to $r_{j}$" for i in range(4) for j in range(4) if j <= i}
+    assert {text for text in texts if " to $" in text} == cells
 
 
 def test_an_animation_has_its_frames_and_durations():
