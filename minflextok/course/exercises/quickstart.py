@@ -44,64 +44,27 @@ def without_the_first(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
     return tuple(row[int(k) :] for row, k in zip(ids, lengths, strict=True))
 
 
-# ---- ★★ digits -----------------------------------------------------------------------------------
+# ---- ★ bytes for k ids ---------------------------------------------------------------------------
 
 
-def numbers(g: torch.Generator) -> Iterator[tuple]:
-    for n, levels in ((1, (8, 5)), (3, (4, 3, 2)), (4, (8, 8, 8, 5)), (5, (5, 7))):
-        yield torch.randint(math.prod(levels) // 2, math.prod(levels), (n,), generator=g), levels
+def budgets_and_vocabularies(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((1, 2560), (4, 2560), (32, 2560), (3, 256), (9, 2), (256, 64_000))
+    yield randint(g, 2, 20), randint(g, 300, 5000)
 
 
-def digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    out = torch.zeros(len(ids), len(levels), dtype=torch.long)
-    for b in range(len(ids)):
-        number = int(ids[b])
-        for i, L in enumerate(levels):
-            out[b, i] = number % L
-            number //= L
-    return out
+def num_bytes(k: int, vocab_size: int) -> int:
+    n = 0
+    while 256**n < vocab_size**k:  # n bytes have 256^n values
+        n += 1
+    return n
 
 
-def highest_first(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return digits(ids, levels[::-1]).flip(1)
+def bits_per_id_rounded(k: int, vocab_size: int) -> int:
+    return math.ceil(k * math.ceil(math.log2(vocab_size)) / 8)
 
 
-def reversed_digits(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return digits(ids, levels).flip(1)
-
-
-def never_divided(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return torch.stack([ids % L for L in levels], dim=1)
-
-
-def one_base(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return torch.stack([ids // levels[0] ** i % L for i, L in enumerate(levels)], dim=1)
-
-
-def own_level(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return torch.stack([ids // L % L for L in levels], dim=1)
-
-
-def one_level_too_many(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    places = [math.prod(levels[: i + 1]) for i in range(len(levels))]
-    return torch.stack([ids // place % L for place, L in zip(places, levels, strict=True)], dim=1)
-
-
-def without_remainder(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    return torch.stack([ids // math.prod(levels[:i]) for i in range(len(levels))], dim=1)
-
-
-def quotients_and_remainders_exchanged(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    out = []
-    for L in levels:
-        out.append(ids // L)
-        ids = ids % L
-    return torch.stack(out, dim=1)
-
-
-def not_integer(ids: Tensor, levels: tuple[int, ...]) -> Tensor:
-    places = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
-    return ids[:, None] / places % torch.tensor(levels)
+def bytes_per_id_rounded(k: int, vocab_size: int) -> int:
+    return k * math.ceil(math.log2(vocab_size) / 8)
 
 
 # ---- ★★ how many tokens does this image need? ----------------------------------------------------
@@ -208,51 +171,50 @@ EXERCISES = {
             ),
         ],
     ),
-    "digits": Exercise(
-        numbers,
-        digits,
+    "num_bytes": Exercise(
+        budgets_and_vocabularies,
+        num_bytes,
         [
             (
-                highest_first,
-                "you used the last level as the lowest place. The first channel is the lowest "
-                "place here.",
+                lambda k, vocab_size: math.floor(k * math.log2(vocab_size) / 8),
+                "you rounded down, so that the last bits have no room. Round up: math.ceil.",
             ),
             (
-                reversed_digits,
-                "the digits are right, but in reverse order: the lowest place comes first.",
+                lambda k, vocab_size: round(k * math.log2(vocab_size) / 8),
+                "you rounded to the nearest integer. The last byte is needed even if only one of "
+                "its bits is used: round up, with math.ceil.",
             ),
             (
-                never_divided,
-                "after taking a digit, divide by its L before you take the next digit.",
+                lambda k, vocab_size: k * math.log2(vocab_size) / 8,
+                "this is not a whole number of bytes: round up, with math.ceil.",
             ),
             (
-                one_base,
-                "you divided by powers of the first L. A place value is the product of the "
-                "levels before it.",
+                lambda k, vocab_size: math.ceil(k * math.log2(vocab_size)),
+                "this is the number of bits. A byte has 8 bits.",
             ),
             (
-                own_level,
-                "you divided by the digit's own L. A place value is the product of the levels "
-                "before it; the first is 1.",
+                bits_per_id_rounded,
+                "you rounded the bits of each id up. The ids are stored together: round once, at "
+                "the end.",
             ),
             (
-                one_level_too_many,
-                "each place value has one level too many. The first place value is 1, the second "
-                "is the first L.",
+                bytes_per_id_rounded,
+                "you gave each id whole bytes of its own. The ids are stored together: round once, "
+                "at the end.",
             ),
             (
-                without_remainder,
-                "the places above are still in these numbers: take the remainder % L.",
-            ),
-            (not_integer, "digits are integers: use integer division (//)."),
-            (
-                lambda ids, levels: digits(ids, levels).T,
-                "the two axes are exchanged: one row for each id, one column for each digit.",
+                lambda k, vocab_size: math.ceil(k * math.log(vocab_size) / 8),
+                "math.log is the natural logarithm. A bit has two values: math.log2.",
             ),
             (
-                quotients_and_remainders_exchanged,
-                "% and // are exchanged: the digit is the remainder ids % L, and ids // L is "
-                "what remains for the next places.",
+                lambda k, vocab_size: math.ceil(math.log2(k * vocab_size) / 8),
+                "this is for k * vocab_size values. There are vocab_size ** k different sequences, "
+                "whose logarithm is k times that of vocab_size.",
+            ),
+            (
+                lambda k, vocab_size: math.ceil(k * vocab_size / 8),
+                "vocab_size is the number of ids, not the bits of one. One id takes "
+                "math.log2(vocab_size) bits.",
             ),
         ],
     ),
