@@ -1,4 +1,4 @@
-"""Exercises of notebook 11: the published models."""
+"""Exercises of notebook 11: exact savings and published models."""
 
 import ast
 import json
