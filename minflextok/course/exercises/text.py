@@ -246,6 +246,57 @@ def in_reverse(counts: list[int]) -> list[int]:
     return [rows[c][::-1][rows[c].index(i)] for i, c in enumerate(counts)]
 
 
+# ---- ★ the shortest prefix that reaches 90% of the last value ------------------------------------
+
+
+def curves(g: torch.Generator) -> Iterator[tuple]:
+    yield [0.2, 0.5, 0.46, 0.5], [1, 2, 4, 8]
+    yield [0.1, 0.25, 0.23, 0.25], [1, 2, 4, 8]
+    yield [0.0, 0.3, 0.56, 0.7, 0.6], [1, 3, 4, 8, 16]  # higher before the end
+    yield [0.1, 0.58, 0.2, 0.4, 0.6], [1, 2, 4, 8, 16]  # falls below 90% again
+    yield [0.4, 0.4], [2, 16]
+    yield [0.2, 0.5, 0.7, 0.95], [1, 2, 9, 10]
+    for _ in range(3):
+        yield torch.rand(6, generator=g).tolist(), [1, 2, 4, 8, 16, 32]
+
+
+def k_at_90(curve: list[float], ks: list[int], plateau: float | None = None) -> int:
+    plateau = curve[-1] if plateau is None else plateau
+    for k, value in zip(ks, curve, strict=True):
+        if value >= 0.9 * plateau:
+            return k
+    return ks[-1]
+
+
+def of_the_highest(curve: list[float], ks: list[int]) -> int:
+    return k_at_90(curve, ks, max(curve))
+
+
+def of_one(curve: list[float], ks: list[int]) -> int:
+    return k_at_90(curve, ks, 1.0)
+
+
+def its_index(curve: list[float], ks: list[int]) -> int:
+    return ks.index(k_at_90(curve, ks))
+
+
+def stays_above(curve: list[float], ks: list[int]) -> int:
+    found = ks[-1]
+    for k, value in zip(reversed(ks), reversed(curve), strict=True):
+        if value < 0.9 * curve[-1]:
+            break
+        found = k
+    return found
+
+
+def last_below(curve: list[float], ks: list[int]) -> int:
+    return max([1, *(k for k in ks if k < k_at_90(curve, ks))])
+
+
+def nine_tenths_of_the_tokens(curve: list[float], ks: list[int]) -> int:
+    return next(k for k in ks if k >= 0.9 * ks[-1])
+
+
 EXERCISES = {
     "tokenize": Exercise(
         captions,
@@ -389,5 +440,32 @@ EXERCISES = {
             ),
         ],
         observe=properties,
+    ),
+    "k_at_90": Exercise(
+        curves,
+        k_at_90,
+        [
+            (
+                of_the_highest,
+                "the plateau is the value at all tokens, the LAST one. You took 90% of the highest "
+                "value.",
+            ),
+            (
+                of_one,
+                "you compare with 0.9. Compare with 90% of the curve's own last value: a curve "
+                "that ends at 0.5 needs 0.45.",
+            ),
+            (its_index, "this is the index of the prefix in the list. Return its length, ks[i]."),
+            (
+                stays_above,
+                "you require all longer prefixes to reach 90%, too. Return the first length that "
+                "does.",
+            ),
+            (last_below, "this is the last length below 90%. Return the one after it."),
+            (
+                nine_tenths_of_the_tokens,
+                "you took 90% of the tokens. Take 90% of the value at all tokens.",
+            ),
+        ],
     ),
 }
