@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from minflextok.course.animation import animate
+from minflextok.course.block_diagram import adaln_block
 from minflextok.course.diagram import PARTS, architecture
 from minflextok.course.style import k_color, k_line
 
@@ -40,6 +41,14 @@ def test_each_part_can_be_highlighted(part, tmp_path):
 def test_unknown_parts_are_refused():
     with pytest.raises(ValueError, match=r"highlight='unet': give names from image, vae"):
         architecture("unet")
+
+
+def test_the_block_diagram_shows_the_six_vectors_of_the_timestep():
+    texts = [text for ax in adaln_block().axes for text in ax.texts]
+    words = [text.get_text() for text in texts]
+    for branch in ("attn", "mlp"):
+        assert {f"1 + scale ({branch})", f"shift ({branch})", f"gate ({branch})"} <= set(words)
+    assert min(text.get_fontsize() for text in texts) >= 9
 
 
 def test_an_animation_has_its_frames_and_durations():
