@@ -53,26 +53,26 @@ def architecture(highlight: str | Sequence[str] = (), vae: bool = False) -> Figu
 
 def _input(ax: Axes, on: set[str]) -> None:
     _picture(ax, 0.15, 2.2, "image", "image" in on)
-    _arrow(ax, (1.8, 3), (2.85, 3))
+    arrow(ax, (1.8, 3), (2.85, 3))
     for i in range(4):
         for j in range(4):
             ax.add_patch(_square(2.95 + 0.42 * i, 2.2 + 0.42 * j, 0.34, "patches" in on))
     _label(ax, 3.75, 1.8, "patches", "patches" in on)
-    _arrow(ax, (4.65, 3), (5.35, 3))
+    arrow(ax, (4.65, 3), (5.35, 3))
 
 
 def _encoder(ax: Axes, on: set[str]) -> None:
     _box(ax, 5.4, 2.0, 1.9, 2.0, "encoder\n(ViT)", "encoder" in on)
     for i in range(K):
         _dot(ax, 5.6 + 0.3 * i, 1.2, "registers" in on)
-    _arrow(ax, (6.35, 1.4), (6.35, 1.95))
+    arrow(ax, (6.35, 1.4), (6.35, 1.95))
     _label(ax, 6.35, 0.8, "K learned registers", "registers" in on)
-    _arrow(ax, (7.35, 3), (7.95, 3))
+    arrow(ax, (7.35, 3), (7.95, 3))
 
 
 def _codes(ax: Axes, on: set[str]) -> None:
     _box(ax, 8.0, 2.35, 1.3, 1.3, "FSQ", "fsq" in on)
-    _arrow(ax, (9.35, 3), (9.85, 3))
+    arrow(ax, (9.35, 3), (9.85, 3))
     for i in range(K):
         color = k_color(2**i)
         for x, kept, part in ((10.1, True, "ids"), (12.9, i < 3, "nested dropout")):
@@ -92,11 +92,11 @@ def _codes(ax: Axes, on: set[str]) -> None:
                     color="w" if white else TEXT,
                 )
     _label(ax, 10.45, 1.45, "ordered ids")
-    _arrow(ax, (11.0, 3), (12.7, 3))
+    arrow(ax, (11.0, 3), (12.7, 3))
     _label(ax, 11.85, 3.55, "nested", "nested dropout" in on)
     _label(ax, 11.85, 3.2, "dropout", "nested dropout" in on)
     _label(ax, 13.25, 1.45, "keep the first k")
-    _arrow(ax, (13.8, 3), (14.5, 3))
+    arrow(ax, (13.8, 3), (14.5, 3))
 
 
 def _decoder(ax: Axes, on: set[str]) -> None:
@@ -105,8 +105,8 @@ def _decoder(ax: Axes, on: set[str]) -> None:
     ax.imshow(noise, extent=(14.5, 15.6, 0.3, 1.4), zorder=2, interpolation="nearest")
     _frame(ax, 14.5, 0.3, 1.1, "noise" in on)
     _label(ax, 13.9, 0.85, "noise", "noise" in on)
-    _arrow(ax, (15.05, 1.42), (15.35, 1.95))
-    _arrow(ax, (16.95, 3), (18.9, 3))
+    arrow(ax, (15.05, 1.42), (15.35, 1.95))
+    arrow(ax, (16.95, 3), (18.9, 3))
     loop = FancyArrowPatch(
         (16.5, 4.05),
         (15.0, 4.05),
@@ -124,8 +124,8 @@ def _decoder(ax: Axes, on: set[str]) -> None:
 def _prior(ax: Axes, on: set[str]) -> None:
     _box(ax, 9.2, 5.55, 2.5, 1.1, "prior (GPT)", "prior" in on)
     _label(ax, 7.6, 6.1, "class or text")
-    _arrow(ax, (8.55, 6.1), (9.15, 6.1))
-    _arrow(ax, (10.45, 5.5), (10.45, 4.65))
+    arrow(ax, (8.55, 6.1), (9.15, 6.1))
+    arrow(ax, (10.45, 5.5), (10.45, 4.65))
     _label(ax, 11.75, 5.05, "predicts id by id")
 
 
@@ -204,14 +204,16 @@ def _frame(ax: Axes, x: float, y: float, side: float, on: bool) -> None:
     )
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+def arrow(
+    ax: Axes, start: tuple[float, float], end: tuple[float, float], color: str = TEXT
+) -> None:
     ax.add_patch(
         FancyArrowPatch(
             start,
             end,
             arrowstyle="-|>",
             mutation_scale=11,
-            color=TEXT,
+            color=color,
             lw=1.1,
             shrinkA=0,
             shrinkB=0,

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from minflextok.course.animation import animate
+from minflextok.course.block_diagram import adaln_block
 from minflextok.course.diagram import PARTS, architecture
 from minflextok.course.mask import mask_diagram
 from minflextok.course.style import k_color, k_line
@@ -47,6 +48,14 @@ def test_the_mask_has_a_cell_for_each_pair_of_registers_in_order():
     texts = [text.get_text() for text in mask_diagram().axes[0].texts]
     cells = {f"$r_{i}$ to $r_{j}$" for i in range(4) for j in range(4) if j <= i}
     assert {text for text in texts if " to $" in text} == cells
+
+
+def test_the_block_diagram_shows_the_six_vectors_of_the_timestep():
+    texts = [text for ax in adaln_block().axes for text in ax.texts]
+    words = [text.get_text() for text in texts]
+    for branch in ("attn", "mlp"):
+        assert {f"1 + scale ({branch})", f"shift ({branch})", f"gate ({branch})"} <= set(words)
+    assert min(text.get_fontsize() for text in texts) >= 9
 
 
 def test_an_animation_has_its_frames_and_durations():

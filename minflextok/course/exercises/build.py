@@ -1,5 +1,6 @@
 """Exercises of notebook 06b: nested dropout and the loss of a tokenizer of one's own."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -176,4 +177,65 @@ NESTED = Exercise(
     ],
 )
 
-EXERCISES = {"nested": NESTED, "keep_k": KEEP_K, "loss": LOSS}
+# ---- best_loss: the smallest loss that tokens allow ----------------------------------------------
+
+
+def best_loss(variances: Tensor, explained: Tensor) -> float:
+    """A sum over 1,000 values of t and over the channels."""
+    total = 0.0
+    for s2, share in zip(variances.tolist(), explained.tolist(), strict=True):
+        left = (1 - share) * s2
+        for i in range(1000):
+            t = (i + 0.5) / 1000
+            total += left / (t**2 + (1 - t) ** 2 * left) / 1000
+    return total / len(variances)
+
+
+def _best_loss_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.ones(1), torch.zeros(1)
+    yield torch.tensor([0.25]), torch.tensor([0.5])
+    for n in (3, 5):
+        yield 0.05 + torch.rand(n, generator=g), 0.9 * torch.rand(n, generator=g)
+
+
+BEST_LOSS = Exercise(
+    _best_loss_inputs,
+    lambda variances, explained: torch.tensor(best_loss(variances, explained)),
+    [
+        (
+            lambda variances, explained: (variances * (1 - explained)).mean(),
+            "this is the loss at t = 1 alone, the variance that the tokens leave. The loss is its "
+            "mean over all t from 0 to 1.",
+        ),
+        (
+            lambda variances, explained: math.pi / 2 * (variances * (1 - explained)).mean(),
+            "a root is missing: substitute w = t / (1 - t), and the integral of s^2 / (w^2 + s^2) "
+            "over w from 0 to infinity is pi / 2 times s, not s^2.",
+        ),
+        (
+            lambda variances, explained: math.pi * (variances * (1 - explained)).sqrt().mean(),
+            "twice too large: the integral of 1 / (1 + w^2) from 0 to infinity is pi / 2.",
+        ),
+        (
+            lambda variances, explained: math.pi / 2 * (variances * explained).sqrt().mean(),
+            "`explained` is the share that the tokens determine. The share that is left is 1 - "
+            "explained.",
+        ),
+        (
+            lambda variances, explained: math.pi / 2 * (variances.sqrt() * (1 - explained)).mean(),
+            "the tokens reduce the variance, not the standard deviation, by the factor 1 - "
+            "explained: take the root last.",
+        ),
+        (
+            lambda variances, explained: math.pi / 2 * (variances * (1 - explained)).mean().sqrt(),
+            "you averaged the variances first. Compute the loss of each channel, then the mean: "
+            "the root of a mean is not the mean of the roots.",
+        ),
+        (
+            lambda variances, explained: math.pi / 2 * (variances * (1 - explained)).sqrt().sum(),
+            "this is the sum over the channels; the loss is their mean.",
+        ),
+    ],
+)
+
+EXERCISES = {"nested": NESTED, "keep_k": KEEP_K, "loss": LOSS, "best_loss": BEST_LOSS}
