@@ -9,6 +9,7 @@ comparison resumes.
 import copy
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import torch
 from matplotlib.figure import Figure
 
 from ..config import TokenizerConfig, require
-from ..data import Dataset, Stream, load_dataset
+from ..data import Dataset, Stream, in_order, load_dataset, to_float
 from ..evaluation.classifier import Classifier
-from ..evaluation.figures import save
+from ..evaluation.figures import image_grid, plural, save
 from ..evaluation.reports import write_results
+from ..evaluation.scores import image_noise
 from ..evaluation.settings import EvaluationSettings
 from ..evaluation.tokenizer import Evaluation
 from ..presets import PRESETS, RECIPES
@@ -124,12 +126,24 @@ def run(
         "threads": torch.get_num_threads(),
     }
     found["setting"] = dataclasses.asdict(setting)
+    save(reconstructions(model, test, settings.budgets), out / f"{name}.png")
     write_results(found, file)
     return found
 
 
+@torch.no_grad()
+def reconstructions(model: FlexTok, test: Dataset, budgets: Sequence[int], num: int = 6) -> Figure:
+    """The first `num` test images, and their reconstructions from each number of tokens."""
+    stored, _ = next(iter(in_order(test, num, num)))
+    x = model.to_latents(to_float(stored).to(model.device))
+    ids, noise = model.encode_latents(x), image_noise(x.shape, 0, 0).to(model.device)
+    rows = {plural(k, "token"): model.decode(ids[:, :k], noise=noise).cpu() for k in budgets}
+    return image_grid({"original": to_float(stored)} | rows)
+
+
 def compare(systems: list[str], setting: Setting, out: Path, quiet: bool = False) -> str:
-    """Run the systems; returns a Markdown table, writes figures of all stored results to `out`."""
+    """Run the systems; returns a Markdown table, writes figures of all stored results to `out`, and
+    a picture of reconstructions for each system that was run."""
     size = PRESETS[setting.preset].image_size
     classifier = Classifier.from_pretrained(setting.classifier)
     require(
@@ -179,7 +193,7 @@ def table(results: dict[str, dict]) -> str:
 STYLES = {  # label, color (safe for color-blind readers), marker, line: distinct even in gray
     "flextok": ("FlexTok", "black", "o", "-"),
     "titok": ("TiTok-style (regression only)", "#0072B2", "s", "--"),
-    "one-d-piece": ("One-D-Piece-style", "#E69F00", "^", "-."),
+    "one-d-piece": ("One-D-Piece-style (regression only)", "#E69F00", "^", "-."),
     "grid": ("2D grid (regression only)", "#009E73", "D", ":"),
     "no-repa": ("without REPA", "#D55E00", "v", "--"),
     "no-nested": ("without nested dropout", "#CC79A7", "x", ":"),
@@ -192,7 +206,8 @@ STYLES = {  # label, color (safe for color-blind readers), marker, line: distinc
 
 
 def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -> Figure:
-    """rFID, PSNR and classification accuracy against "tokens" or "bytes".
+    """rFID, PSNR and classification accuracy against "tokens" or "bytes", with bands for the 95%
+    confidence intervals that are stored.
 
     Against bytes with the codecs, whose headers are not counted. files: the rows of `codecs`.
     """
@@ -215,6 +230,9 @@ def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -
         for family, points in lines.items():
             shown = sorted((x, row[key]["mean"]) for x, row in points if key in row)
             name, color, marker, style = STYLES[family]
+            sure = sorted((x, *row[key]["ci95"]) for x, row in points if "ci95" in row.get(key, {}))
+            if sure:
+                ax.fill_between(*zip(*sure, strict=True), color=color, alpha=0.15, lw=0)
             xy = zip(*shown, strict=True)
             ax.plot(*xy, color=color, marker=marker, ls=style, label=name, ms=6)
         ax.set_xscale("log", base=2)

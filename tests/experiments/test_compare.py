@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -43,6 +44,8 @@ def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
     assert (
         (tmp_path / "tokens.png").stat().st_size > 10_000 < (tmp_path / "bytes.png").stat().st_size
     )
+    rows = {name: plt.imread(tmp_path / f"{name}.png").shape[0] for name in systems}
+    assert rows["full-attention"] > rows["titok-4"] == rows["grid-16"]  # two numbers of tokens
     monkeypatch.setattr(module, "train_tokenizer", None)
     assert compare(systems, setting, tmp_path, quiet=True) == table
     with pytest.raises(
