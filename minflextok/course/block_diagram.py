@@ -19,7 +19,7 @@ def adaln_block() -> Figure:
     ax.axis("off")
     _timestep(ax)
     _branch(ax, "attention", "attn", up=1, ends=("sequence x\n(B, N, D)", "to the\nMLP branch"))
-    _branch(ax, "MLP", "mlp", up=-1, ends=("sequence x\n(B, N, D)", "to the\nnext block"))
+    _branch(ax, "MLP", "mlp", up=-1, ends=("from the\nattention\nbranch", "to the\nnext block"))
     return fig
 
 
@@ -29,8 +29,8 @@ def _timestep(ax: Axes) -> None:
     arrow(ax, (2.05, MIDDLE), (2.5, MIDDLE))
     _box(ax, 2.6, MIDDLE, 1.7, "time\nembedding")
     arrow(ax, (4.4, MIDDLE), (4.8, MIDDLE))
-    _box(ax, 4.9, MIDDLE, 1.5, "adaln\n(linear)", on=True)
-    ax.plot((6.45, GATE), (MIDDLE, MIDDLE), color=FRAME, lw=1.6)
+    _box(ax, 4.9, MIDDLE, 2.0, "SiLU, then\nadaln (linear)", on=True)
+    ax.plot((6.95, GATE), (MIDDLE, MIDDLE), color=FRAME, lw=1.6)
     _text(ax, 18.9, MIDDLE, "all six are predicted from t;\nzero at initialization")
 
 

@@ -49,7 +49,7 @@ def image_grid(
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
     for ax, name in zip(axes[0], columns, strict=False):
         ax.set_title(name, fontsize=9)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(title, fontsize=10, x=(left / width + 0.995) / 2)  # above the images
     fig.subplots_adjust(
         left=left / width,
         right=0.995,

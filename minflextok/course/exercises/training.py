@@ -1,12 +1,128 @@
 """Exercises of notebook 06: training."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from . import Exercise, randint
+
+# ---- ★★ the loss of one image --------------------------------------------------------------------
+
+
+def toy_encode(x: Tensor) -> tuple[Tensor, Tensor]:
+    """An image -> latents z, some of them beyond 1, and codes, each (4, 2)."""
+    z = x.flatten()[:8].view(4, 2) * torch.tensor([[3.0], [2.0], [4.0], [5.0]])
+    return z, z.tanh()
+
+
+def toy_decode(x_t: Tensor, t: Tensor, codes: Tensor, k: int, null: bool) -> Tensor:
+    return (1 + t) * x_t.tanh() + (0.3 if null else codes[:k].sum())
+
+
+def images_and_draws(g: torch.Generator) -> Iterator[tuple]:
+    for k, null in ((4, False), (1, False), (2, False), (3, True), (4, True)):
+        x, noise = torch.rand(3, 2, 2, generator=g) * 2 - 1, torch.randn(3, 2, 2, generator=g)
+        t = 0.1 + 0.8 * torch.rand((), generator=g)
+        yield toy_encode, toy_decode, x, noise, t, k, null
+
+
+def loss(
+    encode: Callable,
+    decode: Callable,
+    x: Tensor,
+    noise: Tensor,
+    t: Tensor,
+    k: int,
+    null: bool,
+    scale: float = 0.1,
+) -> Tensor:
+    """scale: the weight of the penalty."""
+    z, codes = encode(x)
+    v = decode(t * noise + (1 - t) * x, t, codes, k, null)
+    total = ((v - (noise - x)) ** 2).mean()
+    for register in [] if null else z[:k]:
+        for latent in register:
+            excess = (latent.abs() - 1).clamp(min=0)
+            total = total + scale * excess**2 / z.numel()
+    return total
+
+
+def flow_loss(*args) -> Tensor:
+    """The first term alone."""
+    return loss(*args, scale=0.0)
+
+
+def penalty(*args) -> Tensor:
+    """The second term alone."""
+    return loss(*args) - flow_loss(*args)
+
+
+def penalty_under_null(encode, decode, x, noise, t, k, null) -> Tensor:
+    of_tokens = penalty(encode, decode, x, noise, t, k, False)
+    return flow_loss(encode, decode, x, noise, t, k, null) + of_tokens
+
+
+def penalty_of_all(encode, decode, x, noise, t, k, null) -> Tensor:
+    of_all = penalty(encode, decode, x, noise, t, len(encode(x)[0]), null)
+    return flow_loss(encode, decode, x, noise, t, k, null) + of_all
+
+
+def penalty_of_all_always(encode, decode, x, noise, t, k, null) -> Tensor:
+    of_all = penalty(encode, decode, x, noise, t, len(encode(x)[0]), False)
+    return flow_loss(encode, decode, x, noise, t, k, null) + of_all
+
+
+def divided_by_k(encode, decode, x, noise, t, k, null) -> Tensor:
+    args = encode, decode, x, noise, t, k, null
+    return flow_loss(*args) + penalty(*args) * len(encode(x)[0]) / k
+
+
+def penalty_not_squared(encode, decode, x, noise, t, k, null) -> Tensor:
+    z = encode(x)[0]
+    excess = (z[:k].abs() - 1).clamp(min=0).sum() / z.numel()
+    return flow_loss(encode, decode, x, noise, t, k, null) + 0.1 * excess * (not null)
+
+
+def penalty_of_every_size(encode, decode, x, noise, t, k, null) -> Tensor:
+    z = encode(x)[0]
+    size = (z[:k].abs() - 1).square().sum() / z.numel()
+    return flow_loss(encode, decode, x, noise, t, k, null) + 0.1 * size * (not null)
+
+
+def target_x_minus_noise(encode, decode, x, noise, t, k, null) -> Tensor:
+    def opposite(*args) -> Tensor:
+        return -decode(*args)
+
+    return loss(encode, opposite, x, noise, t, k, null)
+
+
+def state_reversed(encode, decode, x, noise, t, k, null) -> Tensor:
+    def at_other_end(x_t: Tensor, t: Tensor, *rest) -> Tensor:
+        return decode(t * x + (1 - t) * noise, t, *rest)
+
+    return loss(encode, at_other_end, x, noise, t, k, null)
+
+
+def target_noise(encode, decode, x, noise, t, k, null) -> Tensor:
+    def plus_image(*args) -> Tensor:
+        return decode(*args) - x
+
+    return loss(encode, plus_image, x, noise, t, k, null)
+
+
+def latents_decoded(encode, decode, x, noise, t, k, null) -> Tensor:
+    def not_rounded(x: Tensor) -> tuple[Tensor, Tensor]:
+        return encode(x)[0], encode(x)[0]
+
+    return loss(not_rounded, decode, x, noise, t, k, null)
+
+
+def summed_over_values(encode, decode, x, noise, t, k, null) -> Tensor:
+    args = encode, decode, x, noise, t, k, null
+    return flow_loss(*args) * x.numel() + penalty(*args)
+
 
 # ---- ★ the learning rate -------------------------------------------------------------------------
 
@@ -296,6 +412,60 @@ def covariance_of_sum(variances: Tensor, t: Tensor) -> Tensor:
 
 
 EXERCISES = {
+    "loss": Exercise(
+        images_and_draws,
+        loss,
+        [
+            (
+                flow_loss,
+                "the penalty is missing, or it is on the codes, which are never beyond 1. It is on "
+                "the latents z of the first k registers, unless null is true.",
+            ),
+            (
+                penalty_under_null,
+                "an image with the null condition has no penalty: its decoder receives no token.",
+            ),
+            (
+                penalty_of_all,
+                "your penalty counts all K registers. Only the first k have one: the decoder "
+                "receives no others.",
+            ),
+            (
+                penalty_of_all_always,
+                "your penalty counts all K registers of every image. Only the first k have one, "
+                "and none under the null condition.",
+            ),
+            (
+                divided_by_k,
+                "the penalty is a mean over the first k registers here. Divide their sum by K, "
+                "the number of rows of z, for every k.",
+            ),
+            (penalty_not_squared, "the excess max(|z| - 1, 0) is squared."),
+            (
+                penalty_of_every_size,
+                "latents between -1 and 1 have no penalty: clamp |z| - 1 at 0 before you square.",
+            ),
+            (
+                target_x_minus_noise,
+                "the target has the wrong sign: the velocity points from the image to the noise, "
+                "noise - x.",
+            ),
+            (
+                target_noise,
+                "the target is the noise here. A rectified flow predicts the velocity, noise - x.",
+            ),
+            (
+                state_reversed,
+                "the state is at the other end of its line: at t = 1 it is the noise, so x_t = "
+                "t * noise + (1 - t) * x.",
+            ),
+            (latents_decoded, "the decoder receives the codes, not the latents z."),
+            (
+                summed_over_values,
+                "the error is the mean over the values of the image, and yours is their sum.",
+            ),
+        ],
+    ),
     "lr": Exercise(
         lr_inputs,
         lr,
