@@ -36,6 +36,7 @@ def loss(
     t: Tensor,
     k: int,
     null: bool,
+    *,
     scale: float = 0.1,
 ) -> Tensor:
     """scale: the weight of the penalty."""
