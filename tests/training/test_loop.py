@@ -464,6 +464,7 @@ def test_minutes_end_a_run(tmp_path):
 # ---- ranks and micro-batches ---------------------------------------------------------------------
 
 
+@pytest.mark.slow  # test_ranks.py compares ranks in each run of the tests, this the command line
 def test_two_ranks_equal_one(tmp_path):
     flags = ("--steps", "8", "--log-every", "1", "--eval-every", "8")
     start(tmp_path / "one", *flags).communicate(timeout=300)
