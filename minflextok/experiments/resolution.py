@@ -177,10 +177,10 @@ def by_size(pairs: list[str]) -> dict[int, str]:
     """ "32=VALUE" -> {32: VALUE}."""
     found = {}
     for pair in pairs:
-        size, _, path = pair.partition("=")
-        if not size.isdigit() or not path:
+        size, _, value = pair.partition("=")
+        if not size.isdigit() or not value:
             raise SystemExit(f"{pair!r}: give SIZE=VALUE, such as 64=train.tar.gz")
-        found[int(size)] = path
+        found[int(size)] = value
     return found
 
 
