@@ -503,6 +503,12 @@ class TrainConfig:
     sample_latents: bool = opt(False, "of a VAE's posterior, train on samples in place of the mode")
     bf16: bool = opt(True, "bfloat16 autocast, on devices that compute bfloat16 natively")
     compile: bool = opt(False, "torch.compile the networks", free=True)
+    savings: bool = opt(
+        True,
+        "tokenizers: the exact savings (savings.py). Without them a step has fewer, larger "
+        "operations: faster for small models on a GPU",
+        free=True,
+    )
     seed: int = opt(0, "seed of the weights, the order of the images and every random draw")
     val_images: int = opt(512, "size of the validation split, taken from the training images")
     log_every: int = opt(50, "steps between log lines", free=True)

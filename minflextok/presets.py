@@ -62,6 +62,18 @@ TINY = TokenizerConfig(
     fsq_levels=(8, 8, 8, 5),
     **SMALL,
 )
+SMALL_GPU_RECIPE = TrainConfig(  # minutes of one GPU
+    steps=10**9,
+    batch_size=256,
+    optimizer="muon",
+    lr=3e-3,
+    decay_from=0.4,
+    nested_full=0.3,
+    log_every=100,
+    eval_every=3000,
+    savings=False,
+    compile=True,
+)
 LARGE = TokenizerConfig(
     image_size=32,
     patch_size=2,
@@ -84,10 +96,31 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
         data="shapes",
     ),
     "cifar10-tiny": Preset(model=TINY, recipe=TrainConfig(steps=10**9, minutes=35), data="cifar10"),
-    "cifar10": Preset(  # the shipped weights also used --init and --repa: see their card
-        model=replace(TINY, num_registers=32),
-        recipe=TrainConfig(steps=8800, lr=3e-3, nested_full=0.3, eval_every=1000),
+    "shapes32": Preset(
+        model=replace(TINY, image_size=32),
+        recipe=replace(SMALL_GPU_RECIPE, minutes=2),
+        data="shapes-100k",
+    ),
+    "cifar10": Preset(
+        model=replace(
+            TINY, num_registers=32, enc_dim=192, dec_dim=192, dec_depth=5, repa_weight=0.25
+        ),
+        recipe=replace(SMALL_GPU_RECIPE, minutes=6.5),
         data="cifar10",
+    ),
+    "imagenet64": Preset(  # on the latents of the VAE f4-small
+        model=replace(
+            TINY,
+            image_size=16,
+            in_channels=8,
+            patch_size=2,
+            enc_dim=192,
+            enc_depth=3,
+            dec_dim=192,
+            num_registers=64,
+            repa_weight=0.25,
+        ),
+        recipe=replace(SMALL_GPU_RECIPE, minutes=3.5),
     ),
     "cifar10-large": Preset(model=LARGE, recipe=LARGE_RECIPE, data="cifar10"),
     "tiny-imagenet": Preset(  # on the latents of the VAE f4-small; not trained yet
@@ -140,7 +173,13 @@ VAES: dict[str, Preset[VAEConfig]] = {
     "f8-c8": Preset(model=replace(PUBLISHED_VAE, latent_channels=8), recipe=PUBLISHED_VAE_RECIPE),
     "f2-small": Preset(model=SMALL_VAE, recipe=SMALL_VAE_RECIPE, data="cifar10"),
     "f4-small": Preset(
-        model=replace(SMALL_VAE, latent_channels=8, widths=(32, 64, 96), image_size=64),
+        model=replace(
+            SMALL_VAE,
+            latent_channels=8,
+            widths=(32, 64, 96),
+            image_size=64,
+            perceptual="gradients",
+        ),
         recipe=replace(SMALL_VAE_RECIPE, minutes=30),
     ),
 }
@@ -185,6 +224,11 @@ PRIORS: dict[str, Preset[PriorConfig]] = {
         data="cifar10",
         tokenizer="cifar10",
     ),
+    "imagenet64": Preset(
+        model=replace(SMALL_PRIOR, num_tokens=64, num_classes=50, dim=160, depth=5),
+        recipe=SMALL_PRIOR_RECIPE,
+        tokenizer="imagenet64",
+    ),
     "cifar10-large": Preset(
         model=PriorConfig(
             vocab_size=12_800, num_tokens=32, num_classes=10, dim=320, depth=6, dropout=0.1
@@ -217,6 +261,20 @@ PRIORS: dict[str, Preset[PriorConfig]] = {
         data="shapes",
         tokenizer="shapes",
     ),
+    "shapes32": Preset(
+        model=replace(
+            SMALL_PRIOR,
+            depth=5,
+            num_classes=0,
+            text="words",
+            text_dim=96,
+            text_length=32,
+            words=tuple(SHAPES_WORDS.split()),
+        ),
+        recipe=replace(SMALL_PRIOR_RECIPE, flip=False),
+        data="shapes-100k",
+        tokenizer="shapes32",
+    ),
     **{
         f"ar-{size}": Preset(
             model=PriorConfig(dim=64 * depth, depth=depth),
@@ -246,6 +304,16 @@ CLASSIFIERS: dict[str, Preset[ClassifierConfig]] = {
         model=ClassifierConfig(widths=(48, 96, 160), strides=(2, 2, 1)),
         recipe=CLASSIFIER_RECIPE,
         data="cifar10",
+    ),
+    "classifier-imagenet64": Preset(
+        model=ClassifierConfig(image_size=64, widths=(40, 80, 120), num_classes=50),
+        recipe=CLASSIFIER_RECIPE,
+    ),
+    "teacher-imagenet64": Preset(
+        model=ClassifierConfig(
+            image_size=64, widths=(48, 96, 160), strides=(2, 2, 1), num_classes=50
+        ),
+        recipe=CLASSIFIER_RECIPE,
     ),
 }
 

@@ -30,6 +30,7 @@ CIFAR10_CLASSES = [
     "ship",
     "truck",
 ]  # in the order of their numbers
+SHAPES = {"shapes": 20_000, "shapes-100k": 100_000}  # training scenes
 IN_MEMORY_BYTES = 2 * 10**9  # decoded; larger sets stay on disk
 ENCODINGS = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG")  # else the suffix in capitals
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -45,6 +46,7 @@ def load_dataset(
     """Images by name or path.
 
     "shapes": procedural captioned scenes at image_size 16 (default), 32 or 64: 20,000 and 2,000.
+    "shapes-100k": 100,000 training scenes, and the same 2,000 of the test split.
     "cifar10-sample": 4,000 train and 1,000 test images that come with the package.
     "cifar10": all of CIFAR-10 (torchvision downloads it to ~/.cache/minflextok).
     A folder: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/test or DIR/val, or images without
@@ -62,8 +64,8 @@ def load_dataset(
         image_size = checks.check_count(image_size, "image_size", 1, 2**14)
     workers = checks.check_count(workers, "workers", 0, 1024)
     checks.check_bools(latents=latents)
-    if name == "shapes":
-        return load_shapes(split, image_size or 16)
+    if name in SHAPES:
+        return load_shapes(name, split, image_size or 16)
     if name == "cifar10-sample":
         path = str(DATA_DIR / f"cifar10-sample-{split}.tar.gz")
         return load_shards(name, [path], split, image_size, workers, CIFAR10_CLASSES)
@@ -91,11 +93,11 @@ def load_dataset(
     )
 
 
-def load_shapes(split: str, size: int) -> Images:
-    num, seed = (20_000, 0) if split == "train" else (2_000, 1)
+def load_shapes(name: str, split: str, size: int) -> Images:
+    num, seed = (SHAPES[name], 0) if split == "train" else (2_000, 1)
     images, captions, scenes = make_shapes(num, size, seed)
     return Images(
-        "shapes",
+        name,
         torch.from_numpy(images),
         labels=torch.tensor([len(s) for s in scenes]) - 1,
         classes=["1 thing", "2 things", "3 things", "4 things"],

@@ -92,8 +92,13 @@ def render(scene: list[Thing], side: int = 16) -> np.ndarray:
     """(3, side, side) uint8."""
     image = np.array(GROUND, float)[:, None, None] * np.ones((1, side, side))
     for thing in scene:
-        alpha = coverage(thing, side)
-        image = image * (1 - alpha) + np.array(COLORS[thing.color], float)[:, None, None] * alpha
+        window = tuple(
+            slice(max(0, int(side * (at - SIZES[thing.size]))), int(side * (at + SIZES[thing.size])) + 2)
+            for at in (thing.y, thing.x)
+        )
+        alpha = coverage(thing, side, *window)
+        color = np.array(COLORS[thing.color], float)[:, None, None]
+        image[:, *window] = image[:, *window] * (1 - alpha) + color * alpha
     return image.round().astype(np.uint8)
 
 

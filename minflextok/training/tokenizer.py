@@ -14,7 +14,7 @@ from ..evaluation.figures import budget_grid
 from ..evaluation.metrics import code_usage, health, one_step_psnr
 from ..precision import autocast
 from ..tokenizer import FlexTok
-from ..transformer import MLP, AdaLNBlock
+from ..transformer import MLP, AdaLNBlock, Block
 from ..vae import VAE
 from ..weights import fingerprint, start_from
 from .batches import (
@@ -102,10 +102,13 @@ class TokenizerTask(Task):
             initialize(repa, recipe.mup_base_width)
         self.model = objective(tok, repa)
         self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
+        tok.savings = recipe.savings
         if recipe.compile:
-            for module in tok.modules():  # one graph for all blocks; the savings call these
-                if isinstance(module, MLP | AdaLNBlock):
-                    module.compile(dynamic=True)
+            # One graph for all blocks. The savings call these parts, with sizes that change.
+            parts = (MLP, AdaLNBlock) if recipe.savings else (Block, AdaLNBlock)
+            for module in tok.modules():
+                if isinstance(module, parts):
+                    module.compile(dynamic=recipe.savings)
 
     def check(
         self, data: Dataset, val: Tensor, teacher: Teacher | str | None, recipe: TrainConfig
@@ -226,6 +229,7 @@ def train_tokenizer(
     """
     task = TokenizerTask(config, recipe, data, Ranks(device), vae, teacher, init, cls, objective)
     tok = fit(task, recipe, out, quiet).tok
+    tok.savings = True
     if vae is not None:
         tok.attach(vae)
         if task.ranks.is_main:
