@@ -72,7 +72,7 @@ shapes32() {
     train shapes32 tokenizer 2.2 --preset shapes32 --data "$SCENES" || return
     train prior-shapes32 prior 2 --preset shapes32 --data "$SCENES" --tokenizer "$RUNS/shapes32" || return
     run prior-shapes32-evaluate evaluate-prior --prior "$RUNS/prior-shapes32" --tokenizer "$RUNS/shapes32" \
-        --num-samples "${STEPS:-1000}" --guidance 1 2 --temperature 1 0.6 --steps 12 --decoder-guidance 2 --bf16 \
+        --num-samples "${STEPS:-1000}" --guidance 2 --temperature 0.6 --steps 12 --decoder-guidance 2 --bf16 \
         --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-shapes32/test"
 }
 

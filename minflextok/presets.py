@@ -64,9 +64,9 @@ TINY = TokenizerConfig(
 )
 SMALL_GPU_RECIPE = TrainConfig(  # minutes of one GPU
     steps=10**9,
-    batch_size=256,
+    batch_size=1024,
     optimizer="muon",
-    lr=3e-3,
+    lr=4e-3,
     decay_from=0.4,
     nested_full=0.3,
     log_every=100,
