@@ -26,7 +26,7 @@ def test_every_preset_has_a_recipe_and_names_what_exists():
     for stage in (presets.TOKENIZERS, presets.VAES, presets.PRIORS, presets.CLASSIFIERS):
         for name, preset in stage.items():
             assert from_dict(type(preset.model), json.loads(to_json(preset.model))) == preset.model
-            assert preset.data in (None, "shapes", "cifar10"), name
+            assert preset.data in (None, "shapes", "shapes-100k", "cifar10"), name
             if preset.tokenizer:
                 tokenizer, prior = presets.PRESETS[preset.tokenizer], preset.model
                 assert (prior.vocab_size, prior.num_tokens) == (
@@ -36,7 +36,7 @@ def test_every_preset_has_a_recipe_and_names_what_exists():
 
 
 def test_shipped_weights_are_of_their_preset():
-    for name in ("shapes", "cifar10-tiny", "cifar10"):
+    for name in ("shapes", "shapes32", "cifar10-tiny", "cifar10"):
         held = json.loads((find(name) / "config.json").read_text(encoding="utf-8"))
         assert from_dict(type(presets.PRESETS[name]), held) == presets.PRESETS[name]
 

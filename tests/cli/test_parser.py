@@ -50,7 +50,7 @@ from minflextok.cli.parser import build_parser, main, with_flags
                 "--out",
                 "{tmp}",
                 "--preset",
-                "tiny-imagenet",
+                "imagenet64",
                 "--data",
                 "cifar10-sample",
             ],
