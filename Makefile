@@ -7,7 +7,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: setup demo test slow format notebooks student figures explorer book lab sweep mistakes bench compare clean
+.PHONY: setup demo test slow format notebooks student figures explorer book lab flagship-gpu sweep mistakes bench compare clean
 
 setup: .venv/.ready
 
@@ -17,7 +17,7 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,codec,probes]"
 	touch $@
 
-demo: setup  ## encode test images, decode them from 1, 2, 4, ..., K tokens: outputs/demo-shapes.png, outputs/demo-cifar10.png
+demo: setup  ## encode test images, decode them from 1, 2, 4, ..., K tokens: outputs/demo-shapes32.png, outputs/demo-cifar10.png
 	$(BIN)/minflextok demo
 
 test: setup  ## linter, formatter's check, type checker, all tests, all notebooks in their fast mode
@@ -57,6 +57,9 @@ book: setup  ## the course as a static site with search, from the stored outputs
 
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+flagship-gpu: setup  ## train the shipped weights on one GPU, in eight minutes: make flagship-gpu CIFAR='DIR/cifar10-{split}.tar.gz' (docs/gpu.md)
+	PYTHON=$(BIN)/python bash benchmarks/flagship.sh
 
 sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz
 	$(BIN)/python -m minflextok.experiments.sweep --data $(or $(DATA),cifar10)

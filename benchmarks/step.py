@@ -1,6 +1,6 @@
 """The training step of tokenizers: images/s, FLOP/s, share of the peak, memory; eager and compiled.
 
-    python benchmarks/step.py [--preset cifar10] [--batch 64]
+    python benchmarks/step.py [--preset cifar10] [--batch 64] [--plain] [--profile]
 
 The peak is that of one large matrix product in the same precision, measured before and after. FLOPs
 are those of the drawn batch, as PyTorch counts them. Memory is the highest of the process on a CPU,
@@ -11,19 +11,21 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
 from measure import count_flops, seconds
 from report import machine
+from torch.profiler import ProfilerActivity, profile
 from work import random_images, random_tok, typical_draws
 
 from minflextok import PRESETS
 from minflextok.precision import autocast, precision
 from minflextok.training.objective import TokenizerObjective
 from minflextok.training.runtime import peak_memory
-from minflextok.transformer import MLP, AdaLNBlock
+from minflextok.transformer import MLP, AdaLNBlock, Block
 from minflextok.weights import write_atomic
 
 
@@ -34,8 +36,11 @@ def matmul_speed(device: str, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(seconds(lambda: a @ a, device)[0] for _ in range(3))
 
 
-def measured(preset: str, batch: int, device: str, compiled: bool, steps: int) -> dict:
+def measured(
+    preset: str, batch: int, device: str, compiled: bool, steps: int, plain: bool, profiled: bool
+) -> dict:
     tok = random_tok(PRESETS[preset]).to(device).train()
+    tok.savings = not plain
     x, objective = random_images(tok, batch), TokenizerObjective(tok)
     draws = typical_draws(tok, x)
     optimizer = torch.optim.AdamW(tok.parameters(), lr=0.0, fused=True)
@@ -49,15 +54,17 @@ def measured(preset: str, batch: int, device: str, compiled: bool, steps: int) -
         return loss.detach()
 
     flops = count_flops({"step": step})["step"]
-    for module in tok.modules() if compiled else ():
-        if isinstance(module, MLP | AdaLNBlock):  # as training does with compile=True
-            module.compile(dynamic=True)
+    for module in tok.modules() if compiled else ():  # as training does with compile=True
+        if isinstance(module, (Block, AdaLNBlock) if plain else (MLP, AdaLNBlock)):
+            module.compile(dynamic=not plain)
     dtype = getattr(torch, precision(device, True))
     before = matmul_speed(device, dtype)
     for _ in range(2):
         step()
     taken = median(seconds(step, device)[0] for _ in range(steps))
     peak = max(before, matmul_speed(device, dtype))
+    if profiled:
+        print_profile(step, device)
     return {
         "preset": preset,
         "batch": batch,
@@ -71,12 +78,24 @@ def measured(preset: str, batch: int, device: str, compiled: bool, steps: int) -
     }
 
 
+def print_profile(step: Callable[[], torch.Tensor], device: str) -> None:
+    """The operations of a step (on a GPU: its kernels) that take most time, on stderr."""
+    kind = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[kind]) as found:
+        step()
+    by = f"self_{'device' if device == 'cuda' else 'cpu'}_time_total"
+    print(found.key_averages().table(sort_by=by, row_limit=20), file=sys.stderr)
+
+
 def row(a: argparse.Namespace, preset: str, compiled: bool) -> dict | None:
     """A measurement in a process of its own; None if it fails, as without a compiler."""
     command = [sys.executable, __file__, "--preset", preset, "--batch", str(a.batch)]
     command += ["--device", a.device, "--steps", str(a.steps), "--threads", str(a.threads)]
     command += ["--one", "compiled" if compiled else "eager"]
+    command += ["--plain"] * a.plain + ["--profile"] * a.profile
     done = subprocess.run(command, capture_output=True, text=True)
+    if a.profile:
+        print(done.stderr)
     if done.returncode:
         print(f"{preset}: failed: {done.stderr.strip().splitlines()[-1:]}")
         return None
@@ -94,12 +113,16 @@ def main(argv: list[str] | None = None) -> None:
     add("--device", default="cuda" if cuda else "cpu", choices=["cpu", "cuda"])
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     add("--eager", action="store_true", help="without the compiled rows")
+    add("--plain", action="store_true", help="without the exact savings")
+    add("--profile", action="store_true", help="print what takes most time, too")
     add("--out", type=Path, default=Path(__file__).with_name("step.json"), help="results as JSON")
     add("--one", choices=["eager", "compiled"], help=argparse.SUPPRESS)
     a = parser.parse_args(argv)
     torch.set_num_threads(a.threads)
     if a.one:
-        found = measured(a.preset[0], a.batch, a.device, a.one == "compiled", a.steps)
+        found = measured(
+            a.preset[0], a.batch, a.device, a.one == "compiled", a.steps, a.plain, a.profile
+        )
         return print(json.dumps(found))
     rows = []
     for preset in a.preset:

@@ -29,7 +29,7 @@ def main(threads: int) -> None:
     images = to_float(load_dataset("cifar10-sample", "test").images[:6])
     tok = FlexTok.from_pretrained("cifar10-tiny")
     prior = Prior(PRIOR_PRESETS["cifar10-tiny"]).eval()
-    scenes, text_prior = FlexTok.from_pretrained("shapes"), Prior.from_pretrained("shapes")
+    scenes, text_prior = FlexTok.from_pretrained("shapes32"), Prior.from_pretrained("shapes32")
     build = {  # with a setting that is not a neighbor of the first; None: all are neighbors
         "budget_slider": (lambda: widgets.budget_slider(tok, images), None),
         "token_swap": (lambda: widgets.token_swap(tok, images[0], images[1]), (5, 9)),

@@ -204,9 +204,11 @@ def add_codec(command) -> None:
     p = command(
         "demo", codec.demo, "Encode test images and decode them from 1, 2, 4, ..., K tokens."
     )
-    flag(p, "--weights", help=f"{WEIGHTS} (default: shapes, then cifar10)")
+    flag(p, "--weights", help=f"{WEIGHTS} (default: shapes32, then cifar10)")
     flag(p, "--data", help="a data set; its test split is used (default: that of the weights)")
-    out = "picture; without --weights one for each tokenizer, demo-shapes.png and demo-cifar10.png"
+    out = (
+        "picture; without --weights demo-shapes32.png and demo-cifar10.png"
+    )
     flag(p, "--out", default="outputs/demo.png", help=out)
     flag(p, "--num-images", type=int, default=16, help="images that the table averages over")
     add_decoding(p, guidance=None)

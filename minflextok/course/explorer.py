@@ -44,7 +44,7 @@ class Gallery:
 
 GALLERIES = (
     Gallery(
-        "shapes",
+        "shapes32",
         "Scenes (16 tokens)",
         "shapes",
         (

@@ -92,13 +92,14 @@ def render(scene: list[Thing], side: int = 16) -> np.ndarray:
     """(3, side, side) uint8."""
     image = np.array(GROUND, float)[:, None, None] * np.ones((1, side, side))
     for thing in scene:
-        window = tuple(
-            slice(max(0, int(side * (at - SIZES[thing.size]))), int(side * (at + SIZES[thing.size])) + 2)
+        r = SIZES[thing.size]
+        rows, cols = (  # the part of the image that the thing may cover
+            slice(max(0, int(side * (at - r))), max(0, int(side * (at + r)) + 2))
             for at in (thing.y, thing.x)
         )
-        alpha = coverage(thing, side, *window)
+        alpha, part = coverage(thing, side, rows, cols), image[:, rows, cols]
         color = np.array(COLORS[thing.color], float)[:, None, None]
-        image[:, *window] = image[:, *window] * (1 - alpha) + color * alpha
+        image[:, rows, cols] = part * (1 - alpha) + color * alpha
     return image.round().astype(np.uint8)
 
 

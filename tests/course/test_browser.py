@@ -59,7 +59,8 @@ widgets.nested_dropout_view(tok, images[3], steps=4)
 ---
 widgets.prior_sampler(prior, tok, steps=4)
 ---
-widgets.prompt_explorer(Prior.from_pretrained("shapes"), FlexTok.from_pretrained("shapes"), steps=4)
+scenes = FlexTok.from_pretrained("shapes32")
+widgets.prompt_explorer(Prior.from_pretrained("shapes32"), scenes, steps=4)
 """
 SLOW = 90_000  # milliseconds; a limit for a busy machine
 HARMLESS: tuple[str, ...] = ()  # console errors of JupyterLab itself, by their exact text
