@@ -37,7 +37,13 @@ def matmul_speed(device: str, dtype: torch.dtype) -> float:
 
 
 def measured(
-    preset: str, batch: int, device: str, compiled: bool, steps: int, plain: bool, profiled: bool
+    preset: str,
+    batch: int,
+    device: str,
+    compiled: bool,
+    steps: int,
+    plain: bool = False,
+    profiled: bool = False,
 ) -> dict:
     tok = random_tok(PRESETS[preset]).to(device).train()
     tok.savings = not plain

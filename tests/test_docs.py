@@ -93,7 +93,7 @@ def test_the_python_of_the_readme_runs():
     (code,) = fences(README, "python")
     found = {}
     exec(code, found)
-    assert found["few"].shape == (8, 3, 32, 32) and found["scenes"].shape == (4, 3, 16, 16)
+    assert found["few"].shape == (8, 3, 32, 32) and found["scenes"].shape == (4, 3, 32, 32)
 
 
 # ---- one story -----------------------------------------------------------------------------------

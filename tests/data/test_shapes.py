@@ -6,11 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minflextok.data import load_dataset
+from minflextok.data import load, load_dataset
 from minflextok.data.shapes import (
+    COLORS,
+    GROUND,
+    SHAPES,
+    SIZES,
     Thing,
     caption,
     check,
+    coverage,
     holds,
     make_shapes,
     parse_caption,
@@ -76,6 +81,36 @@ def test_shapes_are_reproducible_and_splits_differ():
     assert not any(
         torch.equal(i, j) for i, j in zip(train.images[:50], test.images[:50], strict=True)
     )
+
+
+positions = st.floats(-0.3, 1.3)
+things = st.builds(
+    Thing,
+    st.sampled_from(SHAPES),
+    st.sampled_from(list(COLORS)),
+    st.sampled_from(list(SIZES)),
+    positions,
+    positions,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(things, max_size=4), st.sampled_from([16, 32]))
+def test_a_thing_is_drawn_wherever_it_is(scene, side):
+    image = np.array(GROUND, float)[:, None, None] * np.ones((1, side, side))
+    for thing in scene:
+        alpha = coverage(thing, side)  # of all pixels; `render` computes a window of them
+        color = np.array(COLORS[thing.color], float)[:, None, None]
+        image = image * (1 - alpha) + color * alpha
+    assert np.array_equal(render(scene, side), image.round().astype(np.uint8))
+
+
+def test_more_scenes_have_the_same_test_split(monkeypatch):
+    monkeypatch.setitem(load.SHAPES, "shapes-100k", 30)
+    assert len(load_dataset("shapes-100k")) == 30
+    test = load_dataset("shapes-100k", "test")
+    assert test.name == "shapes-100k"
+    assert torch.equal(test.images, load_dataset("shapes", "test").images)
 
 
 def test_shapes_bad_input():

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import RECIPE, TINY, changed, noise_images
+from conftest import RECIPE, TINY, changed, lines, noise_images
 
 from minflextok import TrainConfig
 from minflextok.training.tokenizer import nested_prob, train_tokenizer
@@ -28,3 +28,14 @@ def test_a_teacher_needs_a_block_to_align(tmp_path):
         train_tokenizer(
             deep, RECIPE, noise_images(), tmp_path, "cpu", quiet=True, teacher=lambda x: x
         )
+
+
+def test_savings_change_a_run_by_rounding_alone(tmp_path):
+    for savings in (True, False):
+        recipe = dataclasses.replace(RECIPE, savings=savings)
+        out = tmp_path / str(savings)
+        tok = train_tokenizer(TINY, recipe, noise_images(), out, "cpu", quiet=True)
+        assert tok.savings  # of a trained model they are on
+    found = [dict(lines(tmp_path / str(s), "loss")) for s in (True, False)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] != found[1]  # another order of sums: the plain path has run
