@@ -14,16 +14,23 @@ CIFAR=${CIFAR:-cifar10}
 IMAGENET=${IMAGENET:-}
 RUNS=${RUNS:-runs/flagship}
 STEPS=${STEPS:-}   # a rehearsal: steps of each training
-IMAGES=${STEPS:-10000}
+FEW=()  # a rehearsal evaluates few images; otherwise all
+[ -n "$STEPS" ] && FEW=(--num-images "$STEPS")
 SCENES=${SCENES:-shapes-100k}
+PREFIXES=$((${STEPS:-24} < 24 ? STEPS : 24))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
 mkdir -p "$RUNS"
 
 run() {  # NAME ARGUMENTS...: minflextok with a log of its own
     local name=$1
     shift
-    "$PYTHON" -m minflextok "$@" >> "$RUNS/$name.log" 2>&1 || { echo "failed: $name, see $RUNS/$name.log"; tail -n 5 "$RUNS/$name.log"; return 1; }
-    echo "$SECONDS s: $name"
+    if "$PYTHON" -m minflextok "$@" >> "$RUNS/$name.log" 2>&1; then
+        echo "$SECONDS s: $name"
+    else
+        echo "failed: $name, see $RUNS/$name.log"
+        tail -n 5 "$RUNS/$name.log"
+        return 1
+    fi
 }
 
 train() {  # NAME STAGE MINUTES ARGUMENTS...: into RUNS/NAME, unless it is there
@@ -41,7 +48,7 @@ evaluate() {  # NAME GUIDANCE ARGUMENTS...: a tokenizer
     local name=$1 guidance=$2
     shift 2
     run "$name-evaluate-$guidance" evaluate --weights "$RUNS/$name" --steps 12 --guidance "$guidance" --bf16 \
-        --batch-size 500 --num-images "$IMAGES" --device "$DEVICE" --out "$RUNS/$name/results-$guidance.json" "$@"
+        --batch-size 500 "${FEW[@]}" --device "$DEVICE" --out "$RUNS/$name/results-$guidance.json" "$@"
 }
 
 cifar10() {
@@ -63,7 +70,7 @@ imagenet64() {
     done
     train prior-imagenet64 prior 0.8 --preset imagenet64 --tokenizer "$RUNS/imagenet64" --data "$IMAGENET" \
         && run prior-imagenet64-evaluate evaluate-prior --prior "$RUNS/prior-imagenet64" --tokenizer "$RUNS/imagenet64" \
-        --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" --num-samples "${STEPS:-2500}" --steps 12 \
+        --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" --num-samples "${STEPS:-2500}" --prefix-images "$PREFIXES" --steps 12 \
         --guidance 1 2 --decoder-guidance 2 --bf16 --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-imagenet64/test"
     wait
 }
@@ -72,7 +79,7 @@ shapes32() {
     train shapes32 tokenizer 2.2 --preset shapes32 --data "$SCENES" || return
     train prior-shapes32 prior 2 --preset shapes32 --data "$SCENES" --tokenizer "$RUNS/shapes32" || return
     run prior-shapes32-evaluate evaluate-prior --prior "$RUNS/prior-shapes32" --tokenizer "$RUNS/shapes32" \
-        --num-samples "${STEPS:-1000}" --guidance 2 --temperature 0.6 --steps 12 --decoder-guidance 2 --bf16 \
+        --num-samples "${STEPS:-1000}" --prefix-images "$PREFIXES" --guidance 2 --temperature 0.6 --steps 12 --decoder-guidance 2 --bf16 \
         --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-shapes32/test"
 }
 
