@@ -53,7 +53,7 @@ evaluate() {  # NAME GUIDANCE ARGUMENTS...: a tokenizer
 
 cifar10() {
     train cifar10 tokenizer "${CIFAR_MINUTES:-6.2}" --preset cifar10 --data "$CIFAR" --repa teacher-cifar10 || return
-    for guidance in 1 2 3; do evaluate cifar10 $guidance --data "$CIFAR" & done
+    for guidance in 1 1.5 2 3; do evaluate cifar10 $guidance --data "$CIFAR" & done
     train prior-cifar10 prior 0.8 --preset cifar10 --tokenizer "$RUNS/cifar10" --data "$CIFAR"
     wait
 }
