@@ -206,9 +206,7 @@ def add_codec(command) -> None:
     )
     flag(p, "--weights", help=f"{WEIGHTS} (default: shapes32, then cifar10)")
     flag(p, "--data", help="a data set; its test split is used (default: that of the weights)")
-    out = (
-        "picture; without --weights demo-shapes32.png and demo-cifar10.png"
-    )
+    out = "picture; without --weights demo-shapes32.png and demo-cifar10.png"
     flag(p, "--out", default="outputs/demo.png", help=out)
     flag(p, "--num-images", type=int, default=16, help="images that the table averages over")
     add_decoding(p, guidance=None)
