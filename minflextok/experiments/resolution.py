@@ -31,13 +31,13 @@ from ..prior import Prior
 from ..tokenizer import FlexTok
 from ..weights import read_json
 from .baselines import Grid
-from .equal_compute import GUIDANCE, PRESET, STEPS, trained
+from .equal_compute import GUIDANCE, PRESET, REGISTERS, STEPS, trained
 from .flops import decode_flops, encoder_flops, generation_flops, grid_flops
 
 
 def configs(size: int, preset: str = PRESET) -> dict[str, TokenizerConfig]:
     """The tokenizers of an image size: equal but for what their tokens are."""
-    c = replace(PRESETS[preset], image_size=size)
+    c = replace(PRESETS[preset], image_size=size, num_registers=REGISTERS)
     return {"flextok": c, "grid": replace(c, num_registers=c.grid**2)}
 
 
