@@ -44,7 +44,7 @@ def read(out):
 
 def tile(out, data, name, index):
     found = data["sets"][0]
-    picture = pil_to_tensor(Image.open(out / f"shapes-{name}.webp").convert("RGB"))
+    picture = pil_to_tensor(Image.open(out / f"{found['name']}-{name}.webp").convert("RGB"))
     row, column = divmod(index, found["sheets"][name]["columns"])
     size = found["size"]
     return picture[:, row * size : (row + 1) * size, column * size : (column + 1) * size]
@@ -53,11 +53,11 @@ def tile(out, data, name, index):
 def test_the_tiles_are_where_the_page_looks_for_them(page):
     data = read(page)
     found, K = data["sets"][0], 16
-    tok = FlexTok.from_pretrained("shapes")
-    x = to_float(load_dataset("shapes", "test").images[:3])
+    tok = FlexTok.from_pretrained("shapes32")
+    x = to_float(load_dataset("shapes", "test", 32).images[:3])
     ids = tok.encode(x)
     assert found["ids"] == ids.tolist() and len(found["labels"]) == 3
-    noise = seeded_noise((2, 3, 16, 16), 0)
+    noise = seeded_noise((2, 3, 32, 32), 0)
 
     def decoded(row, n):
         options = {"noise": noise[n : n + 1]}
