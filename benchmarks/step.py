@@ -25,7 +25,7 @@ from minflextok import PRESETS
 from minflextok.precision import autocast, precision
 from minflextok.training.objective import TokenizerObjective
 from minflextok.training.runtime import peak_memory
-from minflextok.transformer import MLP, AdaLNBlock, Block
+from minflextok.training.tokenizer import compile_blocks
 from minflextok.weights import write_atomic
 
 
@@ -60,9 +60,8 @@ def measured(
         return loss.detach()
 
     flops = count_flops({"step": step})["step"]
-    for module in tok.modules() if compiled else ():  # as training does with compile=True
-        if isinstance(module, (Block, AdaLNBlock) if plain else (MLP, AdaLNBlock)):
-            module.compile(dynamic=not plain)
+    if compiled:
+        compile_blocks(tok)
     dtype = getattr(torch, precision(device, True))
     before = matmul_speed(device, dtype)
     for _ in range(2):

@@ -179,6 +179,16 @@ SHAPES_WORDS = (
     "a above below blue circle green is large left of purple red right small square the to "
     "triangle which white yellow"
 )
+SHAPES_PRIOR = replace(
+    SMALL_PRIOR,
+    num_classes=0,
+    text="words",
+    text_dim=96,
+    text_length=32,
+    words=tuple(SHAPES_WORDS.split()),
+)
+# "left" and "right" must stay true.
+SHAPES_PRIOR_RECIPE = replace(SMALL_PRIOR_RECIPE, flip=False)
 
 # The paper gives the sizes of its priors (49M to 1.33B parameters), not their widths and depths.
 # Each size
@@ -213,29 +223,11 @@ PRIORS: dict[str, Preset[PriorConfig]] = {
         tokenizer="imagenet64",
     ),
     "shapes": Preset(
-        model=replace(
-            SMALL_PRIOR,
-            num_classes=0,
-            text="words",
-            text_dim=96,
-            text_length=32,
-            words=tuple(SHAPES_WORDS.split()),
-        ),
-        recipe=replace(SMALL_PRIOR_RECIPE, flip=False),  # "left" and "right" must stay true
-        data="shapes",
-        tokenizer="shapes",
+        model=SHAPES_PRIOR, recipe=SHAPES_PRIOR_RECIPE, data="shapes", tokenizer="shapes"
     ),
     "shapes32": Preset(
-        model=replace(
-            SMALL_PRIOR,
-            depth=5,
-            num_classes=0,
-            text="words",
-            text_dim=96,
-            text_length=32,
-            words=tuple(SHAPES_WORDS.split()),
-        ),
-        recipe=replace(SMALL_PRIOR_RECIPE, flip=False),
+        model=replace(SHAPES_PRIOR, depth=5),
+        recipe=SHAPES_PRIOR_RECIPE,
         data="shapes-100k",
         tokenizer="shapes32",
     ),

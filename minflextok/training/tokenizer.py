@@ -32,6 +32,15 @@ from .run import Run
 from .runtime import Ranks
 
 
+def compile_blocks(tok: FlexTok) -> None:
+    """torch.compile the blocks, one graph for all of them. The savings call parts of a block, with
+    sizes that change."""
+    parts = (MLP, AdaLNBlock) if tok.savings else (Block, AdaLNBlock)
+    for module in tok.modules():
+        if isinstance(module, parts):
+            module.compile(dynamic=tok.savings)
+
+
 def nested_prob(progress: float, c: TrainConfig) -> float:
     """The share of images with nested dropout: 0 until c.nested_from of the run, 1 after
     c.nested_full, linear in between."""
@@ -104,11 +113,7 @@ class TokenizerTask(Task):
         self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
         tok.savings = recipe.savings
         if recipe.compile:
-            # One graph for all blocks. The savings call these parts, with sizes that change.
-            parts = (MLP, AdaLNBlock) if recipe.savings else (Block, AdaLNBlock)
-            for module in tok.modules():
-                if isinstance(module, parts):
-                    module.compile(dynamic=recipe.savings)
+            compile_blocks(tok)
 
     def check(
         self, data: Dataset, val: Tensor, teacher: Teacher | str | None, recipe: TrainConfig
