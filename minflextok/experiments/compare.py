@@ -6,17 +6,15 @@ states. The results of each system are stored in a file as soon as they are ther
 comparison resumes.
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
-from ..config import TokenizerConfig, require
+from ..config import require
 from ..data import Dataset, Stream, in_order, load_dataset, to_float
 from ..evaluation.classifier import Classifier
 from ..evaluation.figures import image_grid, plural, save
@@ -24,92 +22,28 @@ from ..evaluation.reports import write_results
 from ..evaluation.scores import image_noise
 from ..evaluation.settings import EvaluationSettings
 from ..evaluation.tokenizer import Evaluation
-from ..presets import PRESETS, RECIPES
+from ..presets import PRESETS
 from ..tokenizer import FlexTok
-from ..training.tokenizer import train_tokenizer
 from .codecs import codecs
-from .systems import SYSTEMS, System
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all systems of a comparison share. Results of different settings are not comparable."""
-
-    preset: str
-    minutes: float
-    data: str
-    test_data: str
-    num_images: int
-    teacher: str | None = None
-    device: str = "cpu"
-    classifier: str = "judge-cifar10"
-
-    def stored(self, file: Path) -> dict | None:
-        """The results in a file, None if there is no file; ValueError if their setting differs."""
-        if not file.exists():
-            return None
-        found = json.loads(file.read_text())
-        differ = [
-            f"{k}={found['setting'].get(k)!r} there, {v!r} here"
-            for k, v in dataclasses.asdict(self).items()
-            if found["setting"].get(k) != v
-        ]
-        if differ:
-            raise ValueError(
-                f"{file} is of another comparison ({'; '.join(differ)}): give its settings, or "
-                "another out"
-            )
-        return found
-
-
-def config_of(system: System, setting: Setting) -> TokenizerConfig:
-    """The system's config; ValueError where it cannot be built."""
-    config = dataclasses.replace(PRESETS[setting.preset], **system.model)
-    with torch.device("meta"):
-        system.cls(config)
-    return config
-
-
-def train_system(
-    name: str, setting: Setting, train: Dataset, out: Path, quiet: bool = False
-) -> FlexTok:
-    """Train one system for the time of the setting. `out` gets what `training.loop.fit` writes; a
-    run in it continues, and a finished one is read."""
-    system = SYSTEMS[name]
-    recipe = dataclasses.replace(
-        RECIPES[setting.preset],
-        steps=10**9,
-        minutes=setting.minutes,
-        processor_time=setting.device == "cpu",
-        **system.recipe,
-    )
-    return train_tokenizer(
-        config_of(system, setting),
-        recipe,
-        train,
-        out,
-        setting.device,
-        quiet,
-        teacher=setting.teacher if system.repa else None,
-        cls=system.cls,
-        objective=system.objective,
-    )
-
-
-def images_seen(out: Path) -> int:
-    """The number of images of a training run, by its log."""
-    log = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return max(line.get("images", 0) for line in log)
+from .equal_time import Setting, config_of, images_seen, recipe_of, speeds, train_system
+from .systems import SYSTEMS
 
 
 def run(
-    name: str, setting: Setting, train: Dataset, test: Dataset, out: Path, quiet: bool = False
+    name: str,
+    setting: Setting,
+    steps: int,
+    train: Dataset,
+    test: Dataset,
+    out: Path,
+    quiet: bool = False,
 ) -> dict:
     """Train one system and evaluate it on images of `test`, unless its results are stored."""
     system, file, weights = SYSTEMS[name], out / f"{name}.json", out / "runs" / name
     if found := setting.stored(file):
         return found
-    model = train_system(name, setting, train, weights, quiet)
+    recipe = recipe_of(system, setting, steps)
+    model = train_system(name, setting, recipe, train, weights, quiet)
     settings = EvaluationSettings(
         num_images=setting.num_images,
         budgets=system.budgets or model.config.budgets,
@@ -159,8 +93,9 @@ def compare(systems: list[str], setting: Setting, out: Path, quiet: bool = False
         isinstance(test, Stream) or setting.num_images <= len(test),
         f"num_images={setting.num_images}: {setting.test_data} has {len(test)} test images",
     )
-    for name in systems:
-        run(name, setting, copy.copy(train), test, out, quiet)
+    for name, per_second in speeds(systems, setting, train, out / "speeds.json").items():
+        steps = max(1, round(60 * setting.minutes * per_second))
+        run(name, setting, steps, train, test, out, quiet)
     file = out / "codecs.json"
     if not setting.stored(file):
         rows = list(codecs(test, setting.num_images, classifier))

@@ -15,19 +15,10 @@ from ..evaluation.scores import Scores, image_noise
 from ..presets import RECIPES
 from ..tokenizer import FlexTok
 from ..training.tokenizer import train_tokenizer
-from .compare import images_seen
+from .equal_time import SHORT, images_seen
 from .systems import SYSTEMS, grid
 
 PRESET, REGISTERS = "cifar10-tiny", 32  # a size that a CPU can train
-# What learns most in little time on one core, by benchmarks/sweep_minutes.md.
-SHORT = {
-    "optimizer": "muon",
-    "batch_size": 32,
-    "lr": 4e-3,
-    "warmup": 100,
-    "nested_full": 0.3,
-    "eval_every": 1000,
-}
 STEPS, GUIDANCE = 12, 2.0  # the sampler that the card of cifar10 recommends
 
 

@@ -22,7 +22,8 @@ from ..evaluation.figures import save
 from ..evaluation.reports import setting, write_results
 from ..presets import PRESETS
 from ..tokenizer import FlexTok
-from .compare import STYLES, Setting, images_seen, train_system
+from .compare import STYLES
+from .equal_time import Setting, images_seen, recipe_of, train_system
 from .probing import PROBES, Data, Probe, sklearn
 from .representations import Splits, encode_all, load_splits, pooled_pixels
 from .systems import SYSTEMS
@@ -89,7 +90,7 @@ def tokenizers(a: argparse.Namespace) -> dict[str, tuple[FlexTok, dict]]:
         out = Path(a.runs) / name
         if train is None:
             train = load_dataset(a.data, "train", PRESETS[a.preset].image_size)
-        tok = train_system(name, of_all, train, out)
+        tok = train_system(name, of_all, recipe_of(SYSTEMS[name], of_all), train, out)
         about = {"about": SYSTEMS[name].about, "images_seen": images_seen(out)}
         found[name] = (tok, about | {"minutes": a.minutes})
     return found

@@ -9,9 +9,11 @@ import torch
 
 from minflextok import PRESETS, FlexTok, TokenizerConfig
 from minflextok.cli.parser import main
-from minflextok.experiments import compare as module
+from minflextok.data import load_dataset
+from minflextok.experiments import equal_time
 from minflextok.experiments.baselines import Regressor
-from minflextok.experiments.compare import Setting, compare
+from minflextok.experiments.compare import compare
+from minflextok.experiments.equal_time import Setting, recipe_of, speed, speeds
 from minflextok.experiments.systems import SYSTEMS
 from minflextok.presets import RECIPES
 
@@ -28,7 +30,8 @@ def test_systems_differ_in_what_they_say_and_have_equal_size():
 
 def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
     systems = ["titok-4", "grid-16", "full-attention"]
-    setting = Setting("cifar10-tiny", 0.003, "cifar10-sample", "cifar10-sample", 12)
+    setting = Setting("cifar10-tiny", 1.0, "cifar10-sample", "cifar10-sample", 12)
+    monkeypatch.setattr(equal_time, "speed", lambda *_: 2 / 60)
     monkeypatch.setattr(TokenizerConfig, "budgets", property(lambda c: [1, c.num_registers]))
     monkeypatch.setitem(
         RECIPES, "cifar10-tiny", dataclasses.replace(RECIPES["cifar10-tiny"], val_images=8)
@@ -38,7 +41,7 @@ def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
     assert list(results["titok-4"]["tokens"]) == ["4"]
     assert (
         list(results["full-attention"]["tokens"]) == ["1", "16"]
-        and results["grid-16"]["system"]["images_seen"] >= 64
+        and results["grid-16"]["system"]["images_seen"] == 2 * 32
     )
     assert table.count("\n") == 1 + 4 and "| grid-16 | 16 | 23 |" in table
     assert (
@@ -46,16 +49,45 @@ def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
     )
     rows = {name: plt.imread(tmp_path / f"{name}.png").shape[0] for name in systems}
     assert rows["full-attention"] > rows["titok-4"] == rows["grid-16"]  # two numbers of tokens
-    monkeypatch.setattr(module, "train_tokenizer", None)
+    monkeypatch.setattr(equal_time, "train_tokenizer", None)
     assert compare(systems, setting, tmp_path, quiet=True) == table
     with pytest.raises(
-        ValueError, match=r"titok-4.json is of another comparison \(num_images=12 there, 13 here\)"
+        ValueError, match=r"speeds.json is of another comparison \(num_images=12 there, 13 here\)"
     ):
         compare(systems, dataclasses.replace(setting, num_images=13), tmp_path, quiet=True)
     regressor = Regressor.from_pretrained(tmp_path / "runs/titok-4")
     assert regressor.config.num_registers == 4
     with pytest.raises(ValueError, match="holds a Regressor, not a FlexTok"):
         FlexTok.from_pretrained(tmp_path / "runs/titok-4")
+
+
+def test_speeds_are_measured_in_turns_and_kept(tmp_path, monkeypatch):
+    setting, calls = Setting("cifar10-tiny", 1.0, "here", "there", 12), []
+
+    def fake(name, *_):
+        calls.append(name)
+        return float(len(calls) if name == "flextok" else -len(calls))
+
+    monkeypatch.setattr(equal_time, "speed", fake)
+    file = tmp_path / "speeds.json"
+    assert speeds(["flextok", "titok-1"], setting, None, file) == {"flextok": 5, "titok-1": -2}
+    assert calls == ["flextok", "titok-1"] * 3
+    assert speeds(["titok-1", "uniform"], setting, None, file) == {"titok-1": -2, "uniform": -7}
+    with pytest.raises(ValueError, match=r"is of another comparison \(minutes=1.0 there, 2.0 here"):
+        speeds(["flextok"], dataclasses.replace(setting, minutes=2.0), None, file)
+
+
+def test_a_speed_counts_the_steps_of_the_recipe():
+    setting = Setting("cifar10-tiny", 1.0, "cifar10-sample", "cifar10-sample", 12)
+    assert speed("grid-16", setting, load_dataset("cifar10-sample", "train"), steps=4) > 0
+    on_cpu, timed = (
+        recipe_of(SYSTEMS["no-nested"], setting, 7),
+        recipe_of(SYSTEMS["flextok"], setting),
+    )
+    assert (on_cpu.steps, on_cpu.minutes, on_cpu.optimizer) == (7, 0, "muon")
+    assert (timed.minutes, timed.nested_full, on_cpu.nested_full) == (1, 0.3, 1)
+    on_gpu = recipe_of(SYSTEMS["flextok"], dataclasses.replace(setting, device="cuda"), 7)
+    assert on_gpu.batch_size == RECIPES["cifar10-tiny"].batch_size
 
 
 @pytest.mark.parametrize(
