@@ -6,7 +6,6 @@ states. The results of each system are stored in a file as soon as they are ther
 comparison resumes.
 """
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ def run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "threads": torch.get_num_threads(),
     }
-    found["setting"] = dataclasses.asdict(setting)
+    found["setting"] = setting.facts
     save(reconstructions(model, test, settings.budgets), out / f"{name}.png")
     write_results(found, file)
     return found
@@ -99,7 +98,7 @@ def compare(systems: list[str], setting: Setting, out: Path, quiet: bool = False
     file = out / "codecs.json"
     if not setting.stored(file):
         rows = list(codecs(test, setting.num_images, classifier))
-        write_results({"setting": dataclasses.asdict(setting), "rows": rows}, file)
+        write_results({"setting": setting.facts, "rows": rows}, file)
     results = {name: r for name in SYSTEMS if (r := setting.stored(out / f"{name}.json"))}
     for against in ("tokens", "bytes"):
         save(plot(results, json.loads(file.read_text())["rows"], against), out / f"{against}.png")

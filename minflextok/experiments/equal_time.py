@@ -46,6 +46,11 @@ class Setting:
     device: str = "cpu"
     classifier: str = "judge-cifar10"
 
+    @property
+    def facts(self) -> dict:
+        """What the results record: the fields, and what differs from the preset's recipe."""
+        return dataclasses.asdict(self) | {"recipe": SHORT if self.device == "cpu" else {}}
+
     def stored(self, file: Path) -> dict | None:
         """The results in a file, None if there is no file; ValueError if their setting differs."""
         if not file.exists():
@@ -53,7 +58,7 @@ class Setting:
         found = json.loads(file.read_text())
         differ = [
             f"{k}={found['setting'].get(k)!r} there, {v!r} here"
-            for k, v in dataclasses.asdict(self).items()
+            for k, v in self.facts.items()
             if found["setting"].get(k) != v
         ]
         if differ:
@@ -77,7 +82,7 @@ def recipe_of(system: System, setting: Setting, steps: int = 0) -> TrainConfig:
     setting."""
     on_cpu = setting.device == "cpu"
     length = {"steps": steps or 10**9, "minutes": 0.0 if steps else setting.minutes}
-    changes = (SHORT if on_cpu else {}) | length | {"processor_time": on_cpu} | system.recipe
+    changes = setting.facts["recipe"] | length | {"processor_time": on_cpu} | system.recipe
     return replace(RECIPES[setting.preset], **changes)
 
 
@@ -125,7 +130,7 @@ def speeds(
 ) -> dict[str, float]:
     """Training steps per second of each system, the best of some turns; those that the file holds
     are not measured again."""
-    found = setting.stored(file) or {"setting": dataclasses.asdict(setting), "speeds": {}}
+    found = setting.stored(file) or {"setting": setting.facts, "speeds": {}}
     new = [name for name in systems if name not in found["speeds"]]
     measured = [{name: speed(name, setting, train) for name in new} for _ in range(turns)]
     found["speeds"] |= {name: max(turn[name] for turn in measured) for name in new}

@@ -32,6 +32,8 @@ def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
     systems = ["titok-4", "grid-16", "full-attention"]
     setting = Setting("cifar10-tiny", 1.0, "cifar10-sample", "cifar10-sample", 12)
     monkeypatch.setattr(equal_time, "speed", lambda *_: 2 / 60)
+    small = dataclasses.replace(PRESETS["cifar10-tiny"], enc_depth=1, dec_depth=1)
+    monkeypatch.setitem(PRESETS, "cifar10-tiny", small)
     monkeypatch.setattr(TokenizerConfig, "budgets", property(lambda c: [1, c.num_registers]))
     monkeypatch.setitem(
         RECIPES, "cifar10-tiny", dataclasses.replace(RECIPES["cifar10-tiny"], val_images=8)
@@ -51,6 +53,12 @@ def test_it_stores_what_it_finds_and_does_not_repeat_it(tmp_path, monkeypatch):
     assert rows["full-attention"] > rows["titok-4"] == rows["grid-16"]  # two numbers of tokens
     monkeypatch.setattr(equal_time, "train_tokenizer", None)
     assert compare(systems, setting, tmp_path, quiet=True) == table
+    file = tmp_path / "titok-4.json"
+    before = json.loads(file.read_text())
+    before["setting"].pop("recipe")  # of a version that had another recipe
+    file.write_text(json.dumps(before))
+    with pytest.raises(ValueError, match=r"\(recipe=None there, \{'optimizer': 'muon'"):
+        compare(systems, setting, tmp_path, quiet=True)
     with pytest.raises(
         ValueError, match=r"speeds.json is of another comparison \(num_images=12 there, 13 here\)"
     ):
