@@ -17,7 +17,7 @@ from minflextok.evaluation.metrics import code_usage, psnr
 from minflextok.prior import Prior
 from minflextok.vae import VAE
 
-N = 128
+N = 96
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def decoded():
         tok,
         images,
         ids,
-        {k: tok.decode(ids[:, :k], steps=10, noise=noise) for k in tok.config.budgets},
+        {k: tok.decode(ids[:, :k], steps=6, noise=noise) for k in tok.config.budgets},
     )
 
 

@@ -30,6 +30,7 @@ from conftest import (
 from safetensors.torch import load_file
 
 from minflextok import FlexTok, TrainConfig
+from minflextok.cli.parser import main
 from minflextok.data import identity
 from minflextok.training.objective import TokenizerObjective
 from minflextok.training.optimizers import lr_factor, make_optimizers, update_ema
@@ -236,17 +237,22 @@ def test_a_run_starts_from_other_weights_that_may_have_fewer_registers(tmp_path)
 # ---- signals, failures, limits -------------------------------------------------------------------
 
 
-def start(out, *flags, launcher=()):
-    """Start `minflextok train tokenizer` on a small model, as a process of its own."""
+def command(out, *flags):
+    """The arguments of `minflextok train tokenizer` on a small model."""
     model = ["image_size=16", "enc_depth=1", "dec_depth=1"]
-    command = [sys.executable, *launcher, "-m", "minflextok", "train", "tokenizer"]
-    command += ["--preset", "shapes", "--data", "cifar10-sample", "--out", str(out)]
-    command += [part for field in model for part in ("--model", field)]
-    command += ["--batch-size", "8", "--val-images", "8", "--no-bf16", "--device", "cpu", "--quiet"]
+    found = ["train", "tokenizer", "--preset", "shapes", "--data", "cifar10-sample"]
+    found += [part for field in model for part in ("--model", field)]
+    found += ["--batch-size", "8", "--val-images", "8", "--no-bf16", "--device", "cpu", "--quiet"]
+    return [*found, "--out", str(out), *flags]
+
+
+def start(out, *flags, launcher=()):
+    """Start the command as a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
+    python = [sys.executable, *launcher, "-m", "minflextok"]
     return subprocess.Popen(
-        [*command, *flags], stdout=pipe, stderr=pipe, text=True, env=environment
+        [*python, *command(out, *flags)], stdout=pipe, stderr=pipe, text=True, env=environment
     )
 
 
@@ -254,7 +260,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     flags = ("--steps", "60", "--log-every", "5", "--eval-every", "1000")
     process = start(tmp_path / "a", *flags)
     metrics = tmp_path / "a/metrics.jsonl"
-    for _ in range(600):
+    for _ in range(1800):
         if metrics.exists() and metrics.read_text().count("\n") >= 3:
             break
         time.sleep(0.1)
@@ -262,7 +268,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path):
     assert process.wait(60) == 143
     assert 15 <= state(tmp_path / "a")["step"] < 60
     for name in "ab":
-        start(tmp_path / name, *flags).communicate(timeout=300)
+        main(command(tmp_path / name, *flags))
     assert lines(tmp_path / "a", "loss") == lines(tmp_path / "b", "loss")
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in "ab")
     assert a == b
