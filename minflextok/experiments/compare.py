@@ -141,7 +141,8 @@ STYLES = {  # label, color (safe for color-blind readers), marker, line: distinc
 
 def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -> Figure:
     """rFID, PSNR and classification accuracy against "tokens" or "bytes", with bands for the 95%
-    confidence intervals that are stored.
+    confidence intervals that are stored; more than four bands of accuracy would cover each other
+    and are left out.
 
     Against bytes with the codecs, whose headers are not counted. files: the rows of `codecs`.
     """
@@ -165,7 +166,7 @@ def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -
             shown = sorted((x, row[key]["mean"]) for x, row in points if key in row)
             name, color, marker, style = STYLES[family]
             sure = sorted((x, *row[key]["ci95"]) for x, row in points if "ci95" in row.get(key, {}))
-            if sure:
+            if sure and (key != "accuracy" or len(lines) <= 4):
                 ax.fill_between(*zip(*sure, strict=True), color=color, alpha=0.15, lw=0)
             xy = zip(*shown, strict=True)
             ax.plot(*xy, color=color, marker=marker, ls=style, label=name, ms=6)

@@ -122,6 +122,10 @@ def n_times_the_value(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor
     return (keys @ q).softmax(0) @ with_last(values, lambda x: n * x)
 
 
+def log_after_the_softmax(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Tensor:
+    return with_last((keys @ q).softmax(0), lambda w: w + math.log(n)) @ values
+
+
 # ---- ★★ positions of a guided step ---------------------------------------------------------------
 
 
@@ -163,6 +167,10 @@ def null_registers_as_dropped(P: int, K: int, k: int) -> int:
 
 def one_half(P: int, K: int, k: int) -> int:
     return P + min(k + 1, K)
+
+
+def without_any_extra(P: int, K: int, k: int) -> int:
+    return 2 * (P + k)
 
 
 def everything(P: int, K: int, k: int) -> int:
@@ -254,6 +262,11 @@ def without_attention(D: int, depth: int, N: int, images: float, speed: float) -
     return days(D, depth, N, images, speed, pairs=0)
 
 
+def matrices_in_multiply_adds(D: int, depth: int, N: int, images: float, speed: float) -> float:
+    matrices = days(D, depth, N, images, speed, pairs=0)
+    return days(D, depth, N, images, speed) - matrices / 2
+
+
 def half_of_attention(D: int, depth: int, N: int, images: float, speed: float) -> float:
     return days(D, depth, N, images, speed, pairs=0.5)
 
@@ -328,8 +341,12 @@ EXERCISES = {
             (n_added, "n was added to the logit instead of log n."),
             (
                 n_times_the_value,
-                "the last value is multiplied by n, but the softmax weights still count its key "
-                "once.",
+                "the weights no longer sum to 1: the last one (or its value) was multiplied by n "
+                "after the softmax. Weight the key: add log n to its logit, before the softmax.",
+            ),
+            (
+                log_after_the_softmax,
+                "log n was added to the weight. Add it to the logit, before the softmax.",
             ),
         ],
     ),
@@ -364,6 +381,11 @@ EXERCISES = {
                 "if there are any, not all K.",
             ),
             (one_half, "guidance evaluates the decoder twice: with the tokens and without."),
+            (
+                without_any_extra,
+                "the dropped registers need one position (none if k = K), and the unconditional "
+                "evaluation keeps no register: one position represents all of them.",
+            ),
             (everything, "this is the plain computation, with K registers in both halves."),
         ],
     ),
@@ -396,6 +418,11 @@ EXERCISES = {
                 "the inputs: it costs twice the forward pass.",
             ),
             (multiply_adds, "one multiply-add is two operations."),
+            (
+                matrices_in_multiply_adds,
+                "12 D^2 N are the multiply-adds of the matrices. One multiply-add is two "
+                "operations.",
+            ),
             (without_attention, "the attention products are missing: 4 N^2 D for each block."),
             (
                 half_of_attention,

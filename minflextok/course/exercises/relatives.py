@@ -137,6 +137,27 @@ def summed(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return mean, error * x.shape[1], other * x.shape[1]
 
 
+def never_the_original(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean, error, other = best_guess(x, p)
+    return mean, error, other / (1 - float(p.square().sum()))
+
+
+def root(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean, error, other = best_guess(x, p)
+    return mean, math.sqrt(error), math.sqrt(other)
+
+
+def equal_errors(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mean = weighted_mean(x, p)
+    error = float((x - mean).square().mean())
+    return mean, error, 2 * error
+
+
+def twice_that_of_the_mode(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
+    mode, error, _ = most_likely(x, p)
+    return mode, error, 2 * error
+
+
 def equal_draws(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     mean, error, _ = best_guess(x, p)
     return mean, error, sum(squared_error(x, p, y) for y in x) / len(x)
@@ -183,13 +204,14 @@ def one_more(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
 
 
 def image_sets(g: torch.Generator) -> Iterator[tuple]:
-    """Equally likely images and their ids: some images share a prefix of two or all three ids."""
-    for n, D in ((4, 1), (6, 2), (9, 3), (12, 2)):
+    """Equally likely images and their ids: some images share a prefix of two or all three ids. k is
+    1 or 2 first, then both ends."""
+    for n, D, k in ((4, 1, 1), (6, 2, 2), (9, 3, randint(g, 1, 2)), (12, 2, 0), (8, 2, 3)):
         ids = torch.randint(2, (n, 3), generator=g)
         ids[0], ids[1], ids[2], ids[3] = (
             *(torch.tensor(r) for r in ((0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1))),
         )
-        yield torch.randn(n, D, generator=g), ids, randint(g, 1, 2)
+        yield torch.randn(n, D, generator=g), ids, k
 
 
 def prefix_errors(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
@@ -211,7 +233,8 @@ def only_the_kth(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
 
 
 def equal_groups(x: Tensor, ids: Tensor, k: int) -> tuple[float, float]:
-    groups = [(ids[:, :k] == prefix).all(1) for prefix in ids[:, :k].unique(dim=0)]
+    prefixes = {tuple(row) for row in ids[:, :k].tolist()}
+    groups = [(ids[:, :k] == torch.tensor(prefix)).all(1) for prefix in sorted(prefixes)]
     each = [prefix_errors(x[rows], ids[rows], k) for rows in groups]
     return tuple(sum(column) / len(each) for column in zip(*each, strict=True))
 
@@ -306,6 +329,22 @@ EXERCISES = {
             (
                 equal_draws,
                 "all samples got the same weight. A sample is drawn with its probability, too.",
+            ),
+            (
+                never_the_original,
+                "you left out the pairs in which the sample is the true image itself. They occur, "
+                "and their error is 0.",
+            ),
+            (root, "this is the square root. The exercise asks for the squared error."),
+            (
+                equal_errors,
+                "the mean is right, but its error gives all possible images the same weight. "
+                "Weight each squared error by the probability of its image.",
+            ),
+            (
+                twice_that_of_the_mode,
+                "you returned the most likely image. The mean has the least squared error, and a "
+                "sample has twice the error of the mean.",
             ),
         ],
     ),

@@ -54,6 +54,10 @@ def of_all_gpus(parameters: int, gpus: int, sharded: bool) -> float:
     return state_bytes(parameters, gpus, False) * (1 if sharded else gpus)
 
 
+def with_bfloat16_copies(parameters: int, gpus: int, sharded: bool) -> float:
+    return state_bytes(parameters, gpus, sharded) * 22 / 20
+
+
 def only_weights_sharded(parameters: int, gpus: int, sharded: bool) -> float:
     return 16.0 * parameters + 4.0 * parameters / (gpus if sharded else 1)
 
@@ -95,6 +99,11 @@ def at_least_one(usable: int, state: int, image: int, local: int) -> int:
 
 def all_at_once(usable: int, state: int, image: int, local: int) -> int:
     return local if state + local * image <= usable else 0
+
+
+def never_all_at_once(usable: int, state: int, image: int, local: int) -> int:
+    fits = [n for n in range(1, local) if local % n == 0 and state + n * image <= usable]
+    return max(fits, default=0)
 
 
 def number_of_micro_batches(usable: int, state: int, image: int, local: int) -> int:
@@ -207,6 +216,19 @@ def one_more(batch: int, flops: float, parameters: float, speed: float, bandwidt
     return 1 + hidden_gpus(batch, flops, parameters, speed, bandwidth)
 
 
+def a_power_of_two(
+    batch: int, flops: float, parameters: float, speed: float, bandwidth: float
+) -> int:
+    return 2 ** (hidden_gpus(batch, flops, parameters, speed, bandwidth).bit_length() - 1)
+
+
+def not_rounded(
+    batch: int, flops: float, parameters: float, speed: float, bandwidth: float
+) -> float:
+    backward = 2 / 3 * batch * flops / speed  # of all images
+    return 1 + backward * bandwidth / (8 * parameters)
+
+
 def three_passes_again(
     batch: int, flops: float, parameters: float, speed: float, bandwidth: float
 ) -> int:
@@ -255,6 +277,11 @@ EXERCISES = {
                 "only the weights are divided. FSDP2 shards the gradients, the moments and the "
                 "averaged weights as well.",
             ),
+            (
+                with_bfloat16_copies,
+                "these are 22 bytes for each parameter: leave out the copies of the weights in "
+                "bfloat16.",
+            ),
         ],
     ),
     "micro_batch": Exercise(
@@ -284,6 +311,11 @@ EXERCISES = {
             (
                 all_at_once,
                 "the images of a GPU need not be computed all at once: try each of their divisors.",
+            ),
+            (
+                never_all_at_once,
+                "if all images of the GPU fit at once, the answer is `local` itself. "
+                "range(1, local) ends before it.",
             ),
         ],
     ),
@@ -344,6 +376,8 @@ EXERCISES = {
                 "each GPU sends (n - 1) / n of the gradients in each of the two rounds: it "
                 "already has its own part.",
             ),
+            (a_power_of_two, "this is a power of two. Any whole number of GPUs is allowed."),
+            (not_rounded, "this is not a whole number: round down."),
         ],
     ),
 }
