@@ -31,7 +31,7 @@ FLOATS = {  # right values, as floating-point numbers
     "quickstart.shortest": lambda f: lambda *args: f(*args).float(),
     "training.mix": lambda f: lambda *args: (f(*args)[0].float(), f(*args)[1]),
     "quickstart.shorten": lambda f: lambda *args: [row.double() for row in f(*args)],
-    "budget.num_bytes": lambda f: lambda *args: float(f(*args)),
+    "budget.tokens_in": lambda f: lambda *args: float(f(*args)),
     "text.shows_exactly": lambda f: lambda *args: float(f(*args)),
     "relatives.raster": lambda f: lambda *args: torch.tensor(float(f(*args))),
 }

@@ -9,44 +9,48 @@ from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ bytes of k ids ----------------------------------------------------------------------------
+# ---- ★ tokens that fit into a file ---------------------------------------------------------------
 
 
-def budget_inputs(g: torch.Generator) -> Iterator[tuple]:
-    yield from ((1, 2560), (16, 2560), (3, 2), (32, 12_800), (256, 64_000), (5, 256))
+def sizes(g: torch.Generator) -> Iterator[tuple]:
+    yield from ((2, 2560), (46, 2560), (1, 2560), (3, 2), (5, 256), (12, 12_800), (60, 64_000))
     for _ in range(3):
         yield randint(g, 2, 60), randint(g, 3, 9000)
 
 
-def num_bytes(k: int, vocab: int) -> int:
-    n = 0
-    while 256**n < vocab**k:  # exact, with integers
-        n += 1
-    return n
+def tokens_in(n: int, vocab: int) -> int:
+    k = 0
+    while vocab ** (k + 1) <= 256**n:  # exact, with integers
+        k += 1
+    return k
 
 
-def whole_bytes_each(k: int, vocab: int) -> int:
-    return k * num_bytes(1, vocab)
+def rounded_up(n: int, vocab: int) -> int:
+    return math.ceil(8 * n / math.log2(vocab))
 
 
-def whole_bits_each(k: int, vocab: int) -> int:
-    return math.ceil(k * math.ceil(math.log2(vocab)) / 8)
+def not_rounded(n: int, vocab: int) -> float:
+    return 8 * n / math.log2(vocab)
 
 
-def rounded_down(k: int, vocab: int) -> int:
-    return math.floor(k * math.log2(vocab) / 8)
+def whole_bits_each(n: int, vocab: int) -> int:
+    return 8 * n // math.ceil(math.log2(vocab))
 
 
-def not_rounded(k: int, vocab: int) -> float:
-    return k * math.log2(vocab) / 8
+def whole_bytes_each(n: int, vocab: int) -> int:
+    return n // math.ceil(math.log2(vocab) / 8)
 
 
-def in_bits(k: int, vocab: int) -> int:
-    return math.ceil(k * math.log2(vocab))
+def of_bits(n: int, vocab: int) -> int:
+    return int(n / math.log2(vocab))
 
 
-def natural_logarithm(k: int, vocab: int) -> int:
-    return math.ceil(k * math.log(vocab) / 8)
+def natural_logarithm(n: int, vocab: int) -> int:
+    return int(8 * n / math.log(vocab))
+
+
+def bytes_of_tokens(n: int, vocab: int) -> int:
+    return math.ceil(n * math.log2(vocab) / 8)
 
 
 # ---- ★ PSNR --------------------------------------------------------------------------------------
@@ -93,6 +97,19 @@ def one_error_for_all(a: Tensor, b: Tensor) -> Tensor:
 
 def inverted_fraction(a: Tensor, b: Tensor) -> Tensor:
     return -psnr(a, b)
+
+
+def absolute_error(a: Tensor, b: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / (a - b).abs().flatten(1).mean(1))
+
+
+def summed_error(a: Tensor, b: Tensor) -> Tensor:
+    return 10 * torch.log10(4 / (a - b).square().flatten(1).sum(1))
+
+
+def range_of_each(a: Tensor, b: Tensor) -> Tensor:
+    ranges = a.flatten(1).amax(1) - a.flatten(1).amin(1)
+    return 10 * torch.log10(ranges**2 / (a - b).square().flatten(1).mean(1))
 
 
 # ---- ★★ ids as bytes that can be truncated -------------------------------------------------------
@@ -149,6 +166,9 @@ def gaussians(g: torch.Generator) -> Iterator[tuple]:
     for D in (2, 2, 3, 4):
         a, b = (torch.randn(D, D + 2, generator=g) for _ in range(2))
         yield torch.randn(D, generator=g), a @ a.T / D, torch.randn(D, generator=g), b @ b.T / D
+    for D in (6, 8):  # fewer vectors than dimensions: rounded eigenvalues below 0
+        a, b = (torch.randn(D, 2, generator=g).double() for _ in range(2))
+        yield torch.zeros(D).double(), a @ a.T, torch.ones(D).double(), b @ b.T
 
 
 def root(a: Tensor) -> Tensor:
@@ -204,6 +224,15 @@ def eigenvalues_of_each(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Te
     return of_covariances(mean_a, mean_b, cov_a + cov_b) - 2 * (a * b).sqrt().sum()
 
 
+def not_clamped(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+    roots = torch.linalg.eigvals(cov_a @ cov_b).real.sqrt()
+    return of_covariances(mean_a, mean_b, cov_a + cov_b) - 2 * roots.sum()
+
+
+def root_of_the_sum(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
+    return of_covariances(mean_a, mean_b, cov_a + cov_b) - 2 * (cov_a @ cov_b).trace().sqrt()
+
+
 # ---- ★ the variance between samples of one image -------------------------------------------------
 
 
@@ -244,43 +273,44 @@ def deviation(samples: Tensor) -> Tensor:
     return samples.std(0).flatten(1).mean(1)
 
 
+RANGE_HINT = (
+    "the range was taken from these images. It belongs to the format: values from -1 to 1, so "
+    "r = 2."
+)
+
+
 EXERCISES = {
-    "num_bytes": Exercise(
-        budget_inputs,
-        num_bytes,
+    "tokens_in": Exercise(
+        sizes,
+        tokens_in,
         [
+            (rounded_up, "rounded up: the last id does not fit completely. Round down."),
             (
-                whole_bytes_each,
-                "each id was rounded up to whole bytes. Ids that are packed together share "
-                "bytes: round up once, at the end.",
+                not_rounded,
+                "this is not a whole number of tokens. A part of an id cannot be decoded: round "
+                "down.",
+            ),
+            (
+                lambda n, vocab: round(8 * n / math.log2(vocab)),
+                "rounding to the nearest number counts an id that does not fit completely: round "
+                "down.",
             ),
             (
                 whole_bits_each,
-                "each id was rounded up to whole bits. One of 2,560 ids holds 11.3 bits, not "
-                "12. As digits of one large number, k ids take k log2(vocab) bits, and only "
-                "this total is rounded up.",
+                "each id was given whole bits. One of 2,560 ids takes 11.3 bits, not 12: as "
+                "digits of one large number, k ids take k log2(vocab) bits in total.",
             ),
             (
-                rounded_down,
-                "rounded down: the last bits do not fit. A file holds whole bytes, so round up.",
+                whole_bytes_each,
+                "each id was given whole bytes. Ids that are packed together share bytes: k ids "
+                "take k log2(vocab) bits in total.",
             ),
-            (not_rounded, "a file holds whole bytes: round up."),
-            (in_bits, "this is the number of bits; a byte has eight."),
+            (of_bits, "n counts bytes, and a byte has eight bits: the file has 8 n bits."),
             (natural_logarithm, "the natural logarithm gives nats. Bits need log2."),
             (
-                lambda k, vocab: math.ceil(math.log2(k * vocab) / 8),
-                "k ids have vocab**k combinations, not k * vocab: their bits add up to k "
-                "log2(vocab).",
-            ),
-            (
-                lambda k, vocab: math.floor(k * math.log2(vocab) / 8) + 1,
-                "one byte too many where the bits fill the last byte exactly: round up, with "
-                "math.ceil.",
-            ),
-            (
-                lambda k, vocab: round(k * math.log2(vocab) / 8),
-                "rounding to the nearest number loses the last bits in half of the cases: round "
-                "up.",
+                bytes_of_tokens,
+                "this is the number of bytes that n tokens take. Here n is the number of bytes: "
+                "solve the formula for k.",
             ),
         ],
     ),
@@ -324,6 +354,13 @@ EXERCISES = {
                 lambda a, b: psnr(a, b).mean(),
                 "this is the mean over the batch. Return one value for each image.",
             ),
+            (absolute_error, "this is the mean ABSOLUTE error. Square the differences first."),
+            (summed_error, "this is the sum of the squared errors. Take their mean."),
+            (
+                lambda a, b: psnr(a, b, (a.max() - a.min()).item() ** 2),
+                RANGE_HINT,
+            ),
+            (range_of_each, RANGE_HINT),
         ],
     ),
     "pack": Exercise(
@@ -398,6 +435,16 @@ EXERCISES = {
                 "the eigenvalues of A B are not the products of those of A and B. Multiply the "
                 "matrices first.",
             ),
+            (
+                not_clamped,
+                "by rounding, some eigenvalues are slightly below 0, and their root is NaN: clamp "
+                "them at 0.",
+            ),
+            (
+                root_of_the_sum,
+                "this is the root of the sum of the eigenvalues. Take the root of each eigenvalue "
+                "first, then the sum.",
+            ),
         ],
         tolerance=1e-3,
     ),
@@ -434,6 +481,11 @@ EXERCISES = {
             (
                 lambda samples: samples.var(0).flatten(1).sum(1),
                 "this is the sum over the pixels. Take the mean.",
+            ),
+            (
+                lambda samples: samples.flatten(2).var(2).mean(0),
+                "this is the variance over the pixels of each sample, its contrast. Take the "
+                "variance over the samples, for each pixel.",
             ),
         ],
     ),

@@ -104,6 +104,17 @@ def not_scaled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return attention(q, k, v, scaled=False)
 
 
+def masks_after_softmax(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    M, N = len(q), len(k)
+    return (q @ k.T / q.shape[1] ** 0.5).softmax(-1).tril(N - M) @ v
+
+
+def over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    M, N = len(q), len(k)
+    later = torch.ones(M, N, dtype=torch.bool).triu(N - M + 1)
+    return (q @ k.T / q.shape[1] ** 0.5).masked_fill(later, float("-inf")).softmax(0) @ v
+
+
 # ---- ★★ from logits to probabilities -------------------------------------------------------------
 
 
@@ -136,6 +147,7 @@ def probabilities(
     scaled_p: bool = True,
     p_of_all: bool = False,
     renormalized: bool = True,
+    after_top_p: bool = True,
 ) -> Tensor:
     scaled = [x / temperature for x in logits.tolist()]
     order = sorted(range(len(scaled)), key=lambda i: -scaled[i])
@@ -150,7 +162,7 @@ def probabilities(
         mass += p[i]
     kept = kept or best[:1]
     p_all = softmax(scaled)
-    total = sum(p_all[i] for i in kept) if renormalized else 1.0
+    total = sum(p_all[i] for i in (kept if after_top_p else best)) if renormalized else 1.0
     return torch.tensor([p_all[i] / total if i in kept else 0.0 for i in range(len(scaled))])
 
 
@@ -182,6 +194,12 @@ def not_renormalized(logits: Tensor, temperature: float, top_k: int, top_p: floa
     return probabilities(logits, temperature, top_k, top_p, renormalized=False)
 
 
+def not_renormalized_after_top_p(
+    logits: Tensor, temperature: float, top_k: int, top_p: float
+) -> Tensor:
+    return probabilities(logits, temperature, top_k, top_p, after_top_p=False)
+
+
 def sorted_output(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     return probabilities(logits, temperature, top_k, top_p).sort(descending=True).values
 
@@ -203,8 +221,10 @@ class Projection:
 
     def __init__(self, wq: Tensor, wk: Tensor, wv: Tensor):
         self.matrices = wq, wk, wv  # (d, D) each
+        self.projected: set[tuple] = set()  # the different inputs since the last clear()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.projected.add(tuple(x.tolist()))
         return tuple(w @ x for w in self.matrices)
 
     def __repr__(self) -> str:
@@ -224,11 +244,17 @@ def step_inputs(g: torch.Generator) -> Iterator[tuple]:
         )
 
 
-def run_steps(step: Step, tokens: Tensor, positions: Tensor, project: Projection) -> Tensor:
+def run_steps(step: Step, tokens: Tensor, positions: Tensor, project: Projection) -> dict:
     """The results of `step` for one token after the other, with one cache."""
     cache: list = []
-    out = [step(token, positions, project, cache) for token in tokens]
-    return torch.stack(out) if all(isinstance(x, Tensor) for x in out) else out[0]
+    out, count = [], 0
+    for token in tokens:
+        project.projected.clear()
+        out.append(step(token, positions, project, cache))
+        count += len(project.projected)
+    if not all(isinstance(x, Tensor) for x in out):
+        return out[0]
+    return {"outputs": torch.stack(out), "tokens projected": count}
 
 
 def step(
@@ -274,13 +300,34 @@ def rebinds_the_cache(token: Tensor, positions: Tensor, project: Projection, cac
 
 
 def not_scaled_step(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
-    d = len(project(token)[0])
+    d = len(project.matrices[0])
     return step(token, positions, project, cache, scale=d**0.5)
 
 
+def divided_by_d(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
+    d = len(project.matrices[0])
+    return step(token, positions, project, cache, scale=d**-0.5)
+
+
 def scaled_by_width(token: Tensor, positions: Tensor, project: Projection, cache: list) -> Tensor:
-    d = len(project(token)[0])
+    d = len(project.matrices[0])
     return step(token, positions, project, cache, scale=(d / len(token)) ** 0.5)
+
+
+def projects_all_again(
+    token: Tensor, positions: Tensor, project: Projection, cache: list
+) -> Tensor:
+    cache.append(token + positions[len(cache)])
+    queries, keys, values = (torch.stack(x) for x in zip(*map(project, cache), strict=True))
+    return attention(queries[-1:], keys, values)[0]
+
+
+def two_entries_a_token(
+    token: Tensor, positions: Tensor, project: Projection, cache: list
+) -> Tensor:
+    q, k, v = project(token + positions[len(cache)])
+    cache += [k, v]
+    return attention(q[None], torch.stack(cache[::2]), torch.stack(cache[1::2]))[0]
 
 
 # ---- ★ guidance ----------------------------------------------------------------------------------
@@ -378,6 +425,16 @@ EXERCISES = {
                 lambda q, k, v: attention(q / q.shape[1] ** 0.5, k, v),
                 "you divided the logits by d. Divide by the square root of d.",
             ),
+            (
+                masks_after_softmax,
+                "masked after the softmax: the remaining weights no longer add up to 1. Mask the "
+                "logits, before the softmax.",
+            ),
+            (
+                over_queries,
+                "the softmax is over the queries. For each query, the weights of all KEYS add up "
+                "to 1.",
+            ),
         ],
     ),
     "probabilities": Exercise(
@@ -410,6 +467,11 @@ EXERCISES = {
                 "top-p.",
             ),
             (not_renormalized, "renormalize the remaining probabilities to 1."),
+            (
+                not_renormalized_after_top_p,
+                "the probabilities add up to 1 after top-k, but not after top-p: renormalize the "
+                "remaining ones again.",
+            ),
             (
                 sorted_output,
                 "the probabilities are right, but sorted. Put each back to the place of its id.",
@@ -456,6 +518,17 @@ EXERCISES = {
                 scaled_by_width,
                 "you divided the logits by the square root of D, the length of the token. Divide "
                 "by the square root of d, the length of q and k.",
+            ),
+            (divided_by_d, "you divided the logits by d. Divide by the square root of d."),
+            (
+                projects_all_again,
+                "the results are right, but you project all earlier tokens again. Store their "
+                "keys and values in the cache; project only the new token.",
+            ),
+            (
+                two_entries_a_token,
+                "you appended keys and values as two entries, so len(cache) is twice the "
+                "position. Append one entry for each token, the pair (k, v).",
             ),
         ],
         observe=run_steps,

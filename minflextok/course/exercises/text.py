@@ -69,6 +69,32 @@ def drops_unknown(texts: list[str], words: Words, lower: bool = True) -> Tensor:
     return tokenize([" ".join(row) for row in known], words)
 
 
+def keeps_case_and_punctuation(texts: list[str], words: Words) -> Tensor:
+    rows = [[words.index(w) + 1 for w in text.split()] for text in texts]
+    return pad(rows)
+
+
+def keeps_punctuation(texts: list[str], words: Words) -> Tensor:
+    rows = [[words.index(w) + 1 for w in text.lower().split()] for text in texts]
+    return pad(rows)
+
+
+def looked_up_in_a_dict(texts: list[str], words: Words, lower: bool = False) -> Tensor:
+    number = {w: i for i, w in enumerate(words, start=1)}
+    return pad([[number[w] for w in (t.lower() if lower else t).split()] for t in texts])
+
+
+def not_padded(texts: list[str], words: Words) -> Tensor:
+    return torch.tensor(
+        [row[row > 0].tolist() for row in tokenize(texts, words)]  # a ValueError where lengths vary
+    )
+
+
+def pad(rows: list[list[int]]) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+
+
 # ---- ★★ cross-attention --------------------------------------------------------------------------
 
 
@@ -113,6 +139,10 @@ def masked_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tenso
 
 def zero_logits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return (q @ k.T / q.shape[1] ** 0.5 * mask).softmax(-1) @ v
+
+
+def adds_the_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    return (q @ k.T / q.shape[1] ** 0.5 + mask).softmax(-1) @ v
 
 
 def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -255,6 +285,8 @@ def curves(g: torch.Generator) -> Iterator[tuple]:
     yield [0.0, 0.3, 0.56, 0.7, 0.6], [1, 3, 4, 8, 16]  # higher before the end
     yield [0.1, 0.58, 0.2, 0.4, 0.6], [1, 2, 4, 8, 16]  # falls below 90% again
     yield [0.4, 0.4], [2, 16]
+    yield [0.1, 0.2, 0.32, 0.4], [1, 2, 4, 8]  # 90% of 0.4 is more than 0.4 - 0.1
+    yield [0.2, 0.45, 0.5], [1, 2, 4]  # exactly 90%
     yield [0.2, 0.5, 0.7, 0.95], [1, 2, 9, 10]
     for _ in range(3):
         yield torch.rand(6, generator=g).tolist(), [1, 2, 4, 8, 16, 32]
@@ -297,6 +329,11 @@ def nine_tenths_of_the_tokens(curve: list[float], ks: list[int]) -> int:
     return next(k for k in ks if k >= 0.9 * ks[-1])
 
 
+NOT_FOUND = (
+    "a word was not found in `words`: use lower(), and remove punctuation, before you look it up."
+)
+
+
 EXERCISES = {
     "tokenize": Exercise(
         captions,
@@ -324,6 +361,15 @@ EXERCISES = {
                 "words with a capital letter, a comma or a full stop are missing. Use lower(), "
                 "and remove punctuation.",
             ),
+            (keeps_case_and_punctuation, NOT_FOUND),
+            (keeps_punctuation, NOT_FOUND),
+            (looked_up_in_a_dict, NOT_FOUND),
+            (lambda texts, words: looked_up_in_a_dict(texts, words, lower=True), NOT_FOUND),
+            (
+                not_padded,
+                "the rows have different lengths, and a tensor needs equal ones: pad with 0 up to "
+                "the longest.",
+            ),
         ],
     ),
     "cross_attention": Exercise(
@@ -342,6 +388,11 @@ EXERCISES = {
                 masked_after_softmax,
                 "masked after the softmax: the weights of the words no longer add up to 1. Mask "
                 "the logits.",
+            ),
+            (
+                adds_the_mask,
+                "the mask was added to the logits: True counts as 1 and False as 0, so padding "
+                "still gets attention. Set its logits to -inf.",
             ),
             (zero_logits, "a logit of 0 does not remove a key: exp(0) = 1. Use -inf."),
             (
@@ -460,6 +511,19 @@ EXERCISES = {
                 stays_above,
                 "you require all longer prefixes to reach 90%, too. Return the first length that "
                 "does.",
+            ),
+            (
+                lambda curve, ks: next(
+                    k for k, v in zip(ks, curve, strict=True) if v >= curve[-1] - 0.1
+                ),
+                "you subtracted 0.1. Take 90% of the last value, a fraction: then half of a curve "
+                "gives the same k.",
+            ),
+            (
+                lambda curve, ks: next(
+                    k for k, v in zip(ks, curve, strict=True) if v > 0.9 * curve[-1]
+                ),
+                "at least 90%: a value of exactly 90% is enough, so compare with >=.",
             ),
             (last_below, "this is the last length below 90%. Return the one after it."),
             (
