@@ -183,7 +183,7 @@ def picture(results: dict, kinds: Sequence[str] = KINDS) -> plt.Figure:
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         ax.set(xlabel="tokens", title=title)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=9)
+        ax.legend(fontsize=9, ncols=2 if len(kinds) > 1 and ax is axes[0, 0] else 1)
     axes[0, 0].set_ylabel("accuracy on test images")
     return fig
 

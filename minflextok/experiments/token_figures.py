@@ -18,14 +18,15 @@ def blank(ax: Axes) -> None:
 
 
 def vocabulary_figure(images: Tensor, first: Tensor, results: dict) -> Figure:
-    """Test images with each of the most frequent first ids: the visual vocabulary."""
+    """The first four test images with each of the 12 most frequent first ids: the visual
+    vocabulary."""
     found = list(results["first token"]["most frequent ids"].items())[:12]
-    fig, axes = plt.subplots(3, 4, figsize=(12, 8), layout="constrained")
+    fig, axes = plt.subplots(3, 4, figsize=(12, 5), layout="constrained")
     for ax in axes.flat:
         blank(ax)
     for ax, (i, row) in zip(axes.flat, found, strict=False):
         shown = images[first == int(i)]
-        ax.imshow(tile(shown[:12], 4, fill=255).permute(1, 2, 0))
+        ax.imshow(tile(shown[:4], 4, fill=255).permute(1, 2, 0))
         purity = row["purity"]
         ax.set_title(f"id {i}: {plural(len(shown), 'image')}", fontsize=10)
         ax.set_xlabel(f"{row['class']}: {purity['mean']:.0%} of them", fontsize=9)

@@ -41,6 +41,14 @@ def _joint(ids: Tensor, labels: Tensor) -> Tensor:
     return _entropy(ids * (int(labels.max()) + 1) + labels)
 
 
+def _over_all_cells(ids: Tensor, labels: Tensor) -> float:
+    """The sum over all cells of the table of ids and labels: NaN if one of them is empty."""
+    table = torch.zeros(int(ids.max()) + 1, int(labels.max()) + 1)
+    table.index_put_((ids, labels), torch.ones(len(ids)), accumulate=True)
+    p = table / len(ids)
+    return (p * (p / (p.sum(1, keepdim=True) * p.sum(0, keepdim=True))).log2()).sum().item()
+
+
 INFORMATION = Exercise(
     _information_inputs,
     information,
@@ -73,6 +81,14 @@ INFORMATION = Exercise(
             "known; subtract it from H(id).",
         ),
         (
+            lambda i, c: ((_entropy(i) + _entropy(c) - _entropy(i + c)) / math.log(2)).item(),
+            "ids + labels gives different pairs the same number: use ids * classes + labels.",
+        ),
+        (
+            _over_all_cells,
+            "0 log 0 is 0, but here it is NaN: sum over the pairs that occur only.",
+        ),
+        (
             lambda i, c: -information(i, c),
             "the sign is wrong: information is never negative.",
         ),
@@ -97,7 +113,7 @@ def merge_pair(x: Tensor, sizes: Tensor, i: int, j: int) -> tuple[Tensor, Tensor
 
 
 def _merge_inputs(g: torch.Generator) -> Iterator[tuple]:
-    for n, i, j in ((2, 0, 1), (4, 1, 3), (5, 4, 0)):
+    for n, i, j in ((2, 0, 1), (4, 1, 3), (5, 4, 0), (6, 3, 1)):
         sizes = torch.tensor([float(randint(g, 1, 5)) for _ in range(n)])
         yield torch.randn(n, 3, generator=g), sizes, i, j
 
@@ -107,6 +123,24 @@ def _merged(x: Tensor, sizes: Tensor, i: int, j: int, vector: Tensor, size: Tens
     x[i], sizes[i] = vector, size
     kept = torch.arange(len(x)) != j
     return x[kept], sizes[kept]
+
+
+def _written_after_removal(x: Tensor, sizes: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+    """j is removed first, and then index i is used for the shorter tensors."""
+    size = sizes[i] + sizes[j]
+    vector = (sizes[i] * x[i] + sizes[j] * x[j]) / size
+    kept = torch.arange(len(x)) != j
+    x, sizes = x[kept], sizes[kept]
+    x[i], sizes[i] = vector, size
+    return x, sizes
+
+
+def _observe_merge(f, *args) -> Any:
+    """The vectors and sizes, or the text of an IndexError, which is a known error."""
+    try:
+        return f(*args)
+    except IndexError as e:
+        return f"IndexError: {e}"
 
 
 def _at_the_end(x: Tensor, sizes: Tensor, i: int) -> tuple[Tensor, Tensor]:
@@ -153,7 +187,13 @@ MERGE = Exercise(
             "the size of vector i was changed before the mean was taken: use the old sizes as "
             "weights.",
         ),
+        (
+            _written_after_removal,
+            "after j is removed, vector i is at index i - 1 if j < i: write the merged vector "
+            "first, and remove j afterwards.",
+        ),
     ],
+    _observe_merge,
 )
 
 # ---- shortest: the search for the length ---------------------------------------------------------
@@ -198,9 +238,30 @@ def _observe_shortest(f, quality, target: float, K: int) -> Any:
         return quality(int(k))
 
     length = f(counted, target, K)
+    if isinstance(length, Tensor) and length.numel() == 1:
+        length = length.item()
     if not isinstance(length, int):
         return length
-    return length, {"few": len(asked) <= 2 + math.log2(K)}
+    return length, {"at most 2 + log2 K calls": len(asked) <= 2 + math.log2(K)}
+
+
+def _end_of_search(quality, target: float, K: int) -> int:
+    """The search without the case that no length meets the target: K + 1 then."""
+    return shortest(quality, target, K) + (quality(K) < target)
+
+
+def _wrong_half(quality, target: float, K: int) -> int:
+    """The search that continues in the half that cannot hold the answer."""
+    if quality(K) < target:
+        return K
+    low, high = 0, K
+    while high - low > 1:
+        middle = (low + high) // 2
+        if quality(middle) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
 SHORTEST = Exercise(
@@ -217,6 +278,20 @@ SHORTEST = Exercise(
         (
             lambda quality, target, K: max(1, shortest(quality, target, K) - 1),
             "the longest prefix that does *not* meet the target: one token too few.",
+        ),
+        (
+            lambda quality, target, K: shortest(quality, target, K) - (quality(K) >= target),
+            "this is the low end of the range, the longest prefix that does *not* meet the target "
+            "(0 if the first token meets it): return the other end.",
+        ),
+        (
+            _end_of_search,
+            "if not even all K tokens meet the target, the answer is K, not K + 1.",
+        ),
+        (
+            _wrong_half,
+            "the search continues in the wrong half: if the middle meets the target, the answer is "
+            "the middle or a shorter length.",
         ),
         (
             lambda quality, target, K: min(K, shortest(quality, target, K) + 1),
@@ -276,6 +351,10 @@ CODE_BYTES = Exercise(
         (
             lambda p: int(sum(math.ceil(row.sum().item() / 8) for row in _bits(p))),
             "each image is rounded up to whole bytes here; a file of many images is rounded once.",
+        ),
+        (
+            lambda p: _bits(p).sum().item() / 8,
+            "a file has whole bytes: round up, once, at the end.",
         ),
         (
             lambda p: int(_bits(p).sum().item() // 8),
