@@ -234,6 +234,11 @@ PREFIX_MASK = Exercise(
             "attends to all patches.",
         ),
         (
+            _masked(lambda q, k, P: k < P or k - P <= q),
+            "the triangle of the registers starts in row 0, so patches attend to registers. "
+            "It starts in row P: use .tril(-P), or build it as (K, K).",
+        ),
+        (
             _masked(lambda q, k, P: k < P or k == q),
             "a register attends only to itself among the registers. It also attends to "
             "the registers before it.",

@@ -52,6 +52,16 @@ def _wider(z: float, L: int, half: float) -> float:
     return math.tanh(z + math.atanh(offset / half)) * half - offset
 
 
+def _offset_not_subtracted(z: float, L: int) -> float:
+    offset = 0.5 if L % 2 == 0 else 0.0
+    return _bounded(z, L, offset) + offset
+
+
+def _offset_times_half(z: float, L: int) -> float:
+    half, offset = (L - 1) * 1.001 / 2, 0.5 if L % 2 == 0 else 0.0
+    return (math.tanh(z + math.atanh(offset / half)) - offset) * half
+
+
 def _other_shift(z: float, L: int) -> float:
     half, offset = (L - 1) * 1.001 / 2, 0.5 if L % 2 == 0 else 0.0
     return math.tanh(z - math.atanh(offset / half)) * half - offset
@@ -63,6 +73,11 @@ def _no_slack(z: Tensor, levels: tuple[int, ...]) -> Tensor:
     # In torch an infinite atanh is no error.
     return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
+
+NOT_SUBTRACTED = (
+    "the offset is inside the artanh but not subtracted at the end: for an even L the range is "
+    "still symmetric. Subtract it after the multiplication by half."
+)
 
 BOUND = Exercise(
     _bound_inputs,
@@ -98,6 +113,14 @@ BOUND = Exercise(
         (
             _bound_each(lambda z, L: _bounded(z, L, 0.5 if L % 2 == 0 else 0.0) + (L % 2 == 0)),
             "the offset is added at the end. Subtract it: for L = 4 the range is -2 to 1.",
+        ),
+        (
+            _bound_each(_offset_not_subtracted),
+            NOT_SUBTRACTED,
+        ),
+        (
+            _bound_each(_offset_times_half),
+            "the offset is multiplied by half here: subtract it after the multiplication.",
         ),
         (
             lambda z, levels: bound(z, levels).round(),
@@ -329,6 +352,11 @@ def perplexity(ids: Tensor, vocab_size: int) -> float:
     return math.exp(-sum(p * math.log(p) for p in _shares(ids, vocab_size) if p > 0))
 
 
+def _divided_by_vocab_size(ids: Tensor, vocab_size: int) -> float:
+    shares = [p * len(ids) / vocab_size for p in _shares(ids, vocab_size)]
+    return math.exp(-sum(p * math.log(p) for p in shares if p > 0))
+
+
 PERPLEXITY = Exercise(
     _usage_inputs,
     perplexity,
@@ -367,6 +395,11 @@ PERPLEXITY = Exercise(
             "this has the mean of p log p over the ids. The entropy is the sum.",
         ),
         (
+            _divided_by_vocab_size,
+            "the counts are divided by vocab_size. Shares are counts divided by the number of "
+            "ids, len(ids).",
+        ),
+        (
             lambda ids, vocab_size: 1 / sum(p * p for p in _shares(ids, vocab_size)),
             "this is the inverse of the sum of squares, another measure of even use. The "
             "perplexity is the exponential of the entropy.",
@@ -388,13 +421,18 @@ PERPLEXITY = Exercise(
 
 
 def _quantize(
-    z: Tensor, levels: tuple[int, ...], offset: bool = True, to_one: str = "center"
+    z: Tensor,
+    levels: tuple[int, ...],
+    offset: bool = True,
+    to_one: str = "center",
+    subtract: bool = True,
 ) -> Tensor:
     rows = []
     for row in z:
         for value, L in zip(row, levels, strict=True):
             half, down = (L - 1) * 1.001 / 2, 0.5 if offset and L % 2 == 0 else 0.0
-            digit = straight_through(torch.tanh(value + math.atanh(down / half)) * half - down)
+            bounded = torch.tanh(value + math.atanh(down / half)) * half
+            digit = straight_through(bounded - down if subtract else bounded)
             rows.append(digit / (L // 2 if to_one == "center" else (L - 1) / 2))
     return torch.stack(rows).view_as(z)
 
@@ -440,6 +478,10 @@ QUANTIZE = Exercise(
         (
             lambda z, levels: _quantize(z, levels, offset=False),
             "no offset for an even number of levels: L = 4 gives five values.",
+        ),
+        (
+            lambda z, levels: _quantize(z, levels, subtract=False),
+            NOT_SUBTRACTED,
         ),
         (
             lambda z, levels: _quantize(z, levels) * torch.tensor([L // 2 for L in levels]),

@@ -177,6 +177,11 @@ def captured_only(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
     return sum(q * (M @ cov @ M.T).trace() for q, M in zip(p, prefixes, strict=True))
 
 
+def second_factor_missing(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
+    prefixes = [dec[:, :k] @ enc[:k] for k in range(1, len(p) + 1)]
+    return sum(q * (cov.trace() - (M @ cov).trace()) for q, M in zip(p, prefixes, strict=True))
+
+
 def single_units(cov: Tensor, enc: Tensor, dec: Tensor, p: Tensor) -> Tensor:
     return sum(
         p[k - 1] * prefix_loss(cov, enc, dec, (torch.arange(len(p)) == k - 1).float())
@@ -391,6 +396,11 @@ EXERCISES = {
                 "the matrix is M_k here. The error of a reconstruction is (I - M_k) x.",
             ),
             (
+                second_factor_missing,
+                "the second factor is missing: tr((I - M) C (I - M)^T). The short form "
+                "tr((I - M) C) holds only if M is an orthogonal projection.",
+            ),
+            (
                 single_units,
                 "each term has unit k alone. Prefix k has the units 1 to k: dec[:, :k] @ enc[:k].",
             ),
@@ -423,6 +433,11 @@ EXERCISES = {
                 one_loss_of_the_mean_mask,
                 "you scaled unit j by q[j] and then computed one loss, which gives 2 q - q^2 in "
                 "place of q. Average the losses, not the masks.",
+            ),
+            (
+                lambda cov, units, q: orthonormal_loss(cov, units, q**2),
+                "the weight of unit j is q[j], not its square: a mask is 0 or 1, so the mean of "
+                "its square is q[j], too.",
             ),
             (
                 loss_of_the_best_units,

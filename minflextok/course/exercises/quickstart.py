@@ -180,6 +180,11 @@ EXERCISES = {
                 "you rounded down, so that the last bits have no room. Round up: math.ceil.",
             ),
             (
+                lambda k, vocab_size: math.floor(k * math.log2(vocab_size) / 8) + 1,
+                "this adds a byte even where the bits fill whole bytes: 3 ids of 256 take exactly "
+                "3 bytes. Use math.ceil.",
+            ),
+            (
                 lambda k, vocab_size: round(k * math.log2(vocab_size) / 8),
                 "you rounded to the nearest integer. The last byte is needed even if only one of "
                 "its bits is used: round up, with math.ceil.",
