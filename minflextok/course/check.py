@@ -45,6 +45,10 @@ def check(name: str, answer: Callable) -> bool:
         print("Hint: the values are right, but the dtype is not: these are floating-point numbers,")
         print("and the target holds integers or booleans. Convert them, for example with .long().")
         return False
+    if isinstance(a, RuntimeError) and "must match" in str(a):
+        print("Hint: these shapes do not broadcast. PyTorch compares them from the last axis on:")
+        print("t[:, None] gives a tensor t of shape (B,) the shape (B, 1).")
+        return False
     for misconception, hint in exercise.misconceptions:
         if not different(exercise, yours, results(exercise, misconception, cases)):
             print(f"Hint: {hint}")

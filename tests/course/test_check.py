@@ -25,6 +25,22 @@ def test_an_unknown_error_gets_no_hint(capsys):
     assert "Hint" not in capsys.readouterr().out
 
 
+def test_shapes_that_do_not_broadcast_get_a_hint(capsys):
+    assert not check("flow.pair", lambda x, noise, t: (t * noise + (1 - t) * x, noise - x))
+    out = capsys.readouterr().out
+    assert "RuntimeError" in out and "t[:, None]" in out and out.count("Hint") == 1
+
+
+def test_one_time_for_all_points_is_asked_for(capsys):
+    def euler(velocity, noise, steps):
+        for i in range(steps, 0, -1):
+            noise = noise - velocity(noise, torch.full((len(noise),), i / steps)) / steps
+        return noise
+
+    assert not check("flow.euler", euler)
+    assert "give one number" in capsys.readouterr().out
+
+
 FLOATS = {  # right values, as floating-point numbers
     "fsq.codes_to_ids": lambda f: lambda *args: f(*args).float(),
     "encoder.prefix_mask": lambda f: lambda *args: f(*args).double(),

@@ -123,12 +123,19 @@ def block_inputs(g: torch.Generator) -> Iterator[tuple]:
         x = 2 * torch.randn(B, N, D, generator=g)
         yield x, torch.randn(6, B, 1, D, generator=g), mix, squash
     yield x, torch.zeros(6, B, 1, D), mix, squash
+    yield x[:1, :2, :3], torch.randn(6, 1, 2, 3, generator=g), mix, squash  # m of each position
+
+
+def modulate_each(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """shift, scale (B, 1, D), or (B, N, D) if each position has its own."""
+    zero = torch.zeros_like(x[:, 0])
+    return modulate(x, zero, zero) * (1 + scale) + shift  # with zeros: the layer norm
 
 
 def block(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
     gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
-    x = x + gate_attn * attn(modulate(x, shift_attn[:, 0], scale_attn[:, 0]))
-    return x + gate_mlp * mlp(modulate(x, shift_mlp[:, 0], scale_mlp[:, 0]))
+    x = x + gate_attn * attn(modulate_each(x, shift_attn, scale_attn))
+    return x + gate_mlp * mlp(modulate_each(x, shift_mlp, scale_mlp))
 
 
 def order_of_dit(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
@@ -161,16 +168,20 @@ def one_plus_gate(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
     return block(x, torch.cat([1 + m[:2], m[2:]]), attn, mlp)
 
 
+def first_modulation_for_all(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
+    return block(x, torch.cat([m[:2], m[2:, :, :1].expand_as(m[2:])]), attn, mlp)
+
+
 def gates_the_sum(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
     gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
-    x = gate_attn * (x + attn(modulate(x, shift_attn[:, 0], scale_attn[:, 0])))
-    return gate_mlp * (x + mlp(modulate(x, shift_mlp[:, 0], scale_mlp[:, 0])))
+    x = gate_attn * (x + attn(modulate_each(x, shift_attn, scale_attn)))
+    return gate_mlp * (x + mlp(modulate_each(x, shift_mlp, scale_mlp)))
 
 
 def without_residual(x: Tensor, m: Tensor, attn: Branch, mlp: Branch) -> Tensor:
     gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
-    x = gate_attn * attn(modulate(x, shift_attn[:, 0], scale_attn[:, 0]))
-    return gate_mlp * mlp(modulate(x, shift_mlp[:, 0], scale_mlp[:, 0]))
+    x = gate_attn * attn(modulate_each(x, shift_attn, scale_attn))
+    return gate_mlp * mlp(modulate_each(x, shift_mlp, scale_mlp))
 
 
 # ---- ★★ registers: positions, mask token, null token ---------------------------------------------
@@ -346,6 +357,10 @@ EXERCISES = {
                 lambda t, n: features(t, n, base=1000.0),
                 "the base is 256. The factor 1000 belongs to t, not to the base.",
             ),
+            (
+                lambda t, n: features(t, n, base=1.0),
+                "all frequencies are 1: j // n is 0 for every j. Use j / n.",
+            ),
         ],
         tolerance=2e-3,  # angles up to 1000 in float32
     ),
@@ -392,6 +407,13 @@ EXERCISES = {
                 ),
                 "all images got shift and scale of the first one: shift[:, None] keeps one "
                 "row for each image.",
+            ),
+            (
+                lambda x, shift, scale: norm_not_used(
+                    (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True), shift, scale
+                ),
+                "the variance of a layer norm divides by D, and yours by D - 1: use "
+                "var(unbiased=False).",
             ),
         ],
     ),
@@ -445,6 +467,11 @@ EXERCISES = {
             (
                 lambda x, m, attn, mlp: block(x, m, mlp, attn),
                 "the MLP comes first here. Attention comes first.",
+            ),
+            (
+                first_modulation_for_all,
+                "all positions got shift and scale of the first one. Patches and registers have "
+                "different ones: let them broadcast, without [:, 0].",
             ),
             (
                 lambda x, m, attn, mlp: block(x, m[[0, 1, 2, 4, 3, 5]], attn, mlp),
@@ -577,6 +604,12 @@ EXERCISES = {
                 ),
                 "this is the mean squared error. The loss is 1 minus the cosine similarity, "
                 "which ignores the lengths.",
+            ),
+            (
+                lambda predicted, features, mean: (
+                    1 - predicted.shape[1] * (1 - alignment(predicted, features, mean))
+                ),
+                "you summed over the patches. Take their mean.",
             ),
         ],
     ),

@@ -1,6 +1,7 @@
 """Exercises of notebook 05: rectified flow."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,6 +73,8 @@ def one_t_for_all(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def curved(x: Tensor, t: float) -> Tensor:
+    if isinstance(t, Tensor) and t.ndim:
+        raise TypeError(f"velocity(x, t): t has shape {tuple(t.shape)}; give one number for all x")
     return torch.stack([x[:, 1] + 2 * t, -x[:, 0] + t * t], dim=1)
 
 
@@ -80,12 +83,29 @@ def sampling_inputs(g: torch.Generator) -> Iterator[tuple]:
         yield curved, torch.randn(B, 2, generator=g), steps
 
 
+def result_and_noise(f: Callable, velocity: Velocity, noise: Tensor, steps: int) -> Any:
+    """The result, and whether f left the caller's noise as it was."""
+    before = noise.clone()
+    result = f(velocity, noise, steps)
+    if not isinstance(result, Tensor):
+        return result
+    return {"result": result, "noise unchanged": torch.equal(noise, before)}
+
+
 def euler(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
     x, t = noise, 1.0
     for _ in range(steps):
         x = x - velocity(x, t) / steps
         t = t - 1 / steps
     return x
+
+
+def in_place(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return noise.copy_(euler(velocity, noise, steps))
+
+
+def heun_in_place(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
+    return noise.copy_(heun(velocity, noise, steps))
 
 
 def wrong_sign(velocity: Velocity, noise: Tensor, steps: int) -> Tensor:
@@ -206,6 +226,13 @@ def apg(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
     return torch.stack(out)
 
 
+def projected_as_a_batch(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
+    diff = cond - uncond
+    diff = diff * (threshold / diff.norm(dim=1, keepdim=True)).clamp(max=1)
+    parallel = (diff * cond).sum() / (cond * cond).sum() * cond
+    return cond + (scale - 1) * (diff - parallel)
+
+
 def apg_with_s(cond: Tensor, uncond: Tensor, scale: float, threshold: float) -> Tensor:
     return apg(cond, uncond, scale + 1, threshold)
 
@@ -295,6 +322,11 @@ def score_of_the_image(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
 def score_of_the_velocity(x_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return -v / t[:, None]
 
+
+IN_PLACE = (
+    "the result is right, but your function changes the caller's noise: `x -= ...` works in place. "
+    "Write x = x - ..."
+)
 
 EXERCISES = {
     "ends": Exercise(
@@ -421,7 +453,15 @@ EXERCISES = {
                 misses_the_first,
                 "the first step is missing: the velocity is evaluated at t = 1 first.",
             ),
+            (
+                lambda velocity, noise, steps: euler(
+                    lambda x, t: velocity(x, steps * t), noise, steps
+                ),
+                "the velocity is evaluated at the number of the step, i. The time is i / steps.",
+            ),
+            (in_place, IN_PLACE),
         ],
+        result_and_noise,
     ),
     "heun": Exercise(
         sampling_inputs,
@@ -469,7 +509,9 @@ EXERCISES = {
                 "the second velocity is evaluated at t + h. Time falls: the Euler step ends "
                 "at t - h.",
             ),
+            (heun_in_place, IN_PLACE),
         ],
+        result_and_noise,
     ),
     "apg": Exercise(
         guidance_inputs,
@@ -528,6 +570,11 @@ EXERCISES = {
                     2 * cond - apg(cond, uncond, scale, threshold)
                 ),
                 "the difference has the wrong sign: it is cond - uncond.",
+            ),
+            (
+                projected_as_a_batch,
+                "(diff * cond).sum() is over the whole batch. Each point has its own parallel "
+                "part: sum(1, keepdim=True).",
             ),
             (
                 lambda cond, uncond, scale, threshold: apg(cond, uncond, scale, threshold) - cond,

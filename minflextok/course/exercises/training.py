@@ -113,6 +113,12 @@ def target_noise(encode, decode, x, noise, t, k, null) -> Tensor:
     return loss(encode, plus_image, x, noise, t, k, null)
 
 
+def only_above_1(encode, decode, x, noise, t, k, null) -> Tensor:
+    z = encode(x)[0]
+    excess = (z[:k] - 1).clamp(min=0).square().sum() / z.numel()
+    return flow_loss(encode, decode, x, noise, t, k, null) + 0.1 * excess * (not null)
+
+
 def latents_decoded(encode, decode, x, noise, t, k, null) -> Tensor:
     def not_rounded(x: Tensor) -> tuple[Tensor, Tensor]:
         return encode(x)[0], encode(x)[0]
@@ -180,6 +186,15 @@ def quarter_wave(step: int, steps: int, peak: float, warmup: int, end: float) ->
 
 def not_halved(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
     cosine = end + (1 - end) * (1 + math.cos(math.pi * step / steps))
+    return peak * cosine * min(1, (step + 1) / warmup)
+
+
+def warmup_never_ends(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    return no_warmup(step, steps, peak, 1, end) * (step + 1) / warmup
+
+
+def without_pi(step: int, steps: int, peak: float, warmup: int, end: float) -> float:
+    cosine = end + (1 - end) * (1 + math.cos(step / steps)) / 2
     return peak * cosine * min(1, (step + 1) / warmup)
 
 
@@ -298,6 +313,14 @@ def counts_from_1(start: Tensor, weights: Tensor, decay: float) -> Tensor:
     return ema(start, weights, decay, first=1)
 
 
+def starts_at_0(start: Tensor, weights: Tensor, decay: float) -> Tensor:
+    average = start
+    for step, w in enumerate(weights):
+        d = min(decay, step / (step + 10))
+        average = d * average + (1 - d) * w
+    return average
+
+
 def every_micro_batch(start: Tensor, weights: Tensor, decay: float) -> Tensor:
     return ema(start, weights, decay, often=2)
 
@@ -311,8 +334,8 @@ def plain_mean(start: Tensor, weights: Tensor, decay: float) -> Tensor:
 
 def estimates(g: torch.Generator) -> Iterator[tuple]:
     for B in (1, 2, 3, 5):
-        x, noise = torch.rand(B, 1, 2, 2, generator=g) * 2 - 1, torch.randn(B, 1, 2, 2, generator=g)
-        error = torch.randn(B, 1, 2, 2, generator=g) * torch.linspace(0.1, 1, B).view(-1, 1, 1, 1)
+        x, noise = torch.rand(B, 1, 2, 3, generator=g) * 2 - 1, torch.randn(B, 1, 2, 3, generator=g)
+        error = torch.randn(B, 1, 2, 3, generator=g) * torch.linspace(0.1, 1, B).view(-1, 1, 1, 1)
         yield x, noise, noise - x - error
 
 
@@ -465,6 +488,17 @@ EXERCISES = {
                 summed_over_values,
                 "the error is the mean over the values of the image, and yours is their sum.",
             ),
+            (lambda *args: loss(*args, scale=1.0), "the factor 0.1 of the penalty is missing."),
+            (
+                lambda *args: loss(*args, scale=0.2),
+                "the penalty is a mean over the F channels of a register: the factor 1 / F is "
+                "missing.",
+            ),
+            (
+                lambda *args: loss(*args, scale=0.4),
+                "the factor 1 / K of the penalty is missing. K is the number of rows of z.",
+            ),
+            (only_above_1, "latents below -1 have a penalty, too: use |z|."),
         ],
     ),
     "lr": Exercise(
@@ -513,6 +547,11 @@ EXERCISES = {
                 "1 + cos falls from 2 to 0, so your rate starts at nearly twice the peak: halve "
                 "it.",
             ),
+            (
+                warmup_never_ends,
+                "the warmup factor grows on after the warmup: limit it to 1.",
+            ),
+            (without_pi, "pi is missing: cos(pi * progress) falls from 1 to -1."),
             (
                 warmup_instead,
                 "in the warmup you left out the cosine. The warmup is a factor: multiply the two.",
@@ -566,6 +605,13 @@ EXERCISES = {
                 ),
                 "the share of null conditions is 1 - null_prob here: take w < null_prob.",
             ),
+            (
+                lambda drawn, u, w, nested_prob, null_prob, K: mix(
+                    drawn, w, u, nested_prob, null_prob, K
+                ),
+                "u and w are exchanged: u decides about nested dropout, w about the null "
+                "condition.",
+            ),
         ],
     ),
     "ema": Exercise(
@@ -585,6 +631,11 @@ EXERCISES = {
                 "initialization sooner.",
             ),
             (counts_from_1, "off by one: the first step is step 0, with decay 1 / 10."),
+            (
+                starts_at_0,
+                "your decay is step / (step + 10), which is 0 in the first step. It is (step + 1) "
+                "/ (step + 10): 1 / 10 in the first step.",
+            ),
             (
                 every_micro_batch,
                 "this updates twice a step. Update once per optimizer step, for any number of "
@@ -641,6 +692,20 @@ EXERCISES = {
                 lambda x, noise, v: 2 * one_step_psnr(x, noise, v),
                 "the factor 20 belongs to a ratio of amplitudes. The error is squared already: "
                 "use 10 log10(2**2 / error).",
+            ),
+            (
+                lambda x, noise, v: one_step_psnr(x, noise, v) - decibels(1.0, x[0].numel() ** 0.5),
+                "the error is the mean of the squares over an image, and yours is their sum.",
+            ),
+            (
+                lambda x, noise, v: one_step_psnr(x, noise, v) - decibels(2.0),
+                "the peak is not squared: log10(2 / error) is 3 dB too low. Use log10(2**2 / "
+                "error).",
+            ),
+            (
+                lambda x, noise, v: one_step_psnr(x, noise, v) / 2,
+                "10 log10 belongs to the ratio of squares, 2**2 / error. You took the root of the "
+                "error: its factor is 20.",
             ),
         ],
     ),
