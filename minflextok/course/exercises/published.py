@@ -1,7 +1,5 @@
 """Exercises of notebook 11: exact savings and published models."""
 
-import ast
-import json
 import math
 from collections.abc import Callable, Iterator
 
@@ -9,62 +7,6 @@ import torch
 from torch import Tensor
 
 from . import Exercise, randint
-
-# ---- ★ a literal, parsed without running it ------------------------------------------------------
-
-TEXTS = (
-    "{'levels': [8, 8, 8, 5, 5, 5], 'drop_quant_p': 0.0}",
-    "[8] * 2",
-    "dict(levels=[8, 5])",
-    "(3, -1.5, [True])",
-    "[8, 8",
-)
-
-
-def texts(g: torch.Generator) -> Iterator[tuple]:
-    return ((text,) for text in TEXTS)
-
-
-def read_literal(text: str):
-    try:
-        return value_of(ast.parse(text, mode="eval").body)
-    except (SyntaxError, TypeError):
-        return False
-
-
-def value_of(node: ast.AST | None):
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, ast.List | ast.Tuple):
-        values = [value_of(part) for part in node.elts]
-        return values if isinstance(node, ast.List) else tuple(values)
-    if isinstance(node, ast.Dict):
-        return {value_of(k): value_of(v) for k, v in zip(node.keys, node.values, strict=True)}
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -value_of(node.operand)
-    raise TypeError(f"{type(node).__name__} is no literal")
-
-
-def or_false(read: Callable) -> Callable:
-    def f(text: str):
-        try:
-            return read(text)
-        except Exception:
-            return False
-
-    return f
-
-
-evaluates, without_builtins = (
-    or_false(eval),
-    or_false(lambda text: eval(text, {"__builtins__": {}})),
-)
-as_json = or_false(json.loads)
-
-
-def the_text(text: str) -> str:
-    return text
-
 
 # ---- ★★ one key that represents n equal keys -----------------------------------------------------
 
@@ -288,29 +230,6 @@ def hours(D: int, depth: int, N: int, images: float, speed: float) -> float:
 
 
 EXERCISES = {
-    "read_literal": Exercise(
-        texts,
-        read_literal,
-        [
-            (
-                evaluates,
-                "this is eval: it RUNS the text. `[8] * 2` is harmless, but a downloaded file "
-                "may hold other code.",
-            ),
-            (
-                without_builtins,
-                "eval without builtins still runs the text: it computed `[8] * 2`, and there "
-                "are well-known ways from any object, such as (), back to all builtins. Parse "
-                "the text, do not run it.",
-            ),
-            (
-                as_json,
-                "JSON is another language: it has no single quotes and no tuples, and writes "
-                "True as `true`.",
-            ),
-            (the_text, "this is the text itself. Give the values that it describes."),
-        ],
-    ),
     "merged": Exercise(
         merged_inputs,
         merged,
