@@ -171,7 +171,7 @@ def plot(results: dict[str, dict], files: list[dict], against: str = "tokens") -
             xy = zip(*shown, strict=True)
             ax.plot(*xy, color=color, marker=marker, ls=style, label=name, ms=6)
         ax.set_xscale("log", base=2)
-        ax.set(xlabel={"tokens": "number of tokens k", "bytes": "bytes an image"}[against])
+        ax.set(xlabel={"tokens": "number of tokens k", "bytes": "bytes per image"}[against])
         ax.set_ylabel(label)
         ax.xaxis.set_major_formatter("{x:g}")
         ax.grid(alpha=0.3)
