@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from torchvision.datasets import CIFAR10
 
 from .. import checks
 from ..config import DATA_DIR
@@ -108,6 +107,8 @@ def load_shapes(name: str, split: str, size: int) -> Images:
 
 
 def load_cifar10(split: str, size: int | None) -> Images:
+    from torchvision.datasets import CIFAR10  # three seconds, which all other commands save
+
     root = Path.home() / ".cache" / "minflextok"
     try:  # one process downloads, others wait; torchvision checks the MD5 before it unpickles
         root.mkdir(parents=True, exist_ok=True)

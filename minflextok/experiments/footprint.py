@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import vgg16
 
 from ..config import PriorConfig, TokenizerConfig, VAEConfig
 from ..gpt import PriorBlock
@@ -75,6 +74,8 @@ def vae_pass(c: VAEConfig, B: int) -> Pass:
     """The loss with all its parts, the adversarial ones included."""
     distance: Distance | None = gradient_distance if c.perceptual == "gradients" else None
     if c.perceptual == "lpips":
+        from torchvision.models import vgg16  # three seconds, which all other commands save
+
         distance = vgg_distance(on_gpu(lambda: vgg16().features[:30].requires_grad_(False)))
     objective = on_gpu(lambda: VAEObjective(c, distance))
     x = torch.zeros(B, 3, c.image_size, c.image_size, device=GPU)

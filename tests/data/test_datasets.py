@@ -52,7 +52,7 @@ def test_cifar10_offline_names_the_alternatives(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network")
 
-    monkeypatch.setattr("minflextok.data.load.CIFAR10", offline)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", offline)
     with pytest.raises(OSError, match=r"no network.*cifar10-sample.*shapes"):
         load_dataset("cifar10")
 
