@@ -98,7 +98,7 @@ def _curve(ax: Axes, x: list[int], values: list[dict], style: tuple[str, str], l
 
 def numbers_figure(results: dict) -> Figure:
     """Class information, entropy, change and area by position; variance by k; swaps."""
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
+    fig, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
     positions = {int(j): row for j, row in results["positions"].items()}
     x = list(positions)
     information = [row["class information bits"]["corrected"] for row in positions.values()]
