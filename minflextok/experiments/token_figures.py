@@ -3,6 +3,7 @@
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -34,8 +35,9 @@ def vocabulary_figure(images: Tensor, first: Tensor, results: dict) -> Figure:
     return fig
 
 
-def maps_figure(maps: list[Tensor]) -> Figure:
-    """Where the image changes if one id is replaced: a mean over images for each token."""
+def maps_figure(maps: list[Tensor], power: float = 1.0) -> Figure:
+    """Where the image changes if one id is replaced: a mean over images for each token. The color
+    is the change to a power; below 1, small changes are visible beside large ones."""
     means = torch.stack([m.mean(0) for m in maps])  # (K, H, W)
     columns = min(8, len(means))
     rows = -(-len(means) // columns)
@@ -44,8 +46,9 @@ def maps_figure(maps: list[Tensor]) -> Figure:
     )
     for ax in axes.flat:
         blank(ax)
+    norm = PowerNorm(power, vmin=0, vmax=means.max().item())
     for j, (ax, m) in enumerate(zip(axes.flat, means, strict=False), start=1):
-        shown = ax.imshow(m, cmap="cividis", vmin=0, vmax=means.max().item())
+        shown = ax.imshow(m, cmap="cividis", norm=norm)
         ax.set_title(f"token {j}", fontsize=9)
     fig.colorbar(shown, ax=axes, label="mean absolute change", shrink=0.7)
     return fig
@@ -75,9 +78,27 @@ def open_figure(decode: Decoder, ids: Tensor, images: Tensor, left_open: dict) -
     return fig
 
 
+PANELS = (
+    "class information",
+    "entropy",
+    "size of the change",
+    "area of the change",
+    "variance and squared bias",
+    "swaps",
+)
+
+
+def _curve(ax: Axes, x: list[int], values: list[dict], style: tuple[str, str], label: str) -> None:
+    """The means of `values` in a (color, format), with their 95% intervals as a band."""
+    color, form = style
+    ax.plot(x, [v["mean"] for v in values], form, color=color, ms=4, label=label)
+    low, high = zip(*(v["ci95"] for v in values), strict=True)
+    ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+
+
 def numbers_figure(results: dict) -> Figure:
     """Class information, entropy, change and area by position; variance by k; swaps."""
-    fig, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
+    fig, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
     positions = {int(j): row for j, row in results["positions"].items()}
     x = list(positions)
     information = [row["class information bits"]["corrected"] for row in positions.values()]
@@ -92,7 +113,8 @@ def numbers_figure(results: dict) -> Figure:
         ax.set_xlabel("position of the token")
     _left_open(axes[1, 1], results["left open"])
     _swaps(axes[1, 2], results["swaps"])
-    for ax in axes.flat:
+    for number, (ax, title) in enumerate(zip(axes.flat, PANELS, strict=True), start=1):
+        ax.set_title(f"{number}. {title}", fontsize=11)
         ax.grid(alpha=0.3)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=9)
@@ -101,22 +123,21 @@ def numbers_figure(results: dict) -> Figure:
 
 def _changes(change: Axes, area: Axes, results: dict) -> None:
     for name, style, label in (
-        ("replaced", "ko-", "id replaced"),
-        ("added", "C0s--", "from k - 1 to k tokens"),
+        ("replaced", ("k", "o-"), "id replaced"),
+        ("added", ("C0", "s--"), "from k - 1 to k tokens"),
     ):
         rows = results[name]
         x = [int(j) for j in rows]
-        change.plot(x, [r["change"]["mean"] for r in rows.values()], style, ms=4, label=label)
-        y = [r["area of one image"]["mean"] for r in rows.values()]
-        area.plot(x, y, style, ms=4, label=label)
+        _curve(change, x, [r["change"] for r in rows.values()], style, label)
+        _curve(area, x, [r["area of one image"] for r in rows.values()], style, label)
     change.set(ylabel="mean absolute change of a pixel", ylim=(0, None))
     area.set(ylabel="share of the image that changes", ylim=(0, 1))
 
 
 def _left_open(ax: Axes, rows: dict) -> None:
     x = [int(k) for k in rows]
-    for name, style in (("variance", "k-o"), ("squared bias", "C0s--")):
-        ax.plot(x, [row[name]["mean"] for row in rows.values()], style, ms=4, label=name)
+    for name, style in (("variance", ("k", "o-")), ("squared bias", ("C0", "s--"))):
+        _curve(ax, x, [row[name] for row in rows.values()], style, name)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set(xlabel="tokens", ylabel="squared error of a pixel", ylim=(0, None))
@@ -124,11 +145,8 @@ def _left_open(ax: Axes, rows: dict) -> None:
 
 def _swaps(ax: Axes, rows: dict) -> None:
     x = [int(k) for k in rows]
-    for name, style, label in (("A", "ko-", "class of A"), ("B", "C1s-", "class of B")):
-        y = [row[name]["mean"] for row in rows.values()]
-        low, high = zip(*(row[name]["ci95"] for row in rows.values()), strict=True)
-        ax.plot(x, y, style, ms=4, label=label)
-        ax.fill_between(x, low, high, color=style[:-2], alpha=0.15)
+    for name, style in (("A", ("k", "o-")), ("B", ("C1", "s-"))):
+        _curve(ax, x, [row[name] for row in rows.values()], style, f"class of {name}")
     ax.set_xscale("symlog", base=2, linthresh=1)
     ax.set_xticks(x, [str(k) for k in x])
     ax.minorticks_off()
