@@ -107,10 +107,11 @@ def train_system(
 
 def images_seen(out: Path) -> int:
     """The number of images of a training run, by its log."""
-    return max(line.get("images", 0) for line in read_log(out))
+    return max(line.get("images", 0) for line in log_lines(out))
 
 
-def read_log(out: Path) -> list[dict]:
+def log_lines(out: Path) -> list[dict]:
+    """The log of a training run."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -120,7 +121,7 @@ def speed(name: str, setting: Setting, train: Dataset, steps: int = 12) -> float
     recipe = replace(recipe, log_every=1, val_images=recipe.batch_size)
     with TemporaryDirectory() as out:
         train_system(name, setting, recipe, train, Path(out), quiet=True)
-        at = {line["step"]: line["seconds"] for line in read_log(Path(out)) if "seconds" in line}
+        at = {line["step"]: line["seconds"] for line in log_lines(Path(out)) if "seconds" in line}
     first = max(1, steps // 4)
     return (steps - first) / (at[steps] - at[first])
 

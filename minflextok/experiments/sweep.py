@@ -30,6 +30,7 @@ from ..presets import PRESETS, RECIPES
 from ..tokenizer import FlexTok
 from ..training.tokenizer import train_tokenizer
 from ..weights import write_atomic
+from .equal_time import log_lines
 
 # Fields of the TokenizerConfig or the TrainConfig; "teacher": weights for REPA, None for no REPA.
 AT_EQUAL_STEPS: dict[str, dict] = {
@@ -142,7 +143,7 @@ def measure(name: str, setting: Setting, data: Dataset, out: Path) -> dict:
 
 def read_log(run: Path) -> dict:
     """Loss, one-step PSNR and code usage at the end of a run, from its log."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = log_lines(run)
     losses = [line for line in lines if "loss" in line]
     last = next(line for line in reversed(lines) if "psnr" in line)
     return {

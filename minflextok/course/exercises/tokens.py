@@ -1,7 +1,9 @@
 """Exercises of notebook 14: information about classes, merged tokens, lengths, bits of a code."""
 
 import math
+import operator
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -190,13 +192,13 @@ MERGE = Exercise(
 # ---- shortest: the search for the length ---------------------------------------------------------
 
 
-def shortest(quality, target: float, K: int) -> int:
+def shortest(quality, target: float, K: int, meets=operator.ge) -> int:
     if quality(K) < target:
         return K
     low, high = 0, K
     while high - low > 1:
         middle = (low + high) // 2
-        if quality(middle) >= target:
+        if meets(quality(middle), target):
             high = middle
         else:
             low = middle
@@ -241,18 +243,8 @@ def _end_of_search(quality, target: float, K: int) -> int:
     return shortest(quality, target, K) + (quality(K) < target)
 
 
-def _wrong_half(quality, target: float, K: int) -> int:
-    """The search that continues in the half that cannot hold the answer."""
-    if quality(K) < target:
-        return K
-    low, high = 0, K
-    while high - low > 1:
-        middle = (low + high) // 2
-        if quality(middle) <= target:
-            high = middle
-        else:
-            low = middle
-    return high
+# The search that continues in the half that cannot hold the answer.
+_wrong_half = partial(shortest, meets=operator.le)
 
 
 SHORTEST = Exercise(
