@@ -143,6 +143,14 @@ def add_curves_and_compare(command) -> None:
     flag(p, "--test-data", help="a data set; its test split evaluates (default: as --data)")
     flag(p, "--num-images", type=int, default=2000, help="test images")
     flag(p, "--repa", metavar="TEACHER", help="teacher of the systems with REPA (default: none)")
+    flag(
+        p,
+        "--train-on",
+        type=device,
+        metavar="DEVICE",
+        help="train there, for as many images as the CPU sees in --minutes (default: on --device)",
+    )
+    flag(p, "--batch-size", type=int, default=0, help="of training (0: the recipe's)")
     flag(p, "--out", default="data/compare", help="directory for JSON files and pictures")
     add_device(p)
 
@@ -204,9 +212,9 @@ def add_codec(command) -> None:
     p = command(
         "demo", codec.demo, "Encode test images and decode them from 1, 2, 4, ..., K tokens."
     )
-    flag(p, "--weights", help=f"{WEIGHTS} (default: shapes32, then cifar10)")
+    flag(p, "--weights", help=f"{WEIGHTS} (default: shapes32, then cifar10-64)")
     flag(p, "--data", help="a data set; its test split is used (default: that of the weights)")
-    out = "picture; without --weights demo-shapes32.png and demo-cifar10.png"
+    out = "picture; without --weights demo-shapes32.png and demo-cifar10-64.png"
     flag(p, "--out", default="outputs/demo.png", help=out)
     flag(p, "--num-images", type=int, default=16, help="images that the table averages over")
     add_decoding(p, guidance=None)
@@ -272,9 +280,9 @@ def add_evaluate(command) -> None:
         "--features",
         type=choice,
         default="classifier",
-        choices=["classifier", "fidelity"],
-        help="feature space of rFID: the evaluation classifier's, or the Inception network of "
-        "published FIDs, which is downloaded",
+        choices=["classifier", "imagenet", "fidelity"],
+        help="feature space of rFID: the evaluation classifier's, that of a network trained on "
+        "ImageNet, or the Inception network of published FIDs, which is downloaded",
     )
     add_classifier(p)
     add_batches(p)

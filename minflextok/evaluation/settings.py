@@ -14,9 +14,8 @@ class Settings:
     budgets: Sequence[int] | None = None  # numbers of tokens (None: 1, 2, 4, ..., K)
     steps: int = 25  # Euler steps of the tokenizer's decoder
     seed: int = 0
-    features: str = (
-        "classifier"  # space of the Frechet distance: "classifier", or "fidelity" (fid.py)
-    )
+    # Space of the Frechet distance: "classifier", "imagenet" or "fidelity" (fid.py).
+    features: str = "classifier"
     classifier: str = "judge-cifar10"  # weights of the evaluation classifier
     batch_size: int = 64
     bf16: bool = False  # decode under bfloat16 autocast, where the device has it
@@ -26,8 +25,8 @@ class Settings:
             value = getattr(self, name)
             require(value >= 1, f"{name}={value}: give a whole number of at least 1")
         require(
-            self.features in ("classifier", "fidelity"),
-            f"features={self.features!r}: give 'classifier' or 'fidelity'",
+            self.features in ("classifier", "imagenet", "fidelity"),
+            f"features={self.features!r}: give 'classifier', 'imagenet' or 'fidelity'",
         )
 
     def budgets_of(self, model: str, largest: int, default: list[int]) -> list[int]:

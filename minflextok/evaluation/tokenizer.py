@@ -14,7 +14,7 @@ from ..data import Dataset, Stream, in_order, to_float, to_uint8
 from ..precision import autocast
 from ..tokenizer import FlexTok
 from .classifier import Classifier, match_classes
-from .fid import Features, fidelity_inception
+from .fid import Features, fidelity_inception, imagenet_network
 from .metrics import CodeCounts
 from .scores import Scores, image_noise, sha256, used_precision
 from .settings import EvaluationSettings, Settings
@@ -26,6 +26,10 @@ def feature_space(settings: Settings, classifier: Classifier | None) -> tuple[Fe
         return fidelity_inception(), (
             "features of torch-fidelity's Inception-v3 (TensorFlow weights, 2048-d, resized to "
             "299x299; those of published FIDs)"
+        )
+    if settings.features == "imagenet":
+        return imagenet_network(), (
+            "features of an EfficientNet-Lite0 trained on ImageNet (1280-d, resized to 128x128)"
         )
     c, name = classifier.config, settings.classifier
     return classifier.features, (
@@ -94,7 +98,7 @@ class Evaluation:
             require(
                 c.image_size == size,
                 f"{s.classifier} takes {c.image_size}-pixel images, {weights_name} makes {size}: "
-                "give features='fidelity', or another classifier",
+                "give features='imagenet' or 'fidelity', or another classifier",
             )
             return classifier, match_classes(data, c.class_names, c.num_classes, s.classifier)
         except ValueError as e:

@@ -24,7 +24,7 @@ from ..evaluation.tokenizer import Evaluation
 from ..presets import PRESETS
 from ..tokenizer import FlexTok
 from .codecs import codecs
-from .equal_time import Setting, config_of, images_seen, recipe_of, speeds, train_system
+from .equal_time import Setting, config_of, images_seen, recipe_elsewhere, speeds, train_system
 from .systems import SYSTEMS
 
 
@@ -41,8 +41,8 @@ def run(
     system, file, weights = SYSTEMS[name], out / f"{name}.json", out / "runs" / name
     if found := setting.stored(file):
         return found
-    recipe = recipe_of(system, setting, steps)
-    model = train_system(name, setting, recipe, train, weights, quiet)
+    recipe = recipe_elsewhere(system, setting, steps)
+    model = train_system(name, setting, recipe, train, weights, quiet, setting.train_on)
     settings = EvaluationSettings(
         num_images=setting.num_images,
         budgets=system.budgets or model.config.budgets,

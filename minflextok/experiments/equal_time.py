@@ -45,6 +45,8 @@ class Setting:
     teacher: str | None = None
     device: str = "cpu"
     classifier: str = "judge-cifar10"
+    train_on: str = ""  # a device to train on, if not on the one whose time counts
+    batch_size: int = 0  # of training; 0: the recipe's
 
     @property
     def facts(self) -> dict:
@@ -86,8 +88,24 @@ def recipe_of(system: System, setting: Setting, steps: int = 0) -> TrainConfig:
     return replace(RECIPES[setting.preset], **changes)
 
 
+def recipe_elsewhere(system: System, setting: Setting, steps: int) -> TrainConfig:
+    """The recipe of `steps` steps, for as many images in batches of setting.batch_size, and on a
+    GPU as small models train there."""
+    recipe = recipe_of(system, setting, steps)
+    size = setting.batch_size or recipe.batch_size
+    steps = max(1, round(steps * recipe.batch_size / size))
+    on_gpu = {"savings": False, "compile": True} if "cuda" in setting.train_on else {}
+    return replace(recipe, steps=steps, batch_size=size, **on_gpu)
+
+
 def train_system(
-    name: str, setting: Setting, recipe: TrainConfig, train: Dataset, out: Path, quiet: bool = False
+    name: str,
+    setting: Setting,
+    recipe: TrainConfig,
+    train: Dataset,
+    out: Path,
+    quiet: bool = False,
+    device: str = "",
 ) -> FlexTok:
     """Train one system. `out` gets what `training.loop.fit` writes; a run in it continues, and a
     finished one is read."""
@@ -97,7 +115,7 @@ def train_system(
         recipe,
         copy.copy(train),
         out,
-        setting.device,
+        device or setting.device,
         quiet,
         teacher=setting.teacher if system.repa else None,
         cls=system.cls,

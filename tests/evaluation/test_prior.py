@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, randomised
+from matplotlib.figure import Figure
 from PIL import Image
 
 from minflextok import FlexTok, Prior, PriorConfig, TrainConfig
@@ -17,6 +18,7 @@ from minflextok.data import Images, load_dataset, to_float, to_uint8, validation
 from minflextok.data.shapes import make_shapes
 from minflextok.evaluation.classifier import Classifier
 from minflextok.evaluation.fid import FeatureStats, frechet_distance
+from minflextok.evaluation.figures import _plot_captions
 from minflextok.evaluation.prefixes import overlap
 from minflextok.evaluation.prior import PriorEvaluation
 from minflextok.evaluation.reports import prior_table
@@ -319,3 +321,15 @@ def test_a_prior_of_another_tokenizer_is_refused(folder):
             str(folder / "tok-class"),
             labelled(),
         )
+
+
+def test_the_figure_of_captions_with_few_numbers_of_things():
+    """A small evaluation may have no captions of three or four things."""
+    met = {group: {"mean": 0.5, "ci95": [0.4, 0.6]} for group in ("all", "1", "2")}
+    tokens = {str(k): {"met": met, "shuffled": met} for k in (1, 16)}
+    ax = Figure().subplots()
+    _plot_captions(
+        ax, {"originals": {"met": met}, "tokenizer": tokens}, {"name": "some", "tokens": tokens}
+    )
+    labels = ax.get_legend_handles_labels()[1]
+    assert {"1 thing", "2 things"} <= set(labels) and "3 things" not in labels

@@ -139,7 +139,9 @@ def test_stored_order_and_encoding(sample, tmp_path):
 def test_a_space_of_other_features_needs_no_classifier_of_the_size(monkeypatch, sample):
     tok = FlexTok.from_pretrained("shapes")
     data = load_dataset("shapes", "test")
-    with pytest.raises(ValueError, match="takes 32-pixel images, shapes makes 16.*'fidelity'"):
+    with pytest.raises(
+        ValueError, match="takes 32-pixel images, shapes makes 16.*'imagenet' or 'fidelity'"
+    ):
         Evaluation(tok, "shapes", data)
     monkeypatch.setattr(
         tokenizer, "fidelity_inception", lambda: lambda images: images.flatten(1)[:, :4]

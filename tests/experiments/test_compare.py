@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from minflextok import PRESETS, FlexTok, TokenizerConfig
+from minflextok.cli import train
 from minflextok.cli.parser import main
 from minflextok.data import load_dataset
 from minflextok.experiments import equal_time
 from minflextok.experiments.baselines import Regressor
 from minflextok.experiments.compare import compare
-from minflextok.experiments.equal_time import Setting, recipe_of, speed, speeds
+from minflextok.experiments.equal_time import Setting, recipe_elsewhere, recipe_of, speed, speeds
 from minflextok.experiments.systems import SYSTEMS
 from minflextok.presets import RECIPES
 
@@ -96,6 +97,24 @@ def test_a_speed_counts_the_steps_of_the_recipe():
     assert (timed.minutes, timed.nested_full, on_cpu.nested_full) == (1, 0.3, 1)
     on_gpu = recipe_of(SYSTEMS["flextok"], dataclasses.replace(setting, device="cuda"), 7)
     assert on_gpu.batch_size == RECIPES["cifar10-tiny"].batch_size
+
+
+def test_training_elsewhere_sees_as_many_images_in_other_batches():
+    setting = Setting("cifar10-tiny", 1.0, "here", "there", 12, train_on="cuda", batch_size=128)
+    recipe = recipe_elsewhere(SYSTEMS["flextok"], setting, 40)
+    assert (recipe.steps * recipe.batch_size, recipe.batch_size) == (40 * 32, 128)
+    assert recipe.compile and not recipe.savings and recipe.optimizer == "muon"
+    here = recipe_elsewhere(
+        SYSTEMS["flextok"], dataclasses.replace(setting, train_on="", batch_size=0), 40
+    )
+    assert here == recipe_of(SYSTEMS["flextok"], setting, 40)
+
+
+def test_the_time_of_a_training_elsewhere_is_that_of_the_cpu(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(train, "compare", lambda _, setting, out: given.append(setting) or "")
+    main(["compare", "--device", "cpu:0", "--train-on", "cpu:0", "--out", str(tmp_path)])
+    assert (given[0].device, given[0].train_on) == ("cpu", "cpu:0")
 
 
 @pytest.mark.parametrize(
