@@ -17,7 +17,7 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,codec,probes]"
 	touch $@
 
-demo: setup  ## encode test images, decode them from 1, 2, 4, ..., K tokens: outputs/demo-shapes32.png, outputs/demo-cifar10.png
+demo: setup  ## encode test images, decode them from 1, 2, 4, ..., K tokens: outputs/demo-shapes32.png, outputs/demo-cifar10-64.png
 	$(BIN)/minflextok demo
 
 test: setup  ## linter, formatter's check, type checker, all tests, all notebooks in their fast mode

@@ -14,6 +14,7 @@ CIFAR=${CIFAR:-cifar10}
 IMAGENET=${IMAGENET:-}
 RUNS=${RUNS:-runs/flagship}
 STEPS=${STEPS:-}   # a rehearsal: steps of each training
+CHAINS=${CHAINS:-cifar10 cifar10_64 imagenet64 shapes32}
 FEW=()  # a rehearsal evaluates few images; otherwise all
 [ -n "$STEPS" ] && FEW=(--num-images "$STEPS")
 SCENES=${SCENES:-shapes-100k}
@@ -41,20 +42,42 @@ train() {  # NAME STAGE MINUTES ARGUMENTS...: into RUNS/NAME, unless it is there
     [ "$DEVICE-$stage" = cpu-tokenizer ] && length+=(--no-compile)  # it takes minutes
     [ -e "$RUNS/$name/trained" ] && return
     run "$name" train "$stage" "$@" "${length[@]}" --device "$DEVICE" --out "$RUNS/$name" --quiet \
-        && touch "$RUNS/$name/trained"
+        && { [ "$stage" = vae ] || export_weights "$name"; } && touch "$RUNS/$name/trained"
 }
 
-evaluate() {  # NAME GUIDANCE ARGUMENTS...: a tokenizer
+export_weights() {  # NAME: as bfloat16, as they are shipped, to RUNS/weights/NAME
+    "$PYTHON" - "$RUNS" "$1" <<'EXPORT'
+import sys
+from pathlib import Path
+
+import torch
+
+from minflextok import FlexTok, Prior
+from minflextok.evaluation.classifier import Classifier
+
+runs, name = Path(sys.argv[1]), sys.argv[2]
+kind = Prior if name.startswith("prior") else Classifier if name.startswith(("judge", "teacher")) else FlexTok
+kind.from_pretrained(runs / name).save_pretrained(runs / "weights" / name, torch.bfloat16)
+EXPORT
+}
+
+evaluate() {  # NAME GUIDANCE ARGUMENTS...: a tokenizer, as it is shipped
     local name=$1 guidance=$2
     shift 2
-    run "$name-evaluate-$guidance" evaluate --weights "$RUNS/$name" --steps 12 --guidance "$guidance" --bf16 \
+    run "$name-evaluate-$guidance" evaluate --weights "$RUNS/weights/$name" --steps 12 --guidance "$guidance" --bf16 \
         --batch-size 500 "${FEW[@]}" --device "$DEVICE" --out "$RUNS/$name/results-$guidance.json" "$@"
+}
+
+cifar10_64() {
+    train cifar10-64 tokenizer "${CIFAR64_MINUTES:-6.2}" --preset cifar10-64 --data "$CIFAR" --repa teacher-cifar10 || return
+    for guidance in ${GUIDANCES:-1 1.5 2 3}; do evaluate cifar10-64 $guidance --data "$CIFAR" & done
+    wait
 }
 
 cifar10() {
     train cifar10 tokenizer "${CIFAR_MINUTES:-6.2}" --preset cifar10 --data "$CIFAR" --repa teacher-cifar10 || return
     for guidance in 1 1.5 2 3; do evaluate cifar10 $guidance --data "$CIFAR" & done
-    train prior-cifar10 prior 0.8 --preset cifar10 --tokenizer "$RUNS/cifar10" --data "$CIFAR"
+    train prior-cifar10 prior 0.8 --preset cifar10 --tokenizer "$RUNS/weights/cifar10" --data "$CIFAR"
     wait
 }
 
@@ -68,8 +91,8 @@ imagenet64() {
     for guidance in 1 2; do
         evaluate imagenet64 $guidance --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" &
     done
-    train prior-imagenet64 prior 0.8 --preset imagenet64 --tokenizer "$RUNS/imagenet64" --data "$IMAGENET" \
-        && run prior-imagenet64-evaluate evaluate-prior --prior "$RUNS/prior-imagenet64" --tokenizer "$RUNS/imagenet64" \
+    train prior-imagenet64 prior 0.8 --preset imagenet64 --tokenizer "$RUNS/weights/imagenet64" --data "$IMAGENET" \
+        && run prior-imagenet64-evaluate evaluate-prior --prior "$RUNS/weights/prior-imagenet64" --tokenizer "$RUNS/weights/imagenet64" \
         --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" --num-samples "${STEPS:-2500}" --prefix-images "$PREFIXES" --steps 12 \
         --guidance 1 2 --decoder-guidance 2 --bf16 --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-imagenet64/test"
     wait
@@ -77,33 +100,13 @@ imagenet64() {
 
 shapes32() {
     train shapes32 tokenizer 2.2 --preset shapes32 --data "$SCENES" || return
-    train prior-shapes32 prior 2 --preset shapes32 --data "$SCENES" --tokenizer "$RUNS/shapes32" || return
-    run prior-shapes32-evaluate evaluate-prior --prior "$RUNS/prior-shapes32" --tokenizer "$RUNS/shapes32" \
+    train prior-shapes32 prior 2 --preset shapes32 --data "$SCENES" --tokenizer "$RUNS/weights/shapes32" || return
+    run prior-shapes32-evaluate evaluate-prior --prior "$RUNS/weights/prior-shapes32" --tokenizer "$RUNS/weights/shapes32" \
         --num-samples "${STEPS:-1000}" --prefix-images "$PREFIXES" --guidance 2 --temperature 0.6 --steps 12 --decoder-guidance 2 --bf16 \
         --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-shapes32/test"
 }
 
-cifar10 &
-[ -n "$IMAGENET" ] && imagenet64 &
-shapes32 &
+for chain in $CHAINS; do
+    [ "$chain" = imagenet64 ] && [ -z "$IMAGENET" ] || $chain &
+done
 wait
-
-"$PYTHON" - "$RUNS" <<'EXPORT'
-"""The weights as bfloat16, as they are shipped: RUNS/weights/NAME."""
-import sys
-from pathlib import Path
-
-import torch
-
-from minflextok import FlexTok, Prior
-from minflextok.evaluation.classifier import Classifier
-
-runs = Path(sys.argv[1])
-for done in sorted(runs.glob("*/trained")):
-    name = done.parent.name
-    if name.startswith("vae"):
-        continue  # a tokenizer of latents is saved with its VAE
-    kind = Prior if name.startswith("prior") else Classifier if name.startswith(("judge", "teacher")) else FlexTok
-    kind.from_pretrained(done.parent).save_pretrained(runs / "weights" / name, torch.bfloat16)
-    print("weights:", runs / "weights" / name)
-EXPORT

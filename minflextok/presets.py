@@ -96,6 +96,20 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
         recipe=SMALL_GPU_RECIPE,
         data="cifar10",
     ),
+    "cifar10-64": Preset(  # more tokens, and the published number of ids, for sharper pictures
+        model=replace(
+            TINY,
+            num_registers=64,
+            fsq_levels=PUBLISHED.fsq_levels,
+            enc_dim=192,
+            enc_depth=3,
+            dec_dim=192,
+            dec_depth=5,
+            repa_weight=0.25,
+        ),
+        recipe=SMALL_GPU_RECIPE,
+        data="cifar10",
+    ),
     "imagenet64": Preset(  # on the latents of the VAE f4-small, with a teacher
         model=replace(
             TINY,
