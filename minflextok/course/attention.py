@@ -49,6 +49,5 @@ def _map(ax: Axes, x: Tensor, grid: int, title: str, form: str) -> None:
     for (column, row), value in zip(places, x.tolist(), strict=True):
         strength = (value - low) / (high - low)
         color = (1 - 0.1 * strength, 1 - 0.45 * strength, 1 - 0.9 * strength)
-        square = {"marker": "s", "s": 320, "c": [color], "edgecolors": "0.8", "linewidths": 0.5}
-        ax.scatter(column, row, **square)
+        ax.scatter(column, row, s=320, c=[color], marker="s", edgecolors="0.8", linewidths=0.5)
         ax.text(column, row, form.format(value), fontsize=8, ha="center", va="center")

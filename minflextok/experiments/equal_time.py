@@ -94,8 +94,8 @@ def recipe_elsewhere(system: System, setting: Setting, steps: int) -> TrainConfi
     recipe = recipe_of(system, setting, steps)
     size = setting.batch_size or recipe.batch_size
     steps = max(1, round(steps * recipe.batch_size / size))
-    on_gpu = {"savings": False, "compile": True} if "cuda" in setting.train_on else {}
-    return replace(recipe, steps=steps, batch_size=size, **on_gpu)
+    recipe = replace(recipe, steps=steps, batch_size=size)
+    return replace(recipe, savings=False, compile=True) if "cuda" in setting.train_on else recipe
 
 
 def train_system(
