@@ -6,13 +6,16 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import PIL.Image
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 
+from minflextok import Prior, PriorConfig
 from minflextok.course.animation import animate
 from minflextok.course.block_diagram import adaln_block
 from minflextok.course.diagram import PARTS, architecture
 from minflextok.course.mask import mask_diagram
 from minflextok.course.style import k_color, k_line
+from minflextok.course.text_figures import word_attention
 
 
 def luminance(color: str) -> float:
@@ -74,3 +77,12 @@ def test_an_animation_has_its_frames_and_durations():
     assert durations == [100, 100, 500]
     with pytest.raises(ValueError, match="of one size"):
         animate([])
+
+
+def test_attention_to_words_adds_up_to_1_for_each_caption():
+    words = ("a", "circle", "red")
+    prior = Prior(PriorConfig(16, 4, 0, dim=32, depth=2, head_dim=16, text="words", words=words))
+    weights = word_attention(prior, ["a red circle", "a circle"], torch.zeros(2, 3).long())
+    assert weights.shape == (2, 2, 2, 4, 3)  # blocks, captions, heads, positions, words
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 2, 4))
+    assert (weights[:, 1, :, :, 2] == 0).all()  # padding

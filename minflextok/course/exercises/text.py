@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -276,6 +277,48 @@ def in_reverse(counts: list[int]) -> list[int]:
     return [rows[c][::-1][rows[c].index(i)] for i, c in enumerate(counts)]
 
 
+# ---- ★★ the best of n samples --------------------------------------------------------------------
+
+
+def counts(g: torch.Generator) -> Iterator[tuple]:
+    yield 1, 2, 1
+    yield 1, 2, 2
+    yield 2, 4, 2
+    yield 6, 8, 1
+    yield 6, 8, 2
+    yield 6, 8, 3  # only two of the eight fail
+    yield 0, 8, 4
+    yield 8, 8, 4
+    for _ in range(4):
+        total = randint(g, 5, 12)
+        yield randint(g, 1, total - 1), total, randint(g, 2, total)
+
+
+def best_of(right: int, total: int, n: int) -> float:
+    groups = list(combinations(range(total), n))  # samples 0 to right - 1 match
+    return sum(any(i < right for i in group) for group in groups) / len(groups)
+
+
+def with_replacement(right: int, total: int, n: int) -> float:
+    return 1 - (1 - right / total) ** n
+
+
+def none_matches(right: int, total: int, n: int) -> float:
+    return 1 - best_of(right, total, n)
+
+
+def all_match(right: int, total: int, n: int) -> float:
+    return math.comb(right, n) / math.comb(total, n)
+
+
+def n_times(right: int, total: int, n: int) -> float:
+    return min(1.0, n * right / total)
+
+
+def one_sample(right: int, total: int, n: int) -> float:
+    return right / total
+
+
 # ---- ★ the shortest prefix that reaches 90% of the last value ------------------------------------
 
 
@@ -530,6 +573,28 @@ EXERCISES = {
                 nine_tenths_of_the_tokens,
                 "you took 90% of the tokens. Take 90% of the value at all tokens.",
             ),
+        ],
+    ),
+    "best_of": Exercise(
+        counts,
+        best_of,
+        [
+            (
+                with_replacement,
+                "this draws with replacement: the same sample may be drawn twice. Count the groups "
+                "of n DIFFERENT samples, math.comb(total, n).",
+            ),
+            (
+                none_matches,
+                "this is the share of groups in which no sample matches. Subtract it from 1.",
+            ),
+            (all_match, "you require all n samples to match. One is enough."),
+            (
+                n_times,
+                "probabilities of events that can happen together do not add up. Count the groups "
+                "in which every sample fails.",
+            ),
+            (one_sample, "this is the share for a single sample; it does not depend on n."),
         ],
     ),
 }
