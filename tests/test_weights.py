@@ -88,7 +88,7 @@ def test_card_and_config_travel_with_the_weights():
         card = (folder / "README.md").read_text()
         for said in ("Data", "Command", "Time", "Hardware", "test split", "JPEG"):
             assert said in card, said
-    assert all((ROOT / f"data/demo-{name}.png").exists() for name in ("shapes32", "cifar10"))
+    assert all((ROOT / f"data/demo-{name}.png").exists() for name in ("shapes32", "cifar10-64"))
 
 
 def test_others_can_read_what_is_saved(tmp_path):

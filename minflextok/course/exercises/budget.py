@@ -1,10 +1,11 @@
 """Exercises of notebook 07: the token budget."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
-from scipy.linalg import sqrtm
+from scipy.linalg import LinAlgWarning, sqrtm
 from torch import Tensor
 
 from . import Exercise, randint
@@ -172,7 +173,9 @@ def gaussians(g: torch.Generator) -> Iterator[tuple]:
 
 
 def root(a: Tensor) -> Tensor:
-    return torch.as_tensor(sqrtm(a.double().numpy()).real)
+    with warnings.catch_warnings():  # some scipy versions warn of singular matrices, meant here
+        warnings.simplefilter("ignore", LinAlgWarning)
+        return torch.as_tensor(sqrtm(a.double().numpy()).real)
 
 
 def frechet(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
