@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ... import Prior, PriorConfig
 from . import Exercise
 
 # ---- ★ inputs and targets ------------------------------------------------------------------------
@@ -211,6 +212,68 @@ def least_likely(logits: Tensor, temperature: float, top_k: int, top_p: float) -
     out = torch.zeros_like(logits)
     out[order[:top_k][kept]] = p[kept] / p[kept].sum()
     return out
+
+
+# ---- ★★ the generation loop ----------------------------------------------------------------------
+
+
+class Asked(Prior):
+    """A small prior with random weights, which prints as one line."""
+
+    def __repr__(self) -> str:
+        return f"a prior with random weights, {self.config.vocab_size} ids"
+
+
+def random_priors(g: torch.Generator) -> Iterator[tuple]:
+    for V, K, classes, n in (
+        (5, 3, [0, 1], 3),
+        (7, 4, [2], 2),
+        (9, 5, [1, 0, 2], 5),
+        (6, 4, [2], 1),
+    ):
+        prior = (
+            Asked(PriorConfig(V, K, 3, dim=16, depth=1, head_dim=8)).eval().requires_grad_(False)
+        )
+        for parameter in prior.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+        yield prior, torch.tensor(classes), n
+
+
+def generate(prior: Prior, labels: Tensor, n: int) -> Tensor:
+    return prior.generate(labels, n, temperature=0)
+
+
+def loop(choose: Callable) -> Callable:
+    """A loop that appends choose(logits (B, k + 1, V)) to the ids."""
+
+    def f(prior: Prior, labels: Tensor, n: int) -> Tensor:
+        ids = torch.empty(len(labels), 0, dtype=torch.long)
+        for _ in range(n):
+            ids = torch.cat([ids, choose(prior.logits(ids, labels))[:, None]], 1)
+        return ids
+
+    return f
+
+
+def replaces_the_last(prior: Prior, labels: Tensor, n: int) -> Tensor:
+    ids = torch.empty(len(labels), 0, dtype=torch.long)
+    found = []
+    for _ in range(n):
+        ids = prior.logits(ids, labels)[:, -1].argmax(-1)[:, None]  # earlier ids are forgotten
+        found.append(ids)
+    return torch.cat(found, 1)
+
+
+def one_too_many(prior: Prior, labels: Tensor, n: int) -> Tensor:
+    ids = prior.generate(labels, n, temperature=0)
+    return torch.cat([labels[:, None], ids], 1)
+
+
+def in_front(prior: Prior, labels: Tensor, n: int) -> Tensor:
+    ids = torch.empty(len(labels), 0, dtype=torch.long)
+    for _ in range(n):
+        ids = torch.cat([prior.logits(ids, labels)[:, -1].argmax(-1)[:, None], ids], 1)
+    return ids
 
 
 # ---- ★★ one position at a time, with a KV cache --------------------------------------------------
@@ -480,6 +543,32 @@ EXERCISES = {
                 least_likely,
                 "you sorted in ascending order, and kept the LEAST likely ids: use "
                 "descending=True.",
+            ),
+        ],
+    ),
+    "generate": Exercise(
+        random_priors,
+        generate,
+        [
+            (
+                loop(lambda logits: logits[:, 0].argmax(-1)),
+                "every id is predicted as if it were the first. Append each new id before you "
+                "predict the next one, and use the logits of the LAST position.",
+            ),
+            (
+                loop(lambda logits: logits[:, -1].argmin(-1)),
+                "you took the LEAST likely id: use argmax.",
+            ),
+            (
+                replaces_the_last,
+                "only the newest id is given to the prior. Give it all ids so far: append, do not "
+                "replace.",
+            ),
+            (in_front, "the new id was put before the earlier ones. Append it at the end."),
+            (
+                one_too_many,
+                "the class is not an id of the image: begin with no ids, (B, 0); `prior.logits` "
+                "puts the class in front.",
             ),
         ],
     ),
