@@ -103,18 +103,21 @@ def test_two_runs_in_one_process_exclude_each_other_too(tmp_path):
 
 @posix
 def test_a_killed_run_whose_workers_still_live_is_waited_for(tmp_path):
-    """Workers inherit the lock; they end a few seconds after the run."""
-    script = HOLD.replace(
-        "time.sleep(120)", "import os\n    os.fork() and os._exit(0)\n    time.sleep(3)"
-    )
-    start = time.monotonic()  # the other clock may be set back meanwhile
+    """Workers may inherit the lock; they end a few seconds after the run. Here a process keeps the
+    lock for three seconds, and its owner is one that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD.replace("120", "3"), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "held\n"
-    process.wait()
+    start, owner = time.monotonic(), tmp_path / OWNER
+    owner.write_text(json.dumps(json.loads(owner.read_text()) | {"process": ended.pid}))
     with only_run(tmp_path):
         assert time.monotonic() - start > 2
+    process.wait()
 
 
 # ---- damaged files -------------------------------------------------------------------------------
