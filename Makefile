@@ -58,7 +58,7 @@ book: setup  ## the course as a static site with search, from the stored outputs
 lab: setup  ## open JupyterLab on the first notebook
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
 
-flagship-gpu: setup  ## train the shipped weights on one GPU, in eight minutes: make flagship-gpu CIFAR='DIR/cifar10-{split}.tar.gz' (docs/gpu.md)
+flagship-gpu: setup  ## train the shipped weights on one GPU, in a quarter of an hour: make flagship-gpu CIFAR='DIR/cifar10-{split}.tar.gz' (docs/gpu.md)
 	PYTHON=$(BIN)/python bash benchmarks/flagship.sh
 
 sweep: setup  ## the small experiments behind the recipe (about an hour): make sweep DATA=path/to/cifar10-train.tar.gz

@@ -68,15 +68,18 @@ evaluate() {  # NAME GUIDANCE ARGUMENTS...: a tokenizer, as it is shipped
         --batch-size 500 "${FEW[@]}" --device "$DEVICE" --out "$RUNS/$name/results-$guidance.json" "$@"
 }
 
+photographs() {  # NAME: a tokenizer of CIFAR-10; its evaluations go on in the background
+    train "$1" tokenizer "${CIFAR_MINUTES:-6.2}" --preset "$1" --data "$CIFAR" --repa teacher-cifar10 || return
+    for guidance in 1 1.5 2 3; do evaluate "$1" $guidance --data "$CIFAR" & done
+}
+
 cifar10_64() {
-    train cifar10-64 tokenizer "${CIFAR64_MINUTES:-6.2}" --preset cifar10-64 --data "$CIFAR" --repa teacher-cifar10 || return
-    for guidance in ${GUIDANCES:-1 1.5 2 3}; do evaluate cifar10-64 $guidance --data "$CIFAR" & done
+    photographs cifar10-64
     wait
 }
 
 cifar10() {
-    train cifar10 tokenizer "${CIFAR_MINUTES:-6.2}" --preset cifar10 --data "$CIFAR" --repa teacher-cifar10 || return
-    for guidance in 1 1.5 2 3; do evaluate cifar10 $guidance --data "$CIFAR" & done
+    photographs cifar10 || return
     train prior-cifar10 prior 0.8 --preset cifar10 --tokenizer "$RUNS/weights/cifar10" --data "$CIFAR"
     wait
 }

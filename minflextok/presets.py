@@ -64,6 +64,7 @@ TINY = TokenizerConfig(
 )
 # Small models on one GPU: a step is bound by the launches of its operations, up to batches of about
 # a thousand images. `make flagship-gpu` trains them side by side.
+SMALL_GPU = replace(TINY, enc_dim=192, dec_dim=192, repa_weight=0.25)
 SMALL_GPU_RECIPE = TrainConfig(
     steps=4100,
     batch_size=1024,
@@ -90,37 +91,24 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
         data="shapes-100k",
     ),
     "cifar10": Preset(
-        model=replace(
-            TINY, num_registers=32, enc_dim=192, dec_dim=192, dec_depth=5, repa_weight=0.25
-        ),
+        model=replace(SMALL_GPU, num_registers=32, dec_depth=5),
         recipe=SMALL_GPU_RECIPE,
         data="cifar10",
     ),
     "cifar10-64": Preset(  # more tokens, and the published number of ids, for sharper pictures
         model=replace(
-            TINY,
+            SMALL_GPU,
             num_registers=64,
             fsq_levels=PUBLISHED.fsq_levels,
-            enc_dim=192,
             enc_depth=3,
-            dec_dim=192,
             dec_depth=5,
-            repa_weight=0.25,
         ),
         recipe=SMALL_GPU_RECIPE,
         data="cifar10",
     ),
     "imagenet64": Preset(  # on the latents of the VAE f4-small, with a teacher
         model=replace(
-            TINY,
-            image_size=16,
-            in_channels=8,
-            patch_size=2,
-            enc_dim=192,
-            enc_depth=3,
-            dec_dim=192,
-            num_registers=64,
-            repa_weight=0.25,
+            SMALL_GPU, image_size=16, in_channels=8, patch_size=2, enc_depth=3, num_registers=64
         ),
         recipe=SMALL_GPU_RECIPE,
     ),

@@ -4,12 +4,11 @@ import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import to_uint8
-from .style import k_color, k_line
+from .style import k_color, k_line, powers_axis
 
 METRICS = {
     "psnr": "PSNR (dB)",
@@ -44,7 +43,7 @@ def stored_curves(tables: dict[str, dict]) -> Figure:
             color = "0.2" if style == "o-" else "#0072B2"
             means, bars = [x["mean"] for x in cells], [half(x) for x in cells]
             ax.errorbar(budgets, means, bars, fmt=style, color=color, label=name)
-        _powers(ax, budgets)
+        powers_axis(ax, budgets)
         ax.set(xlabel="tokens", ylabel=label)
         ax.grid(alpha=0.3)
     axes[0].legend()
@@ -73,7 +72,7 @@ def rate_curves(samples: Scores, means: Scores, files: list[dict], sizes: dict[i
             ys = [r[metric]["mean"] for r in rows]
             lower.plot(xs, ys, style, color="#D55E00", mfc="w", label=codec)
         for ax, xlabel, ticks in ((above, "tokens", budgets), (lower, below, [2, 6, 20, 60, 200])):
-            _powers(ax, ticks)
+            powers_axis(ax, ticks)
             ax.set(xlabel=xlabel, ylabel=label)
             ax.grid(alpha=0.3)
     fig.tight_layout(rect=(0, 0.1, 1, 1))
@@ -160,7 +159,7 @@ def setting_curves(k: int, by_steps: Scores, by_scale: dict[str, dict], title: s
     fig, axes = plt.subplots(2, 3, figsize=(10.5, 4.9), sharex="row")
     for (above, below), (metric, label) in zip(axes.T, METRICS.items(), strict=True):
         above.plot(list(by_steps), [r[metric] for r in by_steps.values()], "-", **k_line(k))
-        _powers(above, list(by_steps))
+        powers_axis(above, list(by_steps))
         above.set(xlabel="Euler steps (guidance 1)", ylabel=label)
         for (kind, rows), style, face in zip(
             by_scale.items(), ("-", "--"), (k_color(k), "w"), strict=True
@@ -172,8 +171,3 @@ def setting_curves(k: int, by_steps: Scores, by_scale: dict[str, dict], title: s
     fig.suptitle(title)
     fig.tight_layout()
     return fig
-
-
-def _powers(ax: Axes, ticks: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(x) for x in ticks])

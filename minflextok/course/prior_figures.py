@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..data import to_uint8
-from .style import k_color
+from .style import k_color, powers_axis
 
 TICKS = [1, 4, 8, 16, 24, 32]
 
@@ -105,9 +105,7 @@ def accuracy_and_gfid(curves: dict[str, dict]) -> Figure:
     axes[0].set(ylabel="classification accuracy", ylim=(0, 0.95))
     axes[1].set(ylabel="gFID (classifier features)", ylim=(0, None))
     for ax in axes:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(budgets, [str(k) for k in budgets])
-        ax.minorticks_off()
+        powers_axis(ax, budgets)
         ax.set_xlabel("tokens")
     handles = axes[0].get_legend_handles_labels()
     fig.legend(*handles, loc="lower center", ncols=5, columnspacing=1)

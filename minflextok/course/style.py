@@ -1,8 +1,10 @@
 """The look of the course's figures: sizes, and one color for each number of tokens."""
 
 import math
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from ..checks import check_count
@@ -44,3 +46,10 @@ def k_line(k: int) -> dict:
     """Color, marker and label of a line for k tokens, as arguments of `Axes.plot`."""
     marker = MARKERS[int(math.log2(check_count(k, "k", 1, 256)))]
     return {"color": k_color(k), "marker": marker, "label": f"{k} token{'s' * (k != 1)}"}
+
+
+def powers_axis(ax: Axes, ticks: Sequence[int]) -> None:
+    """A logarithmic horizontal axis, of tokens or bytes, with these ticks alone."""
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(x) for x in ticks])
+    ax.minorticks_off()

@@ -1,7 +1,5 @@
-"""Figures of notebook 09: rows of images with their captions, attention to words, shares of
-matching samples."""
+"""Figures of notebook 09: attention to words, shares of matching samples."""
 
-import textwrap
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -9,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data import to_uint8
 from ..prior import Prior
 from ..transformer import layer_norm
+from .style import powers_axis
 
 # one color, marker and line style for captions of 1, 2, 3 and 4 objects
 LINES = [
@@ -23,35 +21,6 @@ LINES = [
         (4, "#CC79A7", "D", ":"),
     )
 ]
-
-
-def image_rows(
-    rows: Sequence[Sequence[Tensor]],
-    names: Sequence[str],
-    label: float = 3.4,
-    titles: Sequence[str] = (),
-) -> Figure:
-    """Rows of images (3, S, S), a name to the left of each row.
-
-    label: the inches for the names. titles: of the columns.
-    """
-    width = label + 0.9 * len(rows[0])
-    fig, axes = plt.subplots(
-        len(rows), len(rows[0]), figsize=(width, 0.9 * len(rows)), squeeze=False
-    )
-    for line, row, name in zip(axes, rows, names, strict=True):
-        for ax, image in zip(line, row, strict=True):
-            pixels = image if image.dtype == torch.uint8 else to_uint8(image)
-            ax.imshow(pixels.permute(1, 2, 0))
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        text = textwrap.fill(name, 44)
-        line[0].set_ylabel(text, rotation=0, ha="right", va="center", fontsize=9)
-    for ax, title in zip(axes[0], titles, strict=False):
-        ax.set_title(title, fontsize=9)
-    top = 1 - 0.25 / (0.9 * len(rows)) if titles else 0.99
-    fig.subplots_adjust(label / width, 0.01, 0.99, top, 0.05, 0.05)
-    return fig
 
 
 @torch.no_grad()
@@ -110,9 +79,8 @@ def match_curves(stored: dict[str, dict], live: dict[str, Tensor], ks: Sequence[
             places = [k * 1.04 ** (2 * n - 3) for k in ks]
             hollow = line | {"ls": "", "ms": 8, "mfc": "none", "label": None}
             ax.plot(places, live[title][:, n].mean(1), **hollow)
-        ax.set(xlabel="tokens", xscale="log", title=title, ylim=(-0.03, 1.03))
-        ax.set_xticks(budgets, budgets)
-        ax.minorticks_off()
+        ax.set(xlabel="tokens", title=title, ylim=(-0.03, 1.03))
+        powers_axis(ax, budgets)
     axes[0].set_ylabel("share that matches exactly")
     axes[0].legend(loc="upper left")
     fig.tight_layout()

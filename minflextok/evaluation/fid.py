@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..checks import first_line
-from ..data import to_uint8
+from ..data import to_float, to_uint8
 
 LARGEST = 1e8  # of features: the distance multiplies four of them
 Features = Callable[[Tensor], Tensor]  # images (B, 3, H, W) in [-1, 1] -> (B, D)
@@ -193,7 +193,7 @@ def imagenet_network() -> Features:
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        x = to_uint8(images).float() / 127.5 - 1  # the network takes pixels in [-1, 1]
+        x = to_float(to_uint8(images))  # the network takes 8-bit pixels, scaled to [-1, 1]
         x = F.interpolate(x, (128, 128), mode="bicubic", antialias=True)
         return net.to(x.device).extract_features(x).mean((2, 3))
 

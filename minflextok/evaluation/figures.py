@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -29,7 +30,7 @@ def budget_grid(originals: Tensor | None, images: dict[int, Tensor], title: str 
 def image_grid(
     rows: dict[str, Tensor], title: str = "", columns: Sequence[str] = (), wrap: int = 16
 ) -> Figure:
-    """Rows of images, each (B, 3, H, W) in [-1, 1], with their names to the left.
+    """Rows of images, each (B, 3, H, W) in [-1, 1] or uint8, with their names to the left.
 
     columns: a name above each column. wrap: longest line of a row's name, in characters.
     """
@@ -41,7 +42,8 @@ def image_grid(
     width, height = 0.9 * B + left, 0.9 * len(rows) + top
     fig, axes = plt.subplots(len(rows), B, figsize=(width, height), squeeze=False)
     for name, images, line in zip(names, rows.values(), axes, strict=True):
-        for ax, image in zip(line, to_uint8(images).cpu(), strict=True):
+        pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+        for ax, image in zip(line, pixels.cpu(), strict=True):
             ax.imshow(image.permute(1, 2, 0), interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])

@@ -4,8 +4,8 @@
     python -m minflextok.experiments.blind --out outputs/blind --answers answers.json
 
 The first command writes reconstructions.png and originals.png, with the same images in different
-orders and without names, and key.json, which whoever names them must not open. answers.json has the
-names in the order of the numbers: {"reconstructions": [...], "originals": [...]}. The second
+orders and without names, and key.json, which the labeller must not open. answers.json has the names
+in the order of the numbers: {"reconstructions": [...], "originals": [...]}. The second
 command counts.
 """
 
@@ -62,18 +62,19 @@ def write_sheets(a: argparse.Namespace) -> None:
     save(sheet(y), a.out / "reconstructions.png")
     save(sheet(x[order]), a.out / "originals.png")
     names = [data.classes[label] if data.classes else str(label) for label in data.labels[chosen]]
-    write_results(
-        {"reconstructions": names, "originals": [names[i] for i in order]}, a.out / "key.json"
-    )
+    key = {"reconstructions": names, "originals": [names[i] for i in order]}
+    write_results(key | {"classes": data.classes}, a.out / "key.json")
 
 
-def score(key: Sequence[str], answers: Sequence[str]) -> str:
-    """How many answers are right, and what was taken for what."""
+def score(key: Sequence[str], answers: Sequence[str], classes: Sequence[str] = ()) -> str:
+    """How many answers are right, and what was taken for what. classes: all names, some of which
+    the key may lack (none: those of the key)."""
     require(
         len(answers) == len(key), f"{len(answers)} answers to {len(key)} images: give one for each"
     )
-    unknown = sorted(set(answers) - set(key))
-    require(not unknown, f"{unknown}: give names among {', '.join(sorted(set(key)))}")
+    names = sorted({*key, *classes})
+    unknown = sorted(set(answers) - set(names))
+    require(not unknown, f"{unknown}: give names among {', '.join(names)}")
     right = sum(true == given for true, given in zip(key, answers, strict=True))
     wrong = Counter(
         f"{true} as {given}" for true, given in zip(key, answers, strict=True) if true != given
@@ -98,8 +99,9 @@ def main(argv: list[str] | None = None) -> None:
     if not a.answers:
         return write_sheets(a)
     key, answers = (json.loads(f.read_text()) for f in (a.out / "key.json", a.answers))
-    for what in answers:
-        print(f"{what}: {score(key[what], answers[what])}")
+    for what in ("reconstructions", "originals"):
+        if what in answers:
+            print(f"{what}: {score(key[what], answers[what], key['classes'])}")
     return None
 
 

@@ -51,8 +51,8 @@ def acquire(lock: FileLock, owner: Path) -> bool:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            # Before filelock 3.30, the data workers of a killed run inherit its lock; they end a few
-            # seconds after it.
+            # Before filelock 3.30, the data workers of a killed run inherit its lock; they end a
+            # few seconds after it.
             if not is_dead(read_owner(owner)):
                 raise
             lock.acquire(timeout=PATIENCE)

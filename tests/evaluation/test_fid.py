@@ -192,9 +192,9 @@ def test_the_network_of_imagenet_gets_pixels_of_8_bits_enlarged(monkeypatch, tmp
     for module in (weights, network):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     torch.save({"gain": torch.tensor([1.0, 2.0, 3.0])}, tmp_path / "w.pth")
-    gray = torch.tensor([0.0, 1.004]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
+    gray = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 32, 32)
     got = imagenet_network()(gray)
-    levels = torch.tensor([127.5 / 127.5 - 1, 1.0]).view(2, 1)
+    levels = torch.tensor([0.0, 1.0]).view(2, 1)
     assert torch.allclose(got, levels * torch.tensor([1.0, 2.0, 3.0]), atol=0.02)
 
 

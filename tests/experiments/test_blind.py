@@ -30,6 +30,7 @@ def test_wrong_answers_are_listed_and_bad_ones_refused():
     assert score(key, ["dog", "dog", "dog", "cat"]) == (
         "1 of 4 right (25%); cat as dog (2), ship as cat"
     )
+    assert score(key, ["cat", "cat", "dog", "boat"], ["boat"]) == "3 of 4 right (75%); ship as boat"
     with pytest.raises(ValueError, match="3 answers to 4 images"):
         score(key, ["cat"] * 3)
     with pytest.raises(ValueError, match=r"\['boat'\]: give names among cat, dog, ship"):
