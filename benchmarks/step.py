@@ -11,7 +11,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -44,8 +45,12 @@ def measured(
     steps: int,
     plain: bool = False,
     profiled: bool = False,
+    depth: Sequence[int] = (),
 ) -> dict:
-    tok = random_tok(PRESETS[preset]).to(device).train()
+    config = PRESETS[preset]
+    if depth:  # encoder, decoder
+        config = replace(config, enc_depth=depth[0], dec_depth=depth[1])
+    tok = random_tok(config).to(device).train()
     tok.savings = not plain
     x, objective = random_images(tok, batch), TokenizerObjective(tok)
     draws = typical_draws(tok, x)
@@ -72,6 +77,7 @@ def measured(
         print_profile(step, device)
     return {
         "preset": preset,
+        "depth": [config.enc_depth, config.dec_depth],
         "batch": batch,
         "compiled": compiled,
         "precision": precision(device, True),
@@ -98,6 +104,7 @@ def row(a: argparse.Namespace, preset: str, compiled: bool) -> dict | None:
     command += ["--device", a.device, "--steps", str(a.steps), "--threads", str(a.threads)]
     command += ["--one", "compiled" if compiled else "eager"]
     command += ["--plain"] * a.plain + ["--profile"] * a.profile
+    command += ["--depth", *map(str, a.depth)] if a.depth else []
     done = subprocess.run(command, capture_output=True, text=True)
     if a.profile:
         print(done.stderr)
@@ -119,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     add("--eager", action="store_true", help="without the compiled rows")
     add("--plain", action="store_true", help="without the exact savings")
+    add("--depth", type=int, nargs=2, metavar="BLOCKS", help="encoder and decoder blocks instead")
     add("--profile", action="store_true", help="print what takes most time, too")
     add("--out", type=Path, default=Path(__file__).with_name("step.json"), help="results as JSON")
     add("--one", choices=["eager", "compiled"], help=argparse.SUPPRESS)
@@ -126,7 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(a.threads)
     if a.one:
         found = measured(
-            a.preset[0], a.batch, a.device, a.one == "compiled", a.steps, a.plain, a.profile
+            a.preset[0],
+            a.batch,
+            a.device,
+            a.one == "compiled",
+            a.steps,
+            a.plain,
+            a.profile,
+            a.depth or (),
         )
         return print(json.dumps(found))
     rows = []

@@ -7,6 +7,7 @@ delays a comparison and does not change it.
 import copy
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -89,13 +90,17 @@ def recipe_of(system: System, setting: Setting, steps: int = 0) -> TrainConfig:
 
 
 def recipe_elsewhere(system: System, setting: Setting, steps: int) -> TrainConfig:
-    """The recipe of `steps` steps, for as many images in batches of setting.batch_size, and on a
-    GPU as small models train there."""
+    """The recipe of `steps` steps, for as many images in batches of setting.batch_size, where
+    setting.train_on says."""
     recipe = recipe_of(system, setting, steps)
     size = setting.batch_size or recipe.batch_size
     steps = max(1, round(steps * recipe.batch_size / size))
-    recipe = replace(recipe, steps=steps, batch_size=size)
-    return replace(recipe, savings=False, compile=True) if "cuda" in setting.train_on else recipe
+    return suited_to(setting.train_on, replace(recipe, steps=steps, batch_size=size))
+
+
+def suited_to(device: str, recipe: TrainConfig) -> TrainConfig:
+    """On a GPU, small models are bound by launches: plain and compiled there."""
+    return replace(recipe, savings=False, compile=True) if "cuda" in device else recipe
 
 
 def train_system(
@@ -133,15 +138,23 @@ def log_lines(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def speed(name: str, setting: Setting, train: Dataset, steps: int = 12) -> float:
-    """Training steps per second in a short run, without its first quarter."""
-    recipe = recipe_of(SYSTEMS[name], setting, steps)
-    recipe = replace(recipe, log_every=1, val_images=recipe.batch_size)
+def steps_per_second(run: Callable[[TrainConfig, Path], object], recipe: TrainConfig) -> float:
+    """Speed of a short run of `recipe`, without its first quarter. run: trains by a recipe into a
+    directory."""
+    recipe = replace(recipe, log_every=1, val_images=recipe.batch_size, minutes=0.0)
     with TemporaryDirectory() as out:
-        train_system(name, setting, recipe, train, Path(out), quiet=True)
+        run(recipe, Path(out))
         at = {line["step"]: line["seconds"] for line in log_lines(Path(out)) if "seconds" in line}
-    first = max(1, steps // 4)
-    return (steps - first) / (at[steps] - at[first])
+    first = max(1, recipe.steps // 4)
+    return (recipe.steps - first) / (at[recipe.steps] - at[first])
+
+
+def speed(name: str, setting: Setting, train: Dataset, steps: int = 12) -> float:
+    """Training steps per second of a system."""
+    return steps_per_second(
+        lambda recipe, out: train_system(name, setting, recipe, train, out, quiet=True),
+        recipe_of(SYSTEMS[name], setting, steps),
+    )
 
 
 def speeds(

@@ -6,21 +6,27 @@
 With equal steps, a change is scored by the one-step PSNR. With equal minutes of one processor core,
 it is also scored by rFID and classification accuracy of reconstructions, without and with guidance.
 Both on validation images of the train split, never on the test split. Results are kept: sweep.json
-or sweep_minutes.json, and the table beside it; a stopped sweep resumes. One seed each: differences
-below about 0.2 dB are not significant.
+or sweep_minutes.json, and the table beside it; a stopped sweep resumes, and several commands may
+measure different rows at once. One seed each: differences below about 0.2 dB are not significant.
+
+With --train-on DEVICE, a row trains there for as many images as this processor sees in the minutes:
+--speeds measures its speed for each row first, in turns, on an otherwise idle machine.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import platform
 import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..config import TrainConfig, require
+from ..config import TokenizerConfig, TrainConfig, require
 from ..data import Dataset, load_dataset, validation_split
 from ..evaluation.reports import write_results
 from ..evaluation.settings import EvaluationSettings
@@ -30,7 +36,7 @@ from ..presets import PRESETS, RECIPES
 from ..tokenizer import FlexTok
 from ..training.tokenizer import train_tokenizer
 from ..weights import write_atomic
-from .equal_time import log_lines
+from .equal_time import log_lines, steps_per_second, suited_to
 
 # Fields of the TokenizerConfig or the TrainConfig; "teacher": weights for REPA, None for no REPA.
 AT_EQUAL_STEPS: dict[str, dict] = {
@@ -64,6 +70,8 @@ AT_EQUAL_STEPS: dict[str, dict] = {
 BASE = {"optimizer": "muon", "batch_size": 32, "repa_weight": 0.25}  # what all rows share
 AT_EQUAL_MINUTES: dict[str, dict] = {
     "base: Muon, batch 32, REPA 0.25": {},
+    "base, another seed": {"seed": 1},
+    "base, a third seed": {"seed": 2},
     "constant, then linear from 0.5": {"decay_from": 0.5},
     "adaLN matrices under Muon": {"muon_adaln": True},
     "encoder 2, decoder 6 blocks": {"enc_depth": 2, "dec_depth": 6},
@@ -78,6 +86,8 @@ AT_EQUAL_MINUTES: dict[str, dict] = {
     "half of the images keep all K (uniform_pow2)": {"keep_k_mode": "uniform_pow2"},
     "32 registers": {"num_registers": 32},
     "depth 6 + 6": {"enc_depth": 6, "dec_depth": 6},
+    "REPA weight 0.1": {"repa_weight": 0.1},
+    "REPA weight 0.5": {"repa_weight": 0.5},
     "no REPA": {"teacher": None},
     "AdamW, batch 64, no REPA (the recipe before)": {
         "optimizer": "adamw",
@@ -85,6 +95,23 @@ AT_EQUAL_MINUTES: dict[str, dict] = {
         "teacher": None,
     },
 }
+
+
+BUDGETS = ((30, 64), (120, 128), (480, 512))  # minutes, batch: few large steps would learn little
+SIZES: dict[str, dict] = {
+    f"width {width}, {enc} + {dec} blocks, {minutes} minutes": {
+        "enc_dim": width,
+        "dec_dim": width,
+        "enc_depth": enc,
+        "dec_depth": dec,
+        "minutes": minutes,
+        "batch_size": batch,
+    }
+    for width, enc, dec in ((128, 3, 4), (192, 4, 5), (256, 6, 6))
+    for minutes, batch in BUDGETS
+}
+SPEEDS = "sweep_speeds.json"
+SAME_COST: dict[str, Any] = {"decay_from": 0.4, "muon_lr": 2.5, "ema": 0.99, "seed": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,39 +127,63 @@ class Setting:
     precision: str = "float32"
     machine: str = platform.machine() + " CPU"
     torch: str = torch.__version__
+    train_on: str = ""  # a device to train on, if not on the processor whose time counts
+
+    sizes: bool = False  # rows of three sizes and budgets, which state their own minutes
 
     def __post_init__(self):
-        both = (self.steps, self.minutes)
-        require(None in both and both != (None, None), "steps, minutes: give one of them")
+        given = (self.steps is not None, self.minutes is not None, self.sizes)
+        require(sum(given) == 1, "steps, minutes, sizes: give one of them")
 
     @property
     def changes(self) -> dict[str, dict]:
+        if self.sizes:
+            return SIZES
         if self.steps:
             return AT_EQUAL_STEPS
         return {name: BASE | change for name, change in AT_EQUAL_MINUTES.items()}
 
 
-def measure(name: str, setting: Setting, data: Dataset, out: Path) -> dict:
-    """Train the preset with one change and score it."""
+def row_of(name: str, setting: Setting) -> tuple[TokenizerConfig, TrainConfig, str | None]:
+    """A row's model, its recipe for the processor, and the weights of its teacher."""
     change = dict(setting.changes[name])
     teacher = change.pop("teacher", setting.teacher)
     preset, fields = setting.preset, {f.name for f in dataclasses.fields(TrainConfig)}
+    minutes = change.pop("minutes", setting.minutes)
     steps = setting.steps or 10**9
     recipe = dataclasses.replace(
         RECIPES[preset],
         steps=steps,
-        minutes=setting.minutes or 0.0,
         eval_every=steps,
+        minutes=minutes or 0.0,
         val_images=setting.val_images,
         processor_time=True,
+        savings=True,
+        compile=False,
         **{k: v for k, v in change.items() if k in fields},
     )
     model = {k: v for k, v in change.items() if k not in fields}
-    config = dataclasses.replace(PRESETS[preset], **model)
-    tok = train_tokenizer(config, recipe, data, out, "cpu", quiet=True, teacher=teacher)
+    return dataclasses.replace(PRESETS[preset], **model), recipe, teacher
+
+
+def measure(
+    name: str, setting: Setting, data: Dataset, out: Path, images_per_second: float = 0.0
+) -> dict:
+    """Train the preset with one change and score it. images_per_second: the speed of the processor
+    whose time counts, for a training elsewhere."""
+    config, recipe, teacher = row_of(name, setting)
+    at_equal_time = recipe.minutes > 0
+    if setting.train_on:
+        steps = max(1, round(60 * recipe.minutes * images_per_second / recipe.batch_size))
+        recipe = dataclasses.replace(
+            recipe, steps=steps, eval_every=steps, minutes=0.0, processor_time=False
+        )
+        recipe = suited_to(setting.train_on, recipe)
+    device = setting.train_on or "cpu"
+    tok = train_tokenizer(config, recipe, data, out, device, quiet=True, teacher=teacher)
     shutil.rmtree(out / "checkpoints")  # a finished row is not resumed
     found = read_log(out)
-    if setting.minutes:
+    if at_equal_time:
         validation = data.select(validation_split(len(data), recipe, data.name)[1])
         found |= {
             f"guidance {guidance:g}": score(tok, str(out), validation, guidance)
@@ -171,22 +222,31 @@ def score(tok: FlexTok, weights: str, data: Dataset, guidance: float) -> dict:
 
 def table(setting: Setting, rows: dict[str, dict]) -> str:
     """Markdown: a row for each change."""
-    recipe = RECIPES[setting.preset]
-    cost = f"{setting.steps} steps" if setting.steps else f"{setting.minutes:g} processor minutes"
+    if setting.sizes:
+        title, cost = "# Size against budget", "minutes of one core as each row says"
+        cost += f"; batches of {', '.join(str(b) for _, b in BUDGETS)} images"
+    elif setting.steps:
+        title, batch = "# Why the recipe is as it is", RECIPES[setting.preset].batch_size
+        cost = f"{setting.steps} steps of batches of {batch} images unless a row says otherwise"
+    else:
+        title = "# The recipe at a fixed budget of processor time"
+        cost = f"{setting.minutes:g} processor minutes. Base: {BASE}"
     head = (
-        f"Preset `{setting.preset}`, {cost} of batches of {recipe.batch_size} images unless a row "
-        "says otherwise; each row is one change, with one seed. One-step PSNR (dB) from k tokens "
-        f"and ids used per register on {setting.val_images} validation images of the train split "
-        f"of {setting.data}; {setting.machine}, one thread, {setting.precision}, torch "
-        f"{setting.torch}."
+        f"Preset `{setting.preset}`, {cost}; each row is one change, with one seed. One-step PSNR "
+        f"(dB) from k tokens and ids used per register on {setting.val_images} validation images "
+        f"of the train split of {setting.data}; {setting.machine}, one thread, "
+        f"{setting.precision}, torch {setting.torch}."
     )
+    if setting.train_on:
+        head += (
+            f" Trained on {setting.train_on}, with as many images as one core of that processor "
+            f"sees in the minutes ({SPEEDS})."
+        )
     if setting.steps:
-        return "\n".join(["# Why the recipe is as it is", "", head, "", *_steps_rows(rows)]) + "\n"
+        return "\n".join([title, "", head, "", *_steps_rows(rows)]) + "\n"
     head += (
-        f" rFID and classification accuracy: 8 Euler steps. Teacher: "
-        f"{setting.teacher or 'none'}. Base: {BASE}."
+        f" rFID and classification accuracy: 8 Euler steps. Teacher: {setting.teacher or 'none'}."
     )
-    title = "# The recipe at a fixed budget of processor time"
     return "\n".join([title, "", head, "", *_minutes_rows(rows)]) + "\n"
 
 
@@ -230,26 +290,75 @@ def _minutes_rows(rows: dict[str, dict]) -> list[str]:
 # ---- the command ---------------------------------------------------------------------------------
 
 
-def sweep(setting: Setting, data: Dataset, out: Path, changes: list[str] | None = None) -> None:
-    """Measure the changes that `out` has no results of; results are written after each."""
-    file = out / ("sweep.json" if setting.steps else "sweep_minutes.json")
-    found = {"setting": dataclasses.asdict(setting), "rows": {}}
-    if file.exists():
-        stored = json.loads(file.read_text())
-        require(
-            stored["setting"] == found["setting"],
-            f"{file} has another setting ({stored['setting']}): give another out, or delete it",
+def measure_speeds(setting: Setting, data: Dataset, out: Path, turns: int = 2) -> None:
+    """Training images per second of each row on this processor, the best of some turns."""
+    best: dict[tuple, float] = {}
+
+    def short(name: str) -> tuple[TokenizerConfig, TrainConfig, str | None]:
+        config, recipe, teacher = row_of(name, setting)
+        if config.repa_weight:
+            config = dataclasses.replace(config, repa_weight=1.0)
+        size = min(recipe.batch_size, 64)  # larger batches are no faster on a CPU
+        recipe = dataclasses.replace(
+            recipe, **SAME_COST, steps=8, eval_every=8, minutes=0.0, batch_size=size
         )
-        found = stored
+        return config, recipe, teacher
+
+    for _ in range(turns):
+        for config, recipe, teacher in dict.fromkeys(map(short, setting.changes)):
+            run = partial(_short_run, config, data, teacher)
+            speed = recipe.batch_size * steps_per_second(run, recipe)
+            best[config, recipe, teacher] = max(best.get((config, recipe, teacher), 0.0), speed)
+    rows = {name: round(best[short(name)], 1) for name in setting.changes}
+    found = {"machine": setting.machine, "precision": setting.precision, "images_per_second": rows}
+    write_results(found, out / SPEEDS)
+
+
+def _short_run(
+    config: TokenizerConfig, data: Dataset, teacher: str | None, recipe: TrainConfig, out: Path
+) -> None:
+    train_tokenizer(config, recipe, copy.copy(data), out, "cpu", quiet=True, teacher=teacher)
+
+
+def read_speeds(out: Path) -> dict[str, float]:
+    """The speeds that `measure_speeds` stored; ValueError if there are none."""
+    require((out / SPEEDS).exists(), f"{out / SPEEDS} is missing: run with --speeds first")
+    return json.loads((out / SPEEDS).read_text())["images_per_second"]
+
+
+def sweep(setting: Setting, data: Dataset, out: Path, changes: list[str] | None = None) -> None:
+    """Measure the changes that `out` has no results of; results are written after each, to a file
+    of its own and to that of all rows."""
+    name = "sweep" if setting.steps else "sweep_sizes" if setting.sizes else "sweep_minutes"
+    here = dataclasses.asdict(setting)
+    all_rows, runs = out / f"{name}.json", out / "runs" / name
+    speeds = read_speeds(out) if setting.train_on else {}
     for change in changes or setting.changes:
-        if change in found["rows"]:
+        if change in stored_rows(all_rows, runs, here):
             continue
-        run = out / "runs" / "".join(c if c.isalnum() else "-" for c in change)
-        found["rows"][change] = measure(change, setting, data, run)
-        rows = found["rows"] = {c: found["rows"][c] for c in setting.changes if c in found["rows"]}
-        write_results(found, file)
-        write_atomic(file.with_suffix(".md"), table(setting, rows))
-        print(change, rows[change], flush=True)
+        slug = "".join(c if c.isalnum() else "-" for c in change)
+        row = measure(change, setting, data, runs / slug, speeds.get(change, 0.0))
+        write_results({"setting": here, "rows": {change: row}}, runs / f"{slug}.json")
+        rows = stored_rows(all_rows, runs, here)
+        rows = {c: rows[c] for c in setting.changes if c in rows}
+        write_results({"setting": here, "rows": rows}, all_rows)
+        write_atomic(all_rows.with_suffix(".md"), table(setting, rows))
+        print(change, row, flush=True)
+
+
+def stored_rows(file: Path, runs: Path, setting: dict) -> dict[str, dict]:
+    """The results in `file` and in the files of single rows; ValueError if their setting is
+    another."""
+    rows: dict[str, dict] = {}
+    for path in (file, *runs.glob("*.json")):
+        if path.exists():
+            stored = json.loads(path.read_text())
+            require(
+                stored["setting"] == setting,
+                f"{path} has another setting ({stored['setting']}): give another out, or delete it",
+            )
+            rows |= stored["rows"]
+    return rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -260,21 +369,28 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--preset", default="cifar10-tiny", choices=list(PRESETS))
     p.add_argument("--steps", type=int, default=400, help="training steps a row (default 400)")
     p.add_argument("--minutes", type=float, help="in place of steps: processor minutes a row")
+    p.add_argument("--sizes", action="store_true", help="three sizes, each for three budgets")
     p.add_argument("--teacher", help="weights for REPA (default: no REPA)")
     p.add_argument("--changes", nargs="+", metavar="CHANGE", help="names of rows (default: all)")
+    p.add_argument("--train-on", default="", metavar="DEVICE", help="train the rows there")
+    p.add_argument("--speeds", action="store_true", help="measure the speeds of all rows, and stop")
     p.add_argument("--out", default="benchmarks", help="directory of results (default benchmarks)")
     a = p.parse_args(argv)
     torch.set_num_threads(1)
-    steps = None if a.minutes else a.steps
+    steps = None if a.minutes or a.sizes else a.steps
     data = load_dataset(a.data, "train", PRESETS[a.preset].image_size)
     name = f"{Path(a.data).name} ({data.encoding})"
-    used = precision(torch.device("cpu"), RECIPES[a.preset].bf16)
-    num = 1000 if a.minutes else 512  # rFID needs more images than PSNR
-    setting = Setting(a.preset, name, steps, a.minutes, a.teacher, num, used)
+    used = precision(torch.device(a.train_on or "cpu"), RECIPES[a.preset].bf16)
+    num = 512 if steps else 1000  # rFID needs more images than PSNR
+    setting = Setting(
+        a.preset, name, steps, a.minutes, a.teacher, num, used, train_on=a.train_on, sizes=a.sizes
+    )
+    if a.speeds:
+        return measure_speeds(setting, data, Path(a.out))
     unknown = [c for c in a.changes or () if c not in setting.changes]
     if unknown:
         p.error(f"--changes {unknown[0]}: there are {', '.join(setting.changes)}")
-    sweep(setting, data, Path(a.out), a.changes)
+    return sweep(setting, data, Path(a.out), a.changes)
 
 
 if __name__ == "__main__":

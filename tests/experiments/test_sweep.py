@@ -48,7 +48,45 @@ def test_at_equal_minutes_with_scores_on_validation_images(tmp_path, data, monke
     assert line.startswith("| head_dim 32 | ") and line.count("|") == 11
 
 
+def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.setattr(module, "BASE", {"batch_size": 32})
+    changes = {"EMA 0.998": {"ema": 0.998}, "batch 16": {"batch_size": 16}}
+    monkeypatch.setattr(module, "AT_EQUAL_MINUTES", changes)
+    setting = Setting(
+        "cifar10-tiny", "cifar10-sample (JPEG)", None, minutes=1.0, val_images=16, train_on="cpu"
+    )
+    with pytest.raises(ValueError, match="sweep_speeds.json is missing: run with --speeds first"):
+        sweep(setting, data, tmp_path, ["batch 16"])
+    monkeypatch.setattr(module, "steps_per_second", lambda run, recipe: 16 / recipe.batch_size)
+    module.measure_speeds(setting, data, tmp_path)
+    assert module.read_speeds(tmp_path) == {"EMA 0.998": 16, "batch 16": 16}
+    module.write_results(
+        {"images_per_second": {"EMA 0.998": 1.6, "batch 16": 0.8}}, tmp_path / module.SPEEDS
+    )
+    for change in changes:  # as two commands would
+        sweep(setting, data, tmp_path, [change])
+    rows = json.loads((tmp_path / "sweep_minutes.json").read_text())["rows"]
+    assert {name: row["images"] for name, row in rows.items()} == {"EMA 0.998": 96, "batch 16": 48}
+    (tmp_path / "sweep_minutes.json").unlink()  # the files of single rows are enough
+    monkeypatch.setattr(module, "measure", None)
+    found = module.stored_rows(
+        tmp_path / "sweep_minutes.json",
+        tmp_path / "runs/sweep_minutes",
+        dataclasses.asdict(setting),
+    )
+    assert found == rows
+
+
+def test_sizes_share_one_speed_and_have_their_own_minutes():
+    setting = Setting("cifar10", "x", None, sizes=True)
+    for minutes, batch in module.BUDGETS:
+        config, recipe, _ = module.row_of(f"width 192, 4 + 5 blocks, {minutes} minutes", setting)
+        assert (config.enc_dim, config.dec_depth) == (192, 5)
+        assert (recipe.minutes, recipe.batch_size) == (minutes, batch)
+        assert not recipe.compile and recipe.savings
+
+
 def test_one_cost_is_given():
-    for steps, minutes in ((None, None), (3, 1.0)):
-        with pytest.raises(ValueError, match="steps, minutes: give one of them"):
-            Setting("cifar10-tiny", "x", steps, minutes)
+    for steps, minutes, sizes in ((None, None, False), (3, 1.0, False), (3, None, True)):
+        with pytest.raises(ValueError, match="steps, minutes, sizes: give one of them"):
+            Setting("cifar10-tiny", "x", steps, minutes, sizes=sizes)
