@@ -25,6 +25,8 @@ def attention_diagram(image: Tensor, scores: Tensor, weights: Tensor, values: Te
     _map(axes[1], scores, grid, "1. scores: query · key / √d", "{:.1f}")
     _map(axes[2], weights * 100, grid, "2. softmax: weights in %", "{:.0f}")
     axes[3].set_title("3. weight × value")
+    # As high as the maps, so that the three titles are in one line.
+    axes[3].set_box_aspect((grid + 1.8) / (grid + 0.2) / 1.15)
     order = weights.argsort(descending=True).tolist()
     lines = [f"{weights[j]:5.2f} × {_first(values[j])}  {names[j]}" for j in order[:4]]
     rest = weights[order[4:]] @ values[order[4:]]
@@ -47,7 +49,7 @@ def _map(ax: Axes, x: Tensor, grid: int, title: str, form: str) -> None:
     ax.set(xlim=(-0.6, grid - 0.4), ylim=(grid + 1.2, -0.6), aspect="equal", title=title)
     ax.text(len(x) - grid * grid - 0.3, grid + 0.6, "← r0, r1, …", fontsize=9, va="center")
     for (column, row), value in zip(places, x.tolist(), strict=True):
-        strength = (value - low) / (high - low)
+        strength = (value - low) / max(high - low, 1e-9)  # equal values: white
         color = (1 - 0.1 * strength, 1 - 0.45 * strength, 1 - 0.9 * strength)
         ax.scatter(column, row, s=320, c=[color], marker="s", edgecolors="0.8", linewidths=0.5)
         ax.text(column, row, form.format(value), fontsize=8, ha="center", va="center")

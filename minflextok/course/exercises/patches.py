@@ -317,9 +317,56 @@ POSITIONS_2D = Exercise(
 )
 
 
+# ---- a shift is a rotation -----------------------------------------------------------------------
+
+
+def _shift_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield 1, 0.5
+    yield 2, 0.1
+    for _ in range(4):
+        yield randint(g, -5, 5), float(0.05 + 0.5 * torch.rand((), generator=g))
+
+
+def rotation(m: int, omega: float) -> Tensor:
+    b = m * omega
+    return torch.tensor([[math.cos(b), math.sin(b)], [-math.sin(b), math.cos(b)]])
+
+
+ROTATION = Exercise(
+    _shift_inputs,
+    rotation,
+    [
+        (
+            lambda m, omega: rotation(m, omega).T,
+            "this rotates in the other direction: it gives the pair of position i - m. (Or your "
+            "pair is (cosine, sine); here the sine is the first entry.)",
+        ),
+        (
+            lambda m, omega: rotation(m, 1.0),
+            "the angle is m. In m positions, the hand turns by m * omega.",
+        ),
+        (
+            lambda m, omega: rotation(1, omega),
+            "the angle is omega, which is a shift by one position. In m positions, the hand turns "
+            "by m * omega.",
+        ),
+        (
+            lambda m, omega: rotation(m, omega) * torch.tensor([[1.0], [-1.0]]),
+            "the second row has the wrong sign, which makes your matrix a reflection: its "
+            "determinant is -1. cos(a + b) = cos a cos b - sin a sin b.",
+        ),
+        (
+            lambda m, omega: rotation(m, omega).abs(),
+            "a sign is missing: cos(a + b) = cos a cos b - sin a sin b.",
+        ),
+    ],
+)
+
+
 EXERCISES = {
     "patchify": PATCHIFY,
     "unpatchify": UNPATCHIFY,
     "axis": AXIS,
     "positions_2d": POSITIONS_2D,
+    "rotation": ROTATION,
 }

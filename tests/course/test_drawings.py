@@ -1,0 +1,58 @@
+"""The drawings of notebooks 01 and 02 show the numbers that they are given."""
+
+import pytest
+import torch
+
+from minflextok.course.attention import attention_diagram
+from minflextok.course.clocks import clock_faces
+
+
+def test_attention_diagram_shows_the_weighted_mean():
+    g = torch.Generator().manual_seed(0)
+    scores, values = (
+        3 * torch.randn(18, generator=g),
+        torch.randn(18, 5, generator=g),
+    )  # 16 patches, r0, r1
+    weights = scores.softmax(0)
+    fig = attention_diagram(torch.zeros(3, 8, 8), scores, weights, values)
+    _, left, middle, right = fig.axes
+    assert fig.axes[0].get_title().endswith("query: r1")
+    shown = [
+        [t.get_text() for t in ax.texts[1:]] for ax in (left, middle)
+    ]  # the first text is the arrow
+    assert shown == [[f"{s:.1f}" for s in scores], [f"{100 * w:.0f}" for w in weights]]
+
+    lines = right.texts[0].get_text().split("\n\n")
+    numbers = [
+        [float(x) for x in line[line.index("(") + 1 :].split(",")[:3]]
+        for line in lines
+        if "(" in line
+    ]
+    parts = [float(line.split()[0]) if "×" in line else 1 for line in lines if "(" in line]
+    *added, result = torch.tensor(numbers) * torch.tensor(parts)[:, None]
+    assert torch.allclose(result, (weights @ values)[:3], atol=0.051)
+    assert torch.allclose(sum(added), result, atol=0.25)  # sums of rounded numbers
+    assert lines[0].endswith(f"p{int(weights[:16].argmax())}") or lines[0].endswith(
+        f"r{int(weights[16:].argmax())}"
+    )
+    assert "14 others" in lines[4]
+
+
+def test_attention_diagram_has_its_titles_in_one_line():
+    weights = torch.ones(68).softmax(0)
+    fig = attention_diagram(torch.zeros(3, 32, 32), torch.arange(68.0), weights, torch.randn(68, 8))
+    fig.draw_without_rendering()
+    tops = [ax.title.get_window_extent().y0 for ax in fig.axes[1:]]
+    assert max(tops) - min(tops) < 0.01 * fig.bbox.height
+
+
+def test_clock_hands_point_to_sine_and_cosine():
+    angles = torch.arange(3.0)[:, None] * torch.tensor([torch.pi / 2, 0.1])
+    fig = clock_faces(angles)
+    for ax, row in zip(fig.axes, angles, strict=True):
+        for line, a in zip(ax.lines, row, strict=True):
+            tip = torch.tensor([line.get_xdata()[1], line.get_ydata()[1]]).float()
+            assert torch.allclose(tip / tip.norm(), torch.stack([a.sin(), a.cos()]), atol=1e-6)
+    assert [ax.get_title() for ax in fig.axes] == ["position 0", "position 1", "position 2"]
+    with pytest.raises(ValueError, match="at most 4"):
+        clock_faces(torch.zeros(2, 5))
