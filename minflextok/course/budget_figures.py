@@ -23,9 +23,9 @@ def half(cell: dict) -> float:
     return (cell["ci95"][1] - cell["ci95"][0]) / 2
 
 
-def print_results(title: str, results: dict) -> None:
+def print_results(title: str, results: dict, protocol: bool = True) -> None:
     """The protocol and the metrics of one evaluation, as its results.json holds them."""
-    print(textwrap.fill(f"{title}: {results['protocol']['line']}", 110))
+    print(textwrap.fill(f"{title}: {results['protocol']['line']}" if protocol else title, 110))
     print("tokens bytes     PSNR (dB)       accuracy         rFID     (± half of the 95% interval)")
     for k, row in results["tokens"].items():
         cells = "  ".join(f"{row[m]['mean']:7.2f} ±{half(row[m]):5.2f}" for m in METRICS)

@@ -63,7 +63,7 @@ def total_probability(curves: dict[str, Tensor], ranks: Sequence[int]) -> Figure
 
 def two_rows(images: Tensor, titles: Sequence[str], k: int, num_tokens: int) -> Figure:
     """A frame of an animation: images (B, 3, H, W) in two rows, with the number of their ids."""
-    fig, axes = plt.subplots(2, len(images) // 2, figsize=(7.4, 3.4))
+    fig, axes = plt.subplots(2, len(images) // 2, figsize=(6.4, 2.95))
     for ax, x in zip(axes.flat, to_uint8(images), strict=True):
         ax.imshow(x.permute(1, 2, 0))
         ax.set(xticks=[], yticks=[])
