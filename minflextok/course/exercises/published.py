@@ -68,6 +68,63 @@ def log_after_the_softmax(q: Tensor, keys: Tensor, values: Tensor, n: int) -> Te
     return with_last((keys @ q).softmax(0), lambda w: w + math.log(n)) @ values
 
 
+# ---- ★★ one register for all dropped ones --------------------------------------------------------
+
+
+def register_sets(g: torch.Generator) -> Iterator[tuple]:
+    for B, K, D, kept in ((1, 4, 1, 1), (2, 6, 3, 4), (2, 5, 2, 5), (1, 4, 2, 3), (3, 20, 2, 2)):
+        registers = torch.randn(B, K, D, generator=g)
+        registers[:, kept:] = torch.randn(D, generator=g)
+        yield registers, kept
+
+
+def merge_registers(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    K = registers.shape[1]
+    rows = [registers[:, j] for j in range(K) if j <= kept]
+    times = [1 if j < kept else K - kept for j in range(len(rows))]
+    return torch.stack(rows, dim=1), torch.tensor([math.log(n) for n in times])
+
+
+def dropped_lost(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    return registers[:, :kept], torch.zeros(kept)
+
+
+def nothing_merged(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    return registers, torch.zeros(registers.shape[1])
+
+
+def without_bias(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    short, bias = merge_registers(registers, kept)
+    return short, torch.zeros_like(bias)
+
+
+def counts_as_bias(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    short, bias = merge_registers(registers, kept)
+    return short, bias.exp()
+
+
+def n_as_bias(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    short, bias = merge_registers(registers, kept)
+    return short, torch.where(bias > 0, bias.exp(), 0.0)
+
+
+def one_copy_forgotten(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """log of the copies that are left out, without the one that stays; 0 where there are none."""
+    short, bias = merge_registers(registers, kept)
+    return short, torch.where(bias > 0, (bias.exp() - 1).log(), bias)
+
+
+def bias_on_all(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    short, bias = merge_registers(registers, kept)
+    return short, bias[-1:].expand(len(bias))
+
+
+def one_too_many_at_the_end(registers: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    bias = torch.zeros(kept + 1)
+    bias[-1] = math.log(max(registers.shape[1] - kept, 1))
+    return registers[:, : kept + 1], bias
+
+
 # ---- ★★ positions of a guided step ---------------------------------------------------------------
 
 
@@ -266,6 +323,34 @@ EXERCISES = {
             (
                 log_after_the_softmax,
                 "log n was added to the weight. Add it to the logit, before the softmax.",
+            ),
+        ],
+    ),
+    "merge_registers": Exercise(
+        register_sets,
+        merge_registers,
+        [
+            (
+                dropped_lost,
+                "the dropped registers are gone. One of them must stay: it is a key for all.",
+            ),
+            (nothing_merged, "all registers are still there. One of the dropped ones is enough."),
+            (
+                without_bias,
+                "the bias is 0 everywhere, so the last register counts once. It represents "
+                "K - kept registers: its bias is the log of this number.",
+            ),
+            (counts_as_bias, "these are the counts. The bias on a logit is the log of the count."),
+            (n_as_bias, "the bias of the last register is n. It should be log n."),
+            (
+                one_copy_forgotten,
+                "n is the number of all dropped registers, with the one that stays.",
+            ),
+            (bias_on_all, "each kept register occurs once: its bias is log 1 = 0."),
+            (
+                one_too_many_at_the_end,
+                "for kept = K no register is dropped: there are K registers, and K values of the "
+                "bias, all 0.",
             ),
         ],
     ),
