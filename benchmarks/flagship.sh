@@ -70,7 +70,7 @@ evaluate() {  # NAME GUIDANCE ARGUMENTS...: a tokenizer, as it is shipped
 
 photographs() {  # NAME: a tokenizer of CIFAR-10; its evaluations go on in the background
     train "$1" tokenizer "${CIFAR_MINUTES:-6.2}" --preset "$1" --data "$CIFAR" --repa teacher-cifar10 || return
-    for guidance in 1 1.5 2 3; do evaluate "$1" $guidance --data "$CIFAR" & done
+    for guidance in 1 1.25 1.5 2; do evaluate "$1" $guidance --data "$CIFAR" & done
 }
 
 cifar10_64() {

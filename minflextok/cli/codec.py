@@ -207,7 +207,7 @@ def reconstruct(a: argparse.Namespace) -> None:
 
 
 # Shipped weights with their data set and the guidance scale that their cards recommend.
-DEMOS = {"shapes32": ("shapes", 2.0), "cifar10-64": ("cifar10-sample", 1.5)}
+DEMOS = {"shapes32": ("shapes", 2.0), "cifar10-64": ("cifar10-sample", 1.25)}
 
 
 def demo(a: argparse.Namespace) -> None:

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--num-images", type=int, default=40)
     add("--tokens", type=int, help="number of tokens (default: all)")
     add("--steps", type=int, default=12, help="Euler steps")
-    add("--guidance", type=float, default=1.5, help="guidance scale")
+    add("--guidance", type=float, default=1.25, help="guidance scale")
     add("--seed", type=int, default=0, help="of the choice of images, and of the noise")
     add("--answers", type=Path, help="a JSON file of names: count")
     add("--out", type=Path, default=Path("outputs/blind"), help="directory")

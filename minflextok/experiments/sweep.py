@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 
 from ..config import TokenizerConfig, TrainConfig, require
 from ..data import Dataset, load_dataset, validation_split
+from ..evaluation.figures import save
 from ..evaluation.reports import write_results
 from ..evaluation.settings import EvaluationSettings
 from ..evaluation.tokenizer import Evaluation
@@ -110,7 +112,6 @@ SIZES: dict[str, dict] = {
     for width, enc, dec in ((128, 3, 4), (192, 4, 5), (256, 6, 6))
     for minutes, batch in BUDGETS
 }
-SPEEDS = "sweep_speeds.json"
 SAME_COST: dict[str, Any] = {"decay_from": 0.4, "muon_lr": 2.5, "ema": 0.99, "seed": 0}
 
 
@@ -134,6 +135,16 @@ class Setting:
     def __post_init__(self):
         given = (self.steps is not None, self.minutes is not None, self.sizes)
         require(sum(given) == 1, "steps, minutes, sizes: give one of them")
+
+    @property
+    def name(self) -> str:
+        """Of the files of results."""
+        return "sweep" if self.steps else "sweep_sizes" if self.sizes else "sweep_minutes"
+
+    @property
+    def speeds(self) -> str:
+        """The file of speeds."""
+        return f"{self.name}_speeds.json"
 
     @property
     def changes(self) -> dict[str, dict]:
@@ -240,7 +251,7 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
     if setting.train_on:
         head += (
             f" Trained on {setting.train_on}, with as many images as one core of that processor "
-            f"sees in the minutes ({SPEEDS})."
+            f"sees in the minutes ({setting.speeds})."
         )
     if setting.steps:
         return "\n".join([title, "", head, "", *_steps_rows(rows)]) + "\n"
@@ -287,6 +298,43 @@ def _minutes_rows(rows: dict[str, dict]) -> list[str]:
     return lines
 
 
+def plot_sizes(rows: dict[str, dict]) -> Figure:
+    """rFID from 1 and from all tokens (guidance 2), and one-step PSNR from all, against the budget:
+    a line for each size."""
+    fig = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = fig.subplots(1, 3)
+    kinds = dict.fromkeys(name.rsplit(", ", 1)[0] for name in rows)
+    styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("black", "^", ":"))
+    for kind, (color, marker, line) in zip(kinds, styles, strict=False):
+        for ax, value in zip(
+            axes,
+            (
+                lambda row: row["guidance 2"]["1"]["rfid"],
+                lambda row: list(row["guidance 2"].values())[-1]["rfid"],
+                lambda row: list(row["psnr"].values())[-1],
+            ),
+            strict=True,
+        ):
+            found = {m: rows[name] for m, _ in BUDGETS if (name := f"{kind}, {m} minutes") in rows}
+            ax.plot(
+                [m / 60 for m in found],
+                [value(row) for row in found.values()],
+                color=color,
+                marker=marker,
+                ls=line,
+                label=kind,
+            )
+    for ax, label in zip(
+        axes, ("rFID, 1 token", "rFID, all tokens", "one-step PSNR (dB), all tokens"), strict=True
+    ):
+        ax.set_xscale("log", base=2)
+        ax.set(xlabel="hours of one core", ylabel=label)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=9)
+    return fig
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -311,7 +359,7 @@ def measure_speeds(setting: Setting, data: Dataset, out: Path, turns: int = 2) -
             best[config, recipe, teacher] = max(best.get((config, recipe, teacher), 0.0), speed)
     rows = {name: round(best[short(name)], 1) for name in setting.changes}
     found = {"machine": setting.machine, "precision": setting.precision, "images_per_second": rows}
-    write_results(found, out / SPEEDS)
+    write_results(found, out / setting.speeds)
 
 
 def _short_run(
@@ -320,19 +368,19 @@ def _short_run(
     train_tokenizer(config, recipe, copy.copy(data), out, "cpu", quiet=True, teacher=teacher)
 
 
-def read_speeds(out: Path) -> dict[str, float]:
+def read_speeds(setting: Setting, out: Path) -> dict[str, float]:
     """The speeds that `measure_speeds` stored; ValueError if there are none."""
-    require((out / SPEEDS).exists(), f"{out / SPEEDS} is missing: run with --speeds first")
-    return json.loads((out / SPEEDS).read_text())["images_per_second"]
+    file = out / setting.speeds
+    require(file.exists(), f"{file} is missing: run with --speeds first")
+    return json.loads(file.read_text())["images_per_second"]
 
 
 def sweep(setting: Setting, data: Dataset, out: Path, changes: list[str] | None = None) -> None:
     """Measure the changes that `out` has no results of; results are written after each, to a file
     of its own and to that of all rows."""
-    name = "sweep" if setting.steps else "sweep_sizes" if setting.sizes else "sweep_minutes"
-    here = dataclasses.asdict(setting)
+    name, here = setting.name, dataclasses.asdict(setting)
     all_rows, runs = out / f"{name}.json", out / "runs" / name
-    speeds = read_speeds(out) if setting.train_on else {}
+    speeds = read_speeds(setting, out) if setting.train_on else {}
     for change in changes or setting.changes:
         if change in stored_rows(all_rows, runs, here):
             continue
@@ -343,6 +391,8 @@ def sweep(setting: Setting, data: Dataset, out: Path, changes: list[str] | None 
         rows = {c: rows[c] for c in setting.changes if c in rows}
         write_results({"setting": here, "rows": rows}, all_rows)
         write_atomic(all_rows.with_suffix(".md"), table(setting, rows))
+        if setting.sizes:
+            save(plot_sizes(rows), all_rows.with_suffix(".png"))
         print(change, row, flush=True)
 
 

@@ -129,7 +129,7 @@ def test_demo_shows_the_shipped_tokenizers_at_their_samplers(tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     main(["demo", "--steps", "1", "--num-images", "2"])
     out = capsys.readouterr().out
-    assert re.findall(r"guidance ([\d.]+)", out) == ["2", "1.5"]
+    assert re.findall(r"guidance ([\d.]+)", out) == ["2", "1.25"]
     for name in ("shapes32", "cifar10-64"):
         assert (tmp_path / f"outputs/demo-{name}.png").stat().st_size > 5000
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from conftest import ROOT
 
 from minflextok.data import load_dataset
 from minflextok.experiments import sweep as module
@@ -55,13 +56,15 @@ def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monk
     setting = Setting(
         "cifar10-tiny", "cifar10-sample (JPEG)", None, minutes=1.0, val_images=16, train_on="cpu"
     )
-    with pytest.raises(ValueError, match="sweep_speeds.json is missing: run with --speeds first"):
+    with pytest.raises(
+        ValueError, match="sweep_minutes_speeds.json is missing: run with --speeds first"
+    ):
         sweep(setting, data, tmp_path, ["batch 16"])
     monkeypatch.setattr(module, "steps_per_second", lambda run, recipe: 16 / recipe.batch_size)
     module.measure_speeds(setting, data, tmp_path)
-    assert module.read_speeds(tmp_path) == {"EMA 0.998": 16, "batch 16": 16}
+    assert module.read_speeds(setting, tmp_path) == {"EMA 0.998": 16, "batch 16": 16}
     module.write_results(
-        {"images_per_second": {"EMA 0.998": 1.6, "batch 16": 0.8}}, tmp_path / module.SPEEDS
+        {"images_per_second": {"EMA 0.998": 1.6, "batch 16": 0.8}}, tmp_path / setting.speeds
     )
     for change in changes:  # as two commands would
         sweep(setting, data, tmp_path, [change])
@@ -84,6 +87,17 @@ def test_sizes_share_one_speed_and_have_their_own_minutes():
         assert (config.enc_dim, config.dec_depth) == (192, 5)
         assert (recipe.minutes, recipe.batch_size) == (minutes, batch)
         assert not recipe.compile and recipe.savings
+
+
+def test_figure_of_sizes_has_a_line_for_each_size():
+    rows = json.loads((ROOT / "benchmarks/sweep_sizes.json").read_text())["rows"]
+    assert list(rows) == list(module.SIZES)
+    axes = module.plot_sizes(rows).axes
+    assert [len(ax.lines) for ax in axes] == [3, 3, 3]
+    first = axes[0].lines[1]  # width 192
+    assert list(first.get_xdata()) == [0.5, 2, 8]
+    one = rows["width 192, 4 + 5 blocks, 480 minutes"]["guidance 2"]["1"]["rfid"]
+    assert first.get_ydata()[-1] == one
 
 
 def test_one_cost_is_given():
