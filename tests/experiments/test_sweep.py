@@ -8,7 +8,9 @@ from conftest import ROOT
 
 from minflextok.data import load_dataset
 from minflextok.experiments import sweep as module
-from minflextok.experiments.sweep import Setting, sweep
+from minflextok.experiments import sweep_rows
+from minflextok.experiments.sweep import sweep
+from minflextok.experiments.sweep_rows import Setting
 from minflextok.presets import RECIPES
 
 
@@ -35,7 +37,7 @@ def test_at_equal_steps(tmp_path, data, monkeypatch, capsys):
 
 
 def test_at_equal_minutes_with_scores_on_validation_images(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr(module, "BASE", {"batch_size": 32})
+    monkeypatch.setattr(sweep_rows, "BASE", {"batch_size": 32})
     setting = Setting(
         "cifar10-tiny", "cifar10-sample (JPEG)", steps=None, minutes=0.002, val_images=16
     )
@@ -50,9 +52,9 @@ def test_at_equal_minutes_with_scores_on_validation_images(tmp_path, data, monke
 
 
 def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr(module, "BASE", {"batch_size": 32})
+    monkeypatch.setattr(sweep_rows, "BASE", {"batch_size": 32})
     changes = {"EMA 0.998": {"ema": 0.998}, "batch 16": {"batch_size": 16}}
-    monkeypatch.setattr(module, "AT_EQUAL_MINUTES", changes)
+    monkeypatch.setattr(sweep_rows, "AT_EQUAL_MINUTES", changes)
     setting = Setting(
         "cifar10-tiny", "cifar10-sample (JPEG)", None, minutes=1.0, val_images=16, train_on="cpu"
     )
@@ -64,12 +66,12 @@ def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monk
     module.measure_speeds(setting, data, tmp_path)
     assert module.read_speeds(setting, tmp_path) == {"EMA 0.998": 16, "batch 16": 16}
     module.write_results(
-        {"images_per_second": {"EMA 0.998": 1.6, "batch 16": 0.8}}, tmp_path / setting.speeds
+        {"images_per_second": {"EMA 0.998": 0.5, "batch 16": 0.5}}, tmp_path / setting.speeds
     )
     for change in changes:  # as two commands would
         sweep(setting, data, tmp_path, [change])
     rows = json.loads((tmp_path / "sweep_minutes.json").read_text())["rows"]
-    assert {name: row["images"] for name, row in rows.items()} == {"EMA 0.998": 96, "batch 16": 48}
+    assert {name: row["images"] for name, row in rows.items()} == {"EMA 0.998": 32, "batch 16": 32}
     (tmp_path / "sweep_minutes.json").unlink()  # the files of single rows are enough
     monkeypatch.setattr(module, "measure", None)
     found = module.stored_rows(
@@ -82,8 +84,10 @@ def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monk
 
 def test_sizes_share_one_speed_and_have_their_own_minutes():
     setting = Setting("cifar10", "x", None, sizes=True)
-    for minutes, batch in module.BUDGETS:
-        config, recipe, _ = module.row_of(f"width 192, 4 + 5 blocks, {minutes} minutes", setting)
+    for minutes, batch in sweep_rows.BUDGETS:
+        config, recipe, _ = sweep_rows.row_of(
+            f"width 192, 4 + 5 blocks, {minutes} minutes", setting
+        )
         assert (config.enc_dim, config.dec_depth) == (192, 5)
         assert (recipe.minutes, recipe.batch_size) == (minutes, batch)
         assert not recipe.compile and recipe.savings
@@ -91,7 +95,7 @@ def test_sizes_share_one_speed_and_have_their_own_minutes():
 
 def test_figure_of_sizes_has_a_line_for_each_size():
     rows = json.loads((ROOT / "benchmarks/sweep_sizes.json").read_text())["rows"]
-    assert list(rows) == list(module.SIZES)
+    assert list(rows) == list(sweep_rows.SIZES)
     axes = module.plot_sizes(rows).axes
     assert [len(ax.lines) for ax in axes] == [3, 3, 3]
     first = axes[0].lines[1]  # width 192

@@ -1,0 +1,110 @@
+"""Tables and a figure of a sweep."""
+
+from matplotlib.figure import Figure
+
+from ..presets import RECIPES
+from .sweep_rows import BASE, BUDGETS, Setting
+
+
+def table(setting: Setting, rows: dict[str, dict]) -> str:
+    """Markdown: a row for each change."""
+    if setting.sizes:
+        title, cost = "# Size against budget", "minutes of one core as each row says"
+        cost += f"; batches of {', '.join(str(b) for _, b in BUDGETS)} images"
+    elif setting.steps:
+        title, batch = "# Why the recipe is as it is", RECIPES[setting.preset].batch_size
+        cost = f"{setting.steps} steps of batches of {batch} images unless a row says otherwise"
+    else:
+        title = "# The recipe at a fixed budget of processor time"
+        cost = f"{setting.minutes:g} processor minutes. Base: {BASE}"
+    head = (
+        f"Preset `{setting.preset}`, {cost}; each row is one change, with one seed. One-step PSNR "
+        f"(dB) from k tokens and ids used per register on {setting.val_images} validation images "
+        f"of the train split of {setting.data}; {setting.machine}, one thread, "
+        f"{setting.precision}, torch {setting.torch}."
+    )
+    if setting.train_on:
+        head += (
+            f" Trained on {setting.train_on}, with as many images as one core of that processor "
+            f"sees in the minutes ({setting.speeds})."
+        )
+    if setting.steps:
+        return "\n".join([title, "", head, "", *_steps_rows(rows)]) + "\n"
+    head += (
+        f" rFID and classification accuracy: 8 Euler steps. Teacher: {setting.teacher or 'none'}."
+    )
+    return "\n".join([title, "", head, "", *_minutes_rows(rows)]) + "\n"
+
+
+def _psnr(row: dict) -> list[str]:
+    largest, value = list(row["psnr"].items())[-1]
+    return [*(f"{row['psnr'][k]:.2f}" for k in ("1", "4")), f"{value:.2f} ({largest})"]
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _steps_rows(rows: dict[str, dict]) -> list[str]:
+    lines = [_line("change", "k = 1", 4, "K", "ids used", "minutes"), "|---" * 6 + "|"]
+    for name, row in rows.items():
+        lines.append(_line(name, *_psnr(row), row["ids"], f"{row['seconds'] / 60:.1f}"))
+    return lines
+
+
+def _minutes_rows(rows: dict[str, dict]) -> list[str]:
+    names = ["change", "images seen", "loss", "PSNR at k = 1", 4, "K", "ids used"]
+    names += ["rFID at 1 / 4 / 8 / K", "with guidance 2", "accuracy with guidance 2"]
+    lines = [_line(*names), "|---" * len(names) + "|"]
+    for name, row in rows.items():
+        plain, guided = row["guidance 1"].values(), row["guidance 2"].values()
+        lines.append(
+            _line(
+                name,
+                f"{row['images']:,}",
+                f"{row['loss']:.3f}",
+                *_psnr(row),
+                row["ids"],
+                " / ".join(f"{x['rfid']:.1f}" for x in plain),
+                " / ".join(f"{x['rfid']:.1f}" for x in guided),
+                " / ".join(f"{x['accuracy']:.0%}" for x in guided),
+            )
+        )
+    return lines
+
+
+def plot_sizes(rows: dict[str, dict]) -> Figure:
+    """rFID from 1 and from all tokens (guidance 2), and one-step PSNR from all, against the budget:
+    a line for each size."""
+    fig = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = fig.subplots(1, 3)
+    kinds = dict.fromkeys(name.rsplit(", ", 1)[0] for name in rows)
+    styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("black", "^", ":"))
+    for kind, (color, marker, line) in zip(kinds, styles, strict=False):
+        for ax, value in zip(
+            axes,
+            (
+                lambda row: row["guidance 2"]["1"]["rfid"],
+                lambda row: list(row["guidance 2"].values())[-1]["rfid"],
+                lambda row: list(row["psnr"].values())[-1],
+            ),
+            strict=True,
+        ):
+            found = {m: rows[name] for m, _ in BUDGETS if (name := f"{kind}, {m} minutes") in rows}
+            ax.plot(
+                [m / 60 for m in found],
+                [value(row) for row in found.values()],
+                color=color,
+                marker=marker,
+                ls=line,
+                label=kind,
+            )
+    for ax, label in zip(
+        axes, ("rFID, 1 token", "rFID, all tokens", "one-step PSNR (dB), all tokens"), strict=True
+    ):
+        ax.set_xscale("log", base=2)
+        ax.set(xlabel="hours of one core", ylabel=label)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.grid(alpha=0.3)
+    axes[0].legend(fontsize=9)
+    return fig
