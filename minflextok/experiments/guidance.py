@@ -67,31 +67,36 @@ def earlier_checkpoint(tok: FlexTok, path: Path) -> FlexTok:
     return found
 
 
-@torch.no_grad()
-def measure(
-    sample: Sampler,
-    tok: FlexTok,
-    data: Dataset,
-    num: int,
-    k: int,
-    scale: float,
-    classifier: Classifier,
-    batch_size: int,
-) -> dict[str, float]:
-    """rFID, classification accuracy and PSNR of `num` images decoded from k tokens."""
-    original = Scores(num, classifier.features, keep_features=False)
-    made = Scores(num, classifier.features, classifier, keep_features=False)
-    done = 0
-    for stored, labels in in_order(data, batch_size, num):
-        images = to_float(stored).to(tok.device)
-        original.update(images)
-        noise = image_noise(images.shape, 0, done).to(tok.device)
-        with autocast(tok.device, True):
-            decoded = sample(tok.encode(images)[:, :k], noise, scale)
-        made.update(to_float(to_uint8(decoded)), labels, images)
-        done += len(images)
-    found = {name: value["mean"] for name, value in made.summary().items()}
-    return {"rfid": made.distance(original)["mean"], **found}
+class Images:
+    """The first `num` images of a data set, with what all samplings share: labels, noise, ids, and
+    the features of the originals."""
+
+    @torch.no_grad()
+    def __init__(
+        self, tok: FlexTok, data: Dataset, num: int, classifier: Classifier, batch_size: int
+    ):
+        self.num, self.classifier, self.device = num, classifier, tok.device
+        self.original = Scores(num, classifier.features, keep_features=False)
+        self.batches: list[tuple[Tensor, Tensor | None, Tensor, Tensor]] = []
+        for stored, labels in in_order(data, batch_size, num):
+            images = to_float(stored).to(tok.device)
+            noise = image_noise(images.shape, 0, self.original.count).to(tok.device)
+            with autocast(tok.device, True):
+                ids = tok.encode(images)
+            self.batches.append((images, labels, noise, ids))
+            self.original.update(images)
+
+    @torch.no_grad()
+    def scores(self, sample: Sampler, k: int, scale: float) -> dict[str, float]:
+        """rFID, classification accuracy and PSNR of the images decoded from k tokens."""
+        features = self.classifier.features
+        made = Scores(self.num, features, self.classifier, keep_features=False)
+        for images, labels, noise, ids in self.batches:
+            with autocast(self.device, True):
+                decoded = sample(ids[:, :k], noise, scale)
+            made.update(to_float(to_uint8(decoded)), labels, images)
+        found = {name: value["mean"] for name, value in made.summary().items()}
+        return {"rfid": made.distance(self.original)["mean"], **found}
 
 
 def choose(rows: dict[str, dict[str, float]]) -> str:
@@ -147,15 +152,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     kinds: dict[str, dict] = {}
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items()}
-    for kind, sample in samplers(tok.to(a.device), earlier, a.steps).items():
+    images = Images(tok.to(a.device), data, a.num_images, classifier, a.batch_size)
+    for kind, sample in samplers(tok, earlier, a.steps).items():
         for k in a.tokens:
             if kind == "fewer tokens" and k == 1:
                 continue
             rows = kinds.setdefault(kind, {})[str(k)] = {
-                f"{scale:g}": measure(
-                    sample, tok, data, a.num_images, k, scale, classifier, a.batch_size
-                )
-                for scale in sorted(a.scales)
+                f"{scale:g}": images.scores(sample, k, scale) for scale in sorted(a.scales)
             }
             print(f"{kind}, k = {k}: {json.dumps(rows)}", flush=True)
         write_results({"settings": settings, "kinds": kinds}, a.out)

@@ -2,12 +2,14 @@
 
     python -m minflextok.experiments.sweep --data cifar10-train.tar.gz [--steps 400]
     python -m minflextok.experiments.sweep --data cifar10-train.tar.gz --minutes 10 [--teacher NAME]
+    python -m minflextok.experiments.sweep --data cifar10-train.tar.gz --preset cifar10 --sizes
 
 With equal steps, a change is scored by the one-step PSNR. With equal minutes of one processor core,
 it is also scored by rFID and classification accuracy of reconstructions, without and with guidance.
-Both on validation images of the train split, never on the test split. Results are kept: sweep.json
-or sweep_minutes.json, and the table beside it; a stopped sweep resumes, and several commands may
-measure different rows at once. One seed each: differences below about 0.2 dB are not significant.
+Both on validation images of the train split, never on the test split. Results are kept: sweep.json,
+sweep_minutes.json or sweep_sizes.json, and the table beside it; a stopped sweep resumes, and
+several commands may measure different rows at once. One seed each: differences below about 0.2 dB
+are not significant.
 
 With --train-on DEVICE, a row trains there for as many images as this processor sees in the minutes:
 --speeds measures its speed for each row first, in turns, on an otherwise idle machine.

@@ -65,8 +65,6 @@ AT_EQUAL_MINUTES: dict[str, dict] = {
         "teacher": None,
     },
 }
-
-
 BUDGETS = ((30, 64), (120, 128), (480, 512))  # minutes, batch: few large steps would learn little
 SIZES: dict[str, dict] = {
     f"width {width}, {enc} + {dec} blocks, {minutes} minutes": {
@@ -96,7 +94,6 @@ class Setting:
     machine: str = platform.machine() + " CPU"
     torch: str = torch.__version__
     train_on: str = ""  # a device to train on, if not on the processor whose time counts
-
     sizes: bool = False  # rows of three sizes and budgets, which state their own minutes
 
     def __post_init__(self):

@@ -1,5 +1,7 @@
 """Tables and a figure of a sweep."""
 
+from collections.abc import Callable
+
 from matplotlib.figure import Figure
 
 from ..presets import RECIPES
@@ -76,32 +78,20 @@ def _minutes_rows(rows: dict[str, dict]) -> list[str]:
 def plot_sizes(rows: dict[str, dict]) -> Figure:
     """rFID from 1 and from all tokens (guidance 2), and one-step PSNR from all, against the budget:
     a line for each size."""
-    fig = Figure(figsize=(11, 3.8), layout="constrained")
-    axes = fig.subplots(1, 3)
-    kinds = dict.fromkeys(name.rsplit(", ", 1)[0] for name in rows)
+    panels: dict[str, Callable[[dict], float]] = {
+        "rFID, 1 token": lambda row: row["guidance 2"]["1"]["rfid"],
+        "rFID, all tokens": lambda row: list(row["guidance 2"].values())[-1]["rfid"],
+        "one-step PSNR (dB), all tokens": lambda row: list(row["psnr"].values())[-1],
+    }
     styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("black", "^", ":"))
-    for kind, (color, marker, line) in zip(kinds, styles, strict=False):
-        for ax, value in zip(
-            axes,
-            (
-                lambda row: row["guidance 2"]["1"]["rfid"],
-                lambda row: list(row["guidance 2"].values())[-1]["rfid"],
-                lambda row: list(row["psnr"].values())[-1],
-            ),
-            strict=True,
-        ):
-            found = {m: rows[name] for m, _ in BUDGETS if (name := f"{kind}, {m} minutes") in rows}
-            ax.plot(
-                [m / 60 for m in found],
-                [value(row) for row in found.values()],
-                color=color,
-                marker=marker,
-                ls=line,
-                label=kind,
-            )
-    for ax, label in zip(
-        axes, ("rFID, 1 token", "rFID, all tokens", "one-step PSNR (dB), all tokens"), strict=True
-    ):
+    sizes = dict.fromkeys(name.rsplit(", ", 1)[0] for name in rows)
+    fig = Figure(figsize=(11, 3.8), layout="constrained")
+    axes = fig.subplots(1, len(panels))
+    for ax, (label, value) in zip(axes, panels.items(), strict=True):
+        for size, (color, marker, line) in zip(sizes, styles, strict=False):
+            found = {m: rows[name] for m, _ in BUDGETS if (name := f"{size}, {m} minutes") in rows}
+            hours, values = [m / 60 for m in found], [value(row) for row in found.values()]
+            ax.plot(hours, values, color=color, marker=marker, ls=line, label=size)
         ax.set_xscale("log", base=2)
         ax.set(xlabel="hours of one core", ylabel=label)
         ax.xaxis.set_major_formatter("{x:g}")

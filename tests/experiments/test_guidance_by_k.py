@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minflextok import FlexTok
+from minflextok.cli import main as minflextok
 from minflextok.experiments import guidance as module
 
 RUN = "cifar10-tiny"
@@ -45,8 +46,6 @@ def test_guidance_by_a_worse_condition():
 
 
 def test_command_with_an_earlier_checkpoint(tmp_path, capsys):
-    from minflextok.cli import main as minflextok
-
     run = tmp_path / "run"
     command = f"train tokenizer --preset {RUN} --data cifar10-sample --steps 3 --minutes 0"
     command += " --eval-every 2 --batch-size 4 --val-images 4 --device cpu --quiet --out"
