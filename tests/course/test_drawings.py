@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from minflextok.course import exercises
 from minflextok.course.attention import attention_diagram
 from minflextok.course.clocks import clock_faces
+from minflextok.course.lineup import PAIRS, line_up
 
 
 def test_attention_diagram_shows_the_weighted_mean():
@@ -56,3 +58,16 @@ def test_clock_hands_point_to_sine_and_cosine():
     assert [ax.get_title() for ax in fig.axes] == ["position 0", "position 1", "position 2"]
     with pytest.raises(ValueError, match="at most 4"):
         clock_faces(torch.zeros(2, 5))
+
+
+def test_one_pair_of_the_line_up_is_right_and_three_pictures_are(tmp_path):
+    x = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    verdicts = {name: exercises.find("patches.test_pair").solution(*f) for name, f in PAIRS.items()}
+    assert [name for name, good in verdicts.items() if all(good)] == ["D"]
+    exact = [
+        name for name, (cut, back) in PAIRS.items() if torch.equal(back(cut(x, 4), 4, 2, 2), x)
+    ]
+    assert exact == ["B", "D", "F"]
+    fig = line_up([x, x[:, :4]], verdicts=verdicts)
+    assert len(fig.axes) == 12
+    assert fig.axes[1].get_title() == "B\npatchify WRONG\nunpatchify WRONG"

@@ -1,12 +1,13 @@
 """Exercises of notebook 01: images, patches, positions."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..lineup import PAIRS, channels_first, right, right_back
 from . import Exercise, randint
 
 # ---- patchify and back ---------------------------------------------------------------------------
@@ -152,6 +153,143 @@ UNPATCHIFY = Exercise(
         (
             lambda rows, p, h, w: unpatchify(rows, p, h, w).permute(1, 2, 0),
             "the channels are the last axis. An image here is (C, H, W).",
+        ),
+    ],
+)
+
+
+# ---- a test of both ------------------------------------------------------------------------------
+
+
+def _column_by_column(x: Tensor, p: int) -> Tensor:
+    return rearrange(x, "c (h a) (w b) -> (w h) (a b c)", a=p, b=p)
+
+
+def _transposed(x: Tensor, p: int) -> Tensor:
+    return rearrange(x, "c (h a) (w b) -> (h w) (b a c)", a=p, b=p)
+
+
+def _last_patch_forgotten(x: Tensor, p: int) -> Tensor:
+    rows = right(x, p)
+    return torch.cat([rows[:-1], rows[-2:-1]])
+
+
+def _column_by_column_back(rows: Tensor, p: int, h: int, w: int) -> Tensor:
+    return rearrange(rows, "(w h) (a b c) -> c (h a) (w b)", h=h, w=w, a=p, b=p)
+
+
+def _pairs(g: torch.Generator) -> Iterator[tuple]:
+    yield PAIRS["D"]
+    yield from (pair for name, pair in PAIRS.items() if name != "D")
+    yield channels_first, right_back
+    yield _column_by_column, _column_by_column_back
+    yield _transposed, right_back
+    yield _last_patch_forgotten, right_back
+
+
+def _numbered(C: int, h: int, w: int, p: int) -> tuple[Tensor, Tensor]:
+    """An image of h by w patches in which all numbers differ, and its rows."""
+    x = torch.arange(1.0, C * h * p * w * p + 1).view(C, h * p, w * p)
+    return x, patchify(x, p)
+
+
+def _equal(f: Callable, target: Tensor) -> bool:
+    try:
+        return torch.equal(f(), target)
+    except (RuntimeError, ValueError):  # such as einops raises for sizes that do not fit
+        return False
+
+
+def _test(cut: Callable, back: Callable, C: int = 3, h: int = 2, w: int = 3, p: int = 2) -> tuple:
+    x, rows = _numbered(C, h, w, p)
+    return _equal(lambda: cut(x, p), rows), _equal(lambda: back(rows, p, h, w), x)
+
+
+def test_pair(patchify: Callable, unpatchify: Callable) -> tuple[bool, bool]:
+    return _test(patchify, unpatchify)
+
+
+def _round_trip(cut: Callable, back: Callable) -> tuple[bool, bool]:
+    x, _ = _numbered(3, 2, 3, 2)
+    good = _equal(lambda: back(cut(x, 2), 2, 2, 3), x)
+    return good, good
+
+
+def _after_patchify(cut: Callable, back: Callable) -> tuple[bool, bool]:
+    return test_pair(cut, back)[0], _round_trip(cut, back)[1]
+
+
+def _same_values(cut: Callable, back: Callable) -> tuple[bool, bool]:
+    x, rows = _numbered(3, 2, 3, 2)
+    made, image = cut(x, 2), back(rows, 2, 2, 3)
+    return (
+        torch.equal(made.sort(-1).values, rows.sort(-1).values),
+        image.shape == x.shape and torch.equal(image.flatten().sort().values, x.flatten()),
+    )
+
+
+def _first_patch(cut: Callable, back: Callable) -> tuple[bool, bool]:
+    x, rows = _numbered(3, 2, 3, 2)
+    made, image = cut(x, 2), back(rows, 2, 2, 3)
+    return torch.equal(made[0], rows[0]), torch.equal(image[:, :2, :2], x[:, :2, :2])
+
+
+def _shapes(cut: Callable, back: Callable) -> tuple[bool, bool]:
+    x, rows = _numbered(3, 2, 3, 2)
+    return cut(x, 2).shape == rows.shape, back(rows, 2, 2, 3).shape == x.shape
+
+
+TEST_PAIR = Exercise(
+    _pairs,
+    test_pair,
+    [
+        (
+            _round_trip,
+            "this is the round trip. It says that the two do not fit, and not which of them is "
+            "wrong; and it is exact for two functions with the same error (pair B). Compare each "
+            "function with numbers that you arranged by hand.",
+        ),
+        (
+            _after_patchify,
+            "unpatchify gets the rows that the patchify under test has made. If that patchify is "
+            "wrong, unpatchify is blamed for it, or two errors cancel. Give it rows that you made "
+            "by hand.",
+        ),
+        (
+            lambda cut, back: _test(cut, back, h=2, w=2),
+            "the test image is square, so h and w can be exchanged without any effect (pair F). "
+            "Take one with h different from w.",
+        ),
+        (
+            lambda cut, back: _test(cut, back, C=1),
+            "the test image has one channel, so the order of the channels has no effect (pairs C "
+            "and E). Take three.",
+        ),
+        (
+            lambda cut, back: _test(cut, back, p=1),
+            "patches of one pixel have no order of pixels. Take p = 2 or more.",
+        ),
+        (
+            _same_values,
+            "the right values are in the right patch, but their order is not tested: compare "
+            "number by number, not sums or sorted values.",
+        ),
+        (
+            _first_patch,
+            "only the first patch is compared, and it is at the same place in any order of the "
+            "patches. Compare all of them.",
+        ),
+        (
+            _shapes,
+            "only the shapes are compared, and they are right for most errors.",
+        ),
+        (
+            lambda cut, back: test_pair(cut, back)[::-1],
+            "the two results are exchanged: first whether patchify is right, then unpatchify.",
+        ),
+        (
+            lambda cut, back: tuple(not good for good in test_pair(cut, back)),
+            "True means right here, not wrong.",
         ),
     ],
 )
@@ -366,6 +504,7 @@ ROTATION = Exercise(
 EXERCISES = {
     "patchify": PATCHIFY,
     "unpatchify": UNPATCHIFY,
+    "test_pair": TEST_PAIR,
     "axis": AXIS,
     "positions_2d": POSITIONS_2D,
     "rotation": ROTATION,
