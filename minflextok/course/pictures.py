@@ -63,13 +63,19 @@ def figure(name: str, picture: bytes, text: str = "") -> str:
 
 
 def sheet(pictures: dict[str, bytes]) -> bytes:
-    """PNGs one below the other as one PNG, each below its label."""
+    """PNGs as one PNG, each below its label: one below the other, more than four narrow ones in
+    two columns, read row by row."""
     parts = [Image.open(io.BytesIO(x)) for x in pictures.values()]
-    line, font = 20, ImageFont.load_default(13)
+    line, gap, font = 24, 12, ImageFont.load_default(13)
     width = max(*(round(font.getlength(label)) for label in pictures), *(x.width for x in parts))
-    canvas, y = Image.new("RGB", (width, sum(x.height + line + 4 for x in parts)), "white"), 0
-    for label, part in zip(pictures, parts, strict=True):
-        ImageDraw.Draw(canvas).text((0, y + 2), label, "black", font)
-        canvas.paste(part, (0, y + line))
-        y += line + part.height + 4
+    columns = 2 if len(parts) > 4 and width <= 420 else 1
+    rows = [list(pictures)[i : i + columns] for i in range(0, len(parts), columns)]
+    named = dict(zip(pictures, parts, strict=True))
+    heights = [line + max(named[label].height for label in row) + gap for row in rows]
+    canvas = Image.new("RGB", (columns * (width + 2 * gap) - 2 * gap, sum(heights)), "white")
+    for i, row in enumerate(rows):
+        for j, label in enumerate(row):
+            x, y = j * (width + 2 * gap), sum(heights[:i])
+            ImageDraw.Draw(canvas).text((x, y + 3), label, "black", font)
+            canvas.paste(named[label], (x, y + line))
     return to_png(canvas)

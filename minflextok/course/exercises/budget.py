@@ -54,63 +54,85 @@ def bytes_of_tokens(n: int, vocab: int) -> int:
     return math.ceil(n * math.log2(vocab) / 8)
 
 
-# ---- ★ PSNR --------------------------------------------------------------------------------------
+# ---- ★★ bootstrap intervals of two methods and of their difference -------------------------------
 
 
-def image_pairs(g: torch.Generator) -> Iterator[tuple]:
-    for B in (2, 1, 3, 4):
-        a = torch.rand(B, 3, 2, 2, generator=g) * 2 - 1
-        yield (
-            a,
-            (
-                a
-                + torch.randn(a.shape, generator=g) * torch.linspace(0.1, 0.5, B).view(-1, 1, 1, 1)
-            ).clamp(-1, 1),
-        )
+def spread_of(x: Tensor) -> Tensor:
+    return (x - x.mean()).square().mean().sqrt()
 
 
-def psnr(a: Tensor, b: Tensor, peak: float = 4.0) -> Tensor:
-    """peak: the numerator, the square of the range."""
-    out = []
-    for x, y in zip(a, b, strict=True):
-        errors = [
-            (p - q) ** 2 for p, q in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
-        ]
-        out.append(10 * math.log10(peak * len(errors) / sum(errors)))
-    return torch.tensor(out)
+def two_methods(g: torch.Generator) -> Iterator[tuple]:
+    for n, resamples, statistic in ((3, 4, torch.mean), (8, 40, torch.mean), (6, 100, spread_of)):
+        images = 3 * torch.randn(n, generator=g)  # an image that is hard for one is hard for both
+        a, b = (images + shift + torch.rand(n, generator=g) for shift in (10, 11))
+        yield statistic, a, b, torch.randint(n, (resamples, n), generator=g)
 
 
-def range_of_one(a: Tensor, b: Tensor) -> Tensor:
-    return psnr(a, b, 1.0)
+def resampled(statistic: Callable, rows: Tensor, draws: Tensor) -> list[float]:
+    return [float(statistic(torch.stack([rows[i] for i in draw]))) for draw in draws.tolist()]
 
 
-def range_not_squared(a: Tensor, b: Tensor) -> Tensor:
-    return psnr(a, b, 2.0)
+def ends(values: list[float], cut: float = 0.025) -> Tensor:
+    return torch.tensor(values).quantile(torch.tensor([cut, 1 - cut]))
 
 
-def range_of_uint8(a: Tensor, b: Tensor) -> Tensor:
-    return psnr(a, b, 255.0**2)
+def intervals(
+    statistic: Callable, a: Tensor, b: Tensor, draws: Tensor, cut: float = 0.025
+) -> dict[str, Tensor]:
+    of_a, of_b = (resampled(statistic, rows, draws) for rows in (a, b))
+    gaps = [y - x for x, y in zip(of_a, of_b, strict=True)]
+    return {"a": ends(of_a, cut), "b": ends(of_b, cut), "b - a": ends(gaps, cut)}
 
 
-def one_error_for_all(a: Tensor, b: Tensor) -> Tensor:
-    return psnr(a.flatten()[None], b.flatten()[None])[0]
+def from_the_ends(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    x, y = (ends(resampled(statistic, rows, draws)) for rows in (a, b))
+    return {"a": x, "b": y, "b - a": torch.stack([y[0] - x[1], y[1] - x[0]])}
 
 
-def inverted_fraction(a: Tensor, b: Tensor) -> Tensor:
-    return -psnr(a, b)
+def ends_subtracted(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    x, y = (ends(resampled(statistic, rows, draws)) for rows in (a, b))
+    return {"a": x, "b": y, "b - a": y - x}
 
 
-def absolute_error(a: Tensor, b: Tensor) -> Tensor:
-    return 10 * torch.log10(4 / (a - b).abs().flatten(1).mean(1))
+def other_images(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    of_a, of_b = resampled(statistic, a, draws), resampled(statistic, b, draws)
+    gaps = [y - x for x, y in zip(of_a, of_b[1:] + of_b[:1], strict=True)]
+    return {"a": ends(of_a), "b": ends(of_b), "b - a": ends(gaps)}
 
 
-def summed_error(a: Tensor, b: Tensor) -> Tensor:
-    return 10 * torch.log10(4 / (a - b).square().flatten(1).sum(1))
+def of_single_images(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    return {name: ends(x.tolist()) for name, x in (("a", a), ("b", b), ("b - a", b - a))}
 
 
-def range_of_each(a: Tensor, b: Tensor) -> Tensor:
-    ranges = a.flatten(1).amax(1) - a.flatten(1).amin(1)
-    return 10 * torch.log10(ranges**2 / (a - b).square().flatten(1).mean(1))
+def smallest_and_largest(
+    statistic: Callable, a: Tensor, b: Tensor, draws: Tensor
+) -> dict[str, Tensor]:
+    return intervals(statistic, a, b, draws, 0.0)
+
+
+def five_percent_each(
+    statistic: Callable, a: Tensor, b: Tensor, draws: Tensor
+) -> dict[str, Tensor]:
+    return intervals(statistic, a, b, draws, 0.05)
+
+
+def a_minus_b(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    found = intervals(statistic, a, b, draws)
+    return found | {"b - a": -found["b - a"].flip(0)}
+
+
+def mean_in_place(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    return intervals(torch.mean, a, b, draws)
+
+
+def of_the_gaps(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    return intervals(statistic, a, b, draws) | {"b - a": ends(resampled(statistic, b - a, draws))}
+
+
+def two_deviations(statistic: Callable, a: Tensor, b: Tensor, draws: Tensor) -> dict[str, Tensor]:
+    of_a, of_b = (torch.tensor(resampled(statistic, rows, draws)) for rows in (a, b))
+    rows = {"a": of_a, "b": of_b, "b - a": of_b - of_a}
+    return {name: x.mean() + x.std() * torch.tensor([-1.96, 1.96]) for name, x in rows.items()}
 
 
 # ---- ★★ ids as bytes that can be truncated -------------------------------------------------------
@@ -276,12 +298,6 @@ def deviation(samples: Tensor) -> Tensor:
     return samples.std(0).flatten(1).mean(1)
 
 
-RANGE_HINT = (
-    "the range was taken from these images. It belongs to the format: values from -1 to 1, so "
-    "r = 2."
-)
-
-
 EXERCISES = {
     "tokens_in": Exercise(
         sizes,
@@ -317,53 +333,56 @@ EXERCISES = {
             ),
         ],
     ),
-    "psnr": Exercise(
-        image_pairs,
-        psnr,
+    "intervals": Exercise(
+        two_methods,
+        intervals,
         [
             (
-                range_of_one,
-                "6 dB too low: you used a range of 1. Images in [-1, 1] have the range 2, and "
-                "its square is 4.",
+                from_the_ends,
+                "the interval of the difference was computed from the ends of the two other "
+                "intervals, as if the low end of b met the high end of a. Both methods were "
+                "measured on the same images: take the difference in each resample.",
             ),
             (
-                range_not_squared,
-                "3 dB too low: the formula has the square of the range, and 2 squared is 4.",
+                ends_subtracted,
+                "low minus low and high minus high is not an interval of the difference. Take the "
+                "difference in each resample, then the percentiles of these differences.",
             ),
             (
-                range_of_uint8,
-                "255 is the range of uint8 images. These images are in [-1, 1]: the range is 2.",
+                other_images,
+                "a and b were resampled with different draws. Then images that are hard for both "
+                "no longer cancel: use the same row of `draws` for both.",
             ),
             (
-                one_error_for_all,
-                "this is one error for the whole batch. Compute one error per image; average "
-                "the decibels afterwards.",
+                of_single_images,
+                "this is the interval that holds 95% of the IMAGES. Asked is the interval of the "
+                "statistic: compute it for each row of `draws`, then take percentiles.",
             ),
             (
-                inverted_fraction,
-                "the fraction is inverted: divide the square of the range by the error, so that "
-                "smaller errors give more decibels.",
+                smallest_and_largest,
+                "these are the smallest and the largest value of all resamples, and they grow "
+                "apart with the number of resamples. Leave out 2.5% at each end.",
             ),
             (
-                lambda a, b: psnr(a, b) * math.log(10),
-                "this is the natural logarithm. Decibels use the logarithm to base 10.",
+                five_percent_each,
+                "5% were left out at each end: a 90% interval. Leave out 2.5% at each end.",
+            ),
+            (a_minus_b, "the sign: b - a is positive where b is larger."),
+            (
+                mean_in_place,
+                "the mean was taken in place of `statistic`. Call statistic(rows): it may be any "
+                "function of the rows.",
             ),
             (
-                lambda a, b: 2 * psnr(a, b),
-                "the factor 20 belongs to a ratio of amplitudes. The error is squared already: "
-                "use 10.",
+                of_the_gaps,
+                "this is the statistic of the differences. Asked is the difference of the "
+                "statistics; they are equal for the mean, and not in general.",
             ),
             (
-                lambda a, b: psnr(a, b).mean(),
-                "this is the mean over the batch. Return one value for each image.",
+                two_deviations,
+                "mean plus and minus 1.96 standard deviations supposes a normal distribution. Use "
+                "the percentiles of the resampled values.",
             ),
-            (absolute_error, "this is the mean ABSOLUTE error. Square the differences first."),
-            (summed_error, "this is the sum of the squared errors. Take their mean."),
-            (
-                lambda a, b: psnr(a, b, (a.max() - a.min()).item() ** 2),
-                RANGE_HINT,
-            ),
-            (range_of_each, RANGE_HINT),
         ],
     ),
     "pack": Exercise(
