@@ -9,7 +9,8 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-from minflextok import Prior, PriorConfig
+from minflextok import FlexTok, Prior, PriorConfig, TokenizerConfig
+from minflextok.course import savings_figures
 from minflextok.course.animation import animate
 from minflextok.course.block_diagram import adaln_block
 from minflextok.course.diagram import PARTS, architecture
@@ -86,3 +87,23 @@ def test_attention_to_words_adds_up_to_1_for_each_caption():
     assert weights.shape == (2, 2, 2, 4, 3)  # blocks, captions, heads, positions, words
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 2, 4))
     assert (weights[:, 1, :, :, 2] == 0).all()  # padding
+
+
+@pytest.mark.parametrize("use", [(), *((s,) for s in savings_figures.SAVINGS)])
+def test_a_guided_step_with_any_of_the_savings_is_the_plain_step(use):
+    c = TokenizerConfig(8, 3, 2, 8, 1, 8, 2, head_dim=4, num_registers=6)
+    decoder = FlexTok(c).eval().requires_grad_(False).decoder
+    for p in decoder.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+    codes, keep, everyone = torch.randn(2, 6, 6), torch.tensor([2, 2]), torch.ones(2).bool()
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([0.4])
+    registers, null = (decoder.embed_registers(codes, keep, n) for n in (~everyone, everyone))
+    v, u = decoder(x, t, registers), decoder(x, t, null)
+    found = savings_figures.guided_step(decoder, x, t, registers, 2, null, 3.0, use)
+    assert torch.allclose(found, u + 3 * (v - u), atol=1e-4)
+
+
+def test_the_bars_of_the_savings_end_at_100_percent_although_times_are_noisy():
+    fig = savings_figures.saving_bars({"a": [10, 11, 8, 8.5, 5], "b": [4, 3, 3, 3, 2]})
+    ends = [bar.get_x() + bar.get_width() for bar in fig.axes[0].patches]
+    assert max(ends) == pytest.approx(100)

@@ -2,10 +2,16 @@
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...config import TokenizerConfig
+from ...decoder import Decoder
+from ...guidance import cfg
+from ...patches import embed_patches
+from ...savings import modulations
 from . import Exercise, randint
 
 # ---- ★★ one key that represents n equal keys -----------------------------------------------------
@@ -176,38 +182,106 @@ def everything(P: int, K: int, k: int) -> int:
     return 2 * (P + K)
 
 
-# ---- ★★ a mean from the means of its parts -------------------------------------------------------
+# ---- ★★★ a guided step -------------------------------------------------------------------------
 
 
-def parts(g: torch.Generator) -> Iterator[tuple]:
-    yield torch.tensor([1.0, 4.0]), torch.tensor([3, 1])
-    for n in (2, 3, 5):
-        sizes = torch.randint(1, 9, (n,), generator=g)
-        sizes[0] += 9  # not all equal
-        yield torch.randn(n, generator=g), sizes
+class TinyDecoder(Decoder):
+    """A decoder with random weights that is shown by its name alone."""
+
+    def __repr__(self) -> str:
+        return "a small decoder with random weights"
 
 
-def combine(means: Tensor, sizes: Tensor) -> Tensor:
-    images = [
-        m for m, size in zip(means.tolist(), sizes.tolist(), strict=True) for _ in range(size)
-    ]
-    return torch.tensor(sum(images) / len(images))
+def guided_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for B, P, K, kept in ((1, 4, 4, 1), (2, 4, 6, 3), (2, 16, 5, 5), (1, 16, 8, 7)):
+        side = 2 * math.isqrt(P)
+        c = TokenizerConfig(side, 3, 2, 8, 1, 8, 2, head_dim=4, num_registers=K)
+        with torch.random.fork_rng(devices=[]):  # the learner's draws stay as they are
+            decoder = TinyDecoder(c).eval().requires_grad_(False)
+        for p in decoder.parameters():
+            p.copy_(0.5 * torch.randn(p.shape, generator=g))
+        codes = torch.randn(B, K, len(c.fsq_levels), generator=g)
+        lengths, everyone = torch.full((B,), kept), torch.ones(B, dtype=torch.bool)
+        registers = decoder.embed_registers(codes, lengths, ~everyone)
+        null = decoder.embed_registers(codes, lengths, everyone)
+        x_t, t = torch.randn(B, 3, side, side, generator=g), torch.rand(1, generator=g)
+        yield decoder, x_t, t, registers, kept, null, 2.5
 
 
-def unweighted(means: Tensor, sizes: Tensor) -> Tensor:
-    return means.mean()
+def watched(f: Callable, decoder: Decoder, *args) -> Any:
+    """The velocity, the positions of each evaluation, and how many modulations are computed."""
+    positions, computed, block = [], [], decoder.blocks[0]
+    block.register_forward_pre_hook(lambda _, inputs: positions.append(inputs[0].shape[1]))
+    block.adaln.register_forward_hook(lambda *_: computed.append(1))
+    velocity = f(decoder, *args)
+    if not isinstance(velocity, Tensor):
+        return velocity
+    found = {"velocity": velocity, "positions": torch.tensor(sorted(positions))}
+    return found | {"modulations of block 0": len(computed)}
 
 
-def sum_of_means(means: Tensor, sizes: Tensor) -> Tensor:
-    return means.sum()
+Guide = Callable[[Tensor, Tensor, float], Tensor]
 
 
-def not_divided(means: Tensor, sizes: Tensor) -> Tensor:
-    return (means * sizes).sum()
+def guided_step(
+    decoder: Decoder,
+    x_t: Tensor,
+    t: Tensor,
+    registers: Tensor,
+    kept: int,
+    null: Tensor,
+    scale: float,
+    *,
+    merge: Callable = merge_registers,
+    kept_of_null: int = 0,
+    once: bool = True,
+    guide: Guide = cfg,
+) -> Tensor:
+    h, w = (side // decoder.patch_size for side in x_t.shape[-2:])
+    mods, found = modulations(decoder, t), []
+    for condition, k in ((registers, kept), (null, kept_of_null)):
+        mods = mods if once else modulations(decoder, t)
+        short, bias = merge(condition, k)
+        patches = embed_patches(x_t, decoder.patch_size, decoder.patch_proj, decoder.positions)
+        seq = torch.cat([patches, short], 1)
+        mask = torch.cat([torch.zeros(h * w), bias])
+        for block, mod in zip(decoder.blocks, mods, strict=False):
+            seq = block(seq, mod, h * w, mask)
+        found.append(decoder.output(seq[:, : h * w], mods[-1], h, w))
+    cond, uncond = found
+    return guide(cond, uncond, scale)
 
 
-def divided_by_parts(means: Tensor, sizes: Tensor) -> Tensor:
-    return (means * sizes).mean()
+def plain_step(*args) -> Tensor:
+    return guided_step(*args, merge=nothing_merged)
+
+
+def null_not_merged(*args) -> Tensor:
+    return guided_step(*args, kept_of_null=args[3].shape[1])
+
+
+def null_like_the_kept(*args) -> Tensor:
+    return guided_step(*args, kept_of_null=args[4])
+
+
+def counted_as_one(*args) -> Tensor:
+    return guided_step(*args, merge=without_bias)
+
+
+def counts_not_logs(*args) -> Tensor:
+    return guided_step(*args, merge=counts_as_bias)
+
+
+def modulations_twice(*args) -> Tensor:
+    return guided_step(*args, once=False)
+
+
+def guided_from_the_condition(*args) -> Tensor:
+    return guided_step(*args, guide=lambda v, u, scale: v + scale * (v - u))
+
+
+def conditions_swapped(*args) -> Tensor:
+    return guided_step(*args, guide=lambda v, u, scale: v + scale * (u - v))
 
 
 # ---- ★ days of a training run --------------------------------------------------------------------
@@ -393,19 +467,50 @@ EXERCISES = {
             (everything, "this is the plain computation, with K registers in both halves."),
         ],
     ),
-    "combine": Exercise(
-        parts,
-        combine,
+    "guided_step": Exercise(
+        guided_inputs,
+        guided_step,
         [
             (
-                unweighted,
-                "parts of different sizes got the same weight. Each image has the same weight, "
-                "so weight a part by its size.",
+                plain_step,
+                "the velocity is right, but all K registers are computed. Merge the equal ones: "
+                "m = min(kept + 1, K) registers, and one for the null condition.",
             ),
-            (sum_of_means, "this is the sum of the means: it grows with the number of parts."),
-            (not_divided, "this is the sum over all images; divide it by their number."),
-            (divided_by_parts, "divided by the number of parts. Divide by the number of images."),
+            (
+                null_not_merged,
+                "the velocity is right, but the null condition computes K registers. They are all "
+                "equal, so one of them, with log K as its bias, is enough.",
+            ),
+            (
+                null_like_the_kept,
+                "the velocity is right, but the null condition computes kept + 1 registers. None "
+                "of its registers is kept: one is enough.",
+            ),
+            (
+                modulations_twice,
+                "the velocity is right, but the modulations are computed for each condition. They "
+                "depend on t alone: compute them once, before the loop.",
+            ),
+            (
+                counted_as_one,
+                "the merged register counts once. It represents K - kept registers (K of the null "
+                "condition): the bias of its key is the log of this number.",
+            ),
+            (
+                counts_not_logs,
+                "the bias is the count of each key. It should be the log of the count: 0 for a "
+                "patch and for a kept register.",
+            ),
+            (
+                guided_from_the_condition,
+                "guidance starts from the UNCONDITIONAL velocity: uncond + scale (cond - uncond).",
+            ),
+            (
+                conditions_swapped,
+                "the conditional and the unconditional velocity are exchanged.",
+            ),
         ],
+        observe=watched,
     ),
     "days": Exercise(
         training_runs,
