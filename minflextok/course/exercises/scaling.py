@@ -1,6 +1,7 @@
 """Exercises of notebook 13: what training costs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -116,41 +117,47 @@ def smaller_than_the_memory(usable: int, state: int, image: int, local: int) -> 
     return micro_batch(usable - 1, state, image, local)
 
 
-# ---- ★ images for a budget -----------------------------------------------------------------------
+# ---- ★★★ ring all-reduce -------------------------------------------------------------------------
 
 
-def budgets(g: torch.Generator) -> Iterator[tuple]:
-    yield 1, 1e12, 100.0, 0.5
-    for _ in range(4):
-        speed, share = 10.0 * randint(g, 5, 100), randint(g, 1, 9) / 10
-        yield randint(g, 1, 5000), 1e9 * randint(g, 1, 5000), speed, share
+def rings(g: torch.Generator) -> Iterator[tuple]:
+    yield ([[1.0, 1.0], [10.0, 10.0]],)
+    for n in (3, 4):
+        yield ([[10.0**rank] * n for rank in range(n)],)
+    yield (torch.randint(-9, 10, (5, 5), generator=g).float().tolist(),)
 
 
-def images_for(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
-    operations = 0.0
-    for _ in range(60 * 60):  # seconds of an hour
-        operations += gpu_hours * tflops * 1e12 * utilization
-    return operations / flops
+def ring(
+    gradients: list[list[float]],
+    turns: int = 0,
+    start: int = 1,
+    to: int = 1,
+    step: int = 1,
+    replace: tuple[bool, bool] = (False, True),
+) -> list[list[list[float]]]:
+    """The gradients before the first turn and after each one.
+
+    turns: more in each phase. start: the part that rank 0 sends first in the second phase. to: how
+    far the receiver is. step: how the part changes from turn to turn. replace: whether the receiver
+    replaces its part, in each phase; else it adds.
+    """
+    n = len(gradients)
+    states = [[list(row) for row in gradients]]
+    for phase in (0, 1):
+        for turn in range(n - 1 + turns):
+            after = [list(row) for row in states[-1]]
+            for rank in range(n):
+                part = (rank - step * turn + phase * start) % n
+                value = states[-1][rank][part]
+                receiver = (rank + to) % n
+                after[receiver][part] = value + (0 if replace[phase] else after[receiver][part])
+            states.append(after)
+    return states
 
 
-def at_the_peak(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
-    return images_for(gpu_hours, flops, tflops, 1.0)
-
-
-def upside_down(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
-    return images_for(gpu_hours, flops, tflops, 1 / utilization)
-
-
-def teraflops(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
-    return images_for(gpu_hours, flops, tflops, utilization) / 1e12
-
-
-def of_seconds(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
-    return images_for(gpu_hours, flops, tflops, utilization) / 3600
-
-
-def of_minutes(gpu_hours: float, flops: float, tflops: float, utilization: float) -> float:
-    return images_for(gpu_hours, flops, tflops, utilization) / 60
+def as_tensor(f: Callable, gradients: list[list[float]]) -> Any:
+    states = f(gradients)
+    return torch.tensor(states) if isinstance(states, list | tuple) else states
 
 
 # ---- ★★★ the number of GPUs up to which communication is hidden ----------------------------------
@@ -319,24 +326,49 @@ EXERCISES = {
             ),
         ],
     ),
-    "images_for": Exercise(
-        budgets,
-        images_for,
+    "ring": Exercise(
+        rings,
+        ring,
         [
             (
-                at_the_peak,
-                "this is at the peak of the matrix units. Training reaches a share of it: the "
-                "utilization.",
+                lambda x: ring(x, replace=(False, False)),
+                "the second phase adds again, so parts are counted twice. The sums are finished "
+                "there: the receiver replaces its part.",
             ),
             (
-                upside_down,
-                "divided by the utilization: a GPU that reaches half of its peak computes half "
-                "as many images.",
+                lambda x: ring(x, start=0),
+                "the second phase begins with part r, which is not finished. After the first phase "
+                "the finished sum of rank r is part r + 1.",
             ),
-            (teraflops, "one TFLOP/s is 1e12 operations in a second."),
-            (of_seconds, "`tflops` counts operations of a second, and an hour has 3,600 of them."),
-            (of_minutes, "an hour has 3,600 seconds, not 60."),
+            (
+                lambda x: ring(x, step=0),
+                "each rank sends the same part in all turns. It must pass on what it has just "
+                "received: part r - turn.",
+            ),
+            (
+                lambda x: ring(x, step=-1),
+                "the part goes the wrong way round: in turn 1 a rank passes on what it received in "
+                "turn 0, part r - 1.",
+            ),
+            (
+                lambda x: ring(x, turns=1),
+                "one turn too many in each phase: after n - 1 turns each part has met all ranks.",
+            ),
+            (
+                lambda x: ring(x, replace=(True, True)),
+                "the first phase replaces, so nothing is summed: the receiver adds the part to its "
+                "own.",
+            ),
+            (
+                lambda x: [ring(x)[-1]] * len(ring(x)),
+                "all states are one and the same list, changed later: store a copy of each row.",
+            ),
+            (
+                lambda x: ring(x)[1:],
+                "the first state is missing: the gradients before any turn.",
+            ),
         ],
+        as_tensor,
     ),
     "hidden_gpus": Exercise(
         clusters,
