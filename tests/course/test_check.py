@@ -46,7 +46,7 @@ FLOATS = {  # right values, as floating-point numbers
     "encoder.prefix_mask": lambda f: lambda *args: f(*args).double(),
     "quickstart.shortest": lambda f: lambda *args: f(*args).float(),
     "training.mix": lambda f: lambda *args: (f(*args)[0].float(), f(*args)[1]),
-    "quickstart.shorten": lambda f: lambda *args: [row.double() for row in f(*args)],
+    "quickstart.exchange": lambda f: lambda *args: [float(i) for i in f(*args)],
     "budget.tokens_in": lambda f: lambda *args: float(f(*args)),
     "text.shows_exactly": lambda f: lambda *args: float(f(*args)),
     "relatives.raster": lambda f: lambda *args: torch.tensor(float(f(*args))),

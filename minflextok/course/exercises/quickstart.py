@@ -1,47 +1,89 @@
 """Exercises of notebook 00: quickstart."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from . import Exercise, randint
 
-# ---- ★ sequences of different lengths ------------------------------------------------------------
+# ---- ★★ the fewest ids to exchange ---------------------------------------------------------------
 
 
-def id_rows(g: torch.Generator) -> Iterator[tuple]:
-    for B, K in ((2, 4), (1, 3), (3, 6), (5, 8)):
-        lengths = torch.randint(1, K, (B,), generator=g)
-        lengths[-1] = K - 1 if lengths[0] < K - 1 else 1  # different lengths
-        yield torch.randint(1, 2560, (B, K), generator=g), lengths
+def _tested(good: tuple[tuple[int, ...], ...], ids: Tensor, other: Tensor) -> Callable:
+    """Passes the rows that have the ids of `other` at exactly one of these sets of positions."""
+    rows = [[int(other[i] if i in s else ids[i]) for i in range(len(ids))] for s in good]
+
+    def works(batch: Tensor) -> Tensor:
+        return torch.tensor([row in rows for row in batch.tolist()])
+
+    return works
 
 
-def shorten(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.tensor([int(ids[b, j]) for j in range(int(lengths[b]))]) for b in range(len(ids))
-    )
+def two_scenes(g: torch.Generator) -> Iterator[tuple]:
+    for K, differ, good in (
+        (3, (0, 2), ((2,), (0, 2))),
+        (4, (0, 2, 3), ((0, 3), (2, 3))),
+        (5, (1, 3, 4), ((3, 4), (1, 3, 4))),
+        (6, (0, 1, 3, 4), ((1, 3, 4), (0, 1, 4))),
+        (6, (1, 2, 4, 5), ((4,), (1, 5))),
+        (4, (0, 1, 2, 3), ((0, 1, 2, 3),)),
+    ):
+        ids = torch.randint(100, 2500, (K,), generator=g)
+        other = ids.clone()
+        for i in differ:
+            other[i] += randint(g, 1, 50)
+        yield ids, other, _tested(good, ids, other)
 
 
-def the_last(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return tuple(row[-int(k) :] for row, k in zip(ids, lengths, strict=True))
+def _differ(ids: Tensor, other: Tensor) -> list[int]:
+    return [i for i in range(len(ids)) if ids[i] != other[i]]
 
 
-def filled_with_0(ids: Tensor, lengths: Tensor) -> Tensor:
-    return torch.where(torch.arange(ids.shape[1]) < lengths[:, None], ids, 0)
+def _sizes(ids: Tensor, other: Tensor, works: Callable, sizes: Iterable[int]) -> tuple[int, ...]:
+    for size in sizes:
+        for positions in combinations(_differ(ids, other), size):
+            mixed = ids.clone()
+            for i in positions:
+                mixed[i] = other[i]
+            if works(mixed[None])[0]:
+                return positions
+    return ()
 
 
-def one_length(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return tuple(row[: int(lengths[0])] for row in ids)
+def exchange(ids: Tensor, other: Tensor, works: Callable) -> tuple[int, ...]:
+    return _sizes(ids, other, works, range(1, len(ids) + 1))
 
 
-def one_more(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return shorten(ids, lengths + 1)
+def not_a_fresh_copy(ids: Tensor, other: Tensor, works: Callable) -> tuple[int, ...]:
+    mixed = ids.clone()
+    for size in range(1, len(ids) + 1):
+        for positions in combinations(_differ(ids, other), size):
+            for i in positions:
+                mixed[i] = other[i]
+            if works(mixed[None])[0]:
+                return positions
+    return ()
 
 
-def without_the_first(ids: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-    return tuple(row[int(k) :] for row, k in zip(ids, lengths, strict=True))
+def first_ones(ids: Tensor, other: Tensor, works: Callable) -> tuple[int, ...]:
+    differ = _differ(ids, other)
+    for size in range(1, len(differ) + 1):
+        mixed = ids.clone()
+        mixed[differ[:size]] = other[differ[:size]]
+        if works(mixed[None])[0]:
+            return tuple(differ[:size])
+    return ()
+
+
+def whole_scene(ids: Tensor, other: Tensor, works: Callable) -> tuple[int, ...]:
+    return tuple(_differ(ids, other))
+
+
+def other_direction(ids: Tensor, other: Tensor, works: Callable) -> tuple[int, ...]:
+    return exchange(other, ids, works)
 
 
 # ---- ★ bytes for k ids ---------------------------------------------------------------------------
@@ -132,42 +174,50 @@ def one_budget_for_all(psnrs: Tensor, budgets: tuple[int, ...], target: float) -
 
 
 EXERCISES = {
-    "shorten": Exercise(
-        id_rows,
-        shorten,
+    "exchange": Exercise(
+        two_scenes,
+        exchange,
         [
             (
-                the_last,
-                "you kept the last ids. A prefix of the sequence can be decoded: keep the first "
-                "ids.",
+                whole_scene,
+                "these are all positions where the two sequences differ. Look for the fewest: "
+                "first sets of one position, then of two, and so on.",
             ),
             (
-                filled_with_0,
-                "0 is an id like any other and would be decoded. A shorter sequence has fewer ids.",
+                not_a_fresh_copy,
+                "the exchanges add up from one set to the next. Begin each set with a fresh copy "
+                "of ids.",
             ),
             (
-                one_length,
-                "all sequences got the length of the first one. Each image has its own length.",
-            ),
-            (one_more, "one id too many: a sequence of length k ends before index k."),
-            (
-                without_the_first,
-                "this removes the beginning. Keep the beginning and remove the end.",
+                lambda ids, other, works: _sizes(ids, other, works, (1,)),
+                "only single positions are tried. If none works, try sets of two, then of three.",
             ),
             (
-                lambda ids, lengths: torch.where(
-                    torch.arange(ids.shape[1]) < lengths[:, None], ids, -1
-                ),
-                "the rest is filled with -1, which is no id. A shorter sequence has fewer ids.",
+                lambda ids, other, works: _sizes(ids, other, works, (1, 2)),
+                "sets of one and two positions are tried, and no larger ones. Go on up to all "
+                "positions that differ.",
             ),
             (
-                lambda ids, lengths: shorten(ids, lengths - 1),
-                "one id too few: row[:k] has k ids already.",
+                lambda ids, other, works: _sizes(ids, other, works, range(2, len(ids) + 1)),
+                "sets of one position are left out.",
             ),
             (
-                lambda ids, lengths: torch.cat(shorten(ids, lengths)),
-                "the prefixes are joined into one sequence. Return a list with one tensor "
-                "for each image.",
+                lambda ids, other, works: _sizes(ids, other, works, range(len(ids), 0, -1)),
+                "the largest sets are tried first. Begin with sets of one position.",
+            ),
+            (
+                first_ones,
+                "only the first positions are tried: one, the first two, and so on. The ids that "
+                "matter can be anywhere: try all sets of each size (itertools.combinations).",
+            ),
+            (
+                other_direction,
+                "this puts ids of your scene into the other one. Begin with a copy of `ids`, and "
+                "take single ids from `other`.",
+            ),
+            (
+                lambda ids, other, works: tuple(other[list(exchange(ids, other, works))].tolist()),
+                "these are ids. Return their positions in the sequence.",
             ),
         ],
     ),
