@@ -1,5 +1,6 @@
-"""The drawings of notebooks 01 and 02 show the numbers that they are given."""
+"""The drawings of notebooks 00 to 02 show the numbers that they are given."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,9 @@ from minflextok.course import exercises
 from minflextok.course.attention import attention_diagram
 from minflextok.course.clocks import clock_faces
 from minflextok.course.lineup import PAIRS, line_up
+from minflextok.course.quickstart_figures import frame_failures, own_picture
+from minflextok.course.register_figures import attention_maps, three_maps
+from minflextok.evaluation.figures import image_grid
 
 
 def test_attention_diagram_shows_the_weighted_mean():
@@ -71,3 +75,32 @@ def test_one_pair_of_the_line_up_is_right_and_three_pictures_are(tmp_path):
     fig = line_up([x, x[:, :4]], verdicts=verdicts)
     assert len(fig.axes) == 12
     assert fig.axes[1].get_title() == "B\npatchify WRONG\nunpatchify WRONG"
+
+
+def test_three_maps_show_their_largest_values():
+    maps = torch.rand(3, 4, 16, generator=torch.Generator().manual_seed(0))
+    fig = three_maps(*maps, (0, 2))
+    titles = [ax.get_title() for ax in fig.axes]
+    assert titles[1] == f"r2\nmax {maps[0, 2].max():.0%}"
+    assert titles[3] == f"max {maps[1, 2].max():.0%}" and titles[4] == f"max {maps[2, 0].max():.2f}"
+    fig = attention_maps(torch.zeros(2, 3, 8, 8), {"block 0": maps[0].expand(2, 4, 16)}, (1, 3))
+    assert [bool(ax.get_title()) for ax in fig.axes] == [False, True, True] * 2
+
+
+def test_scenes_that_fail_are_framed():
+    fig = image_grid({"a": torch.zeros(2, 3, 4, 4), "b": torch.zeros(2, 3, 4, 4)})
+    frame_failures(fig, [True, False, False, True])
+    assert [ax.spines["top"].get_visible() for ax in fig.axes] == [False, True, True, False]
+
+
+def test_own_picture_has_a_column_for_each_number_of_tokens():
+    pair = torch.zeros(2, 3, 8, 8)
+    fig = own_picture(np.zeros((10, 6, 3), np.uint8), pair, {1: pair, 2: pair}, "a horse")
+    assert [ax.get_title() for ax in fig.axes[:4]] == [
+        "your picture",
+        "8 x 8",
+        "1 token",
+        "2 tokens",
+    ]
+    [frame] = fig.axes[0].patches
+    assert (frame.get_xy(), frame.get_width()) == ((0, 2), 5)

@@ -439,10 +439,122 @@ REACH = Exercise(
 )
 
 
+# ---- the covering test: which ids depend on which patch? -----------------------------------------
+
+
+def _encoder(weight: Tensor) -> Callable:
+    """A toy encoder: images (B, C, H, W) to B ids of each of K registers; weight (K, C, H, W)."""
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.einsum("bchw,kchw->bk", images, weight).round().long()
+
+    return encode
+
+
+def _covering_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for B, C, h, w, p, K in ((2, 1, 1, 2, 1, 2), (4, 2, 2, 3, 2, 3), (5, 3, 3, 2, 2, 4)):
+        images = 2 * torch.rand(B, C, h * p, w * p, generator=g) - 1
+        weight = torch.randn(K, C, h * p, w * p, generator=g)
+        weight[-1, :, :, p:] = 0  # the last register depends on the first column of patches only
+        yield _encoder(weight), images, p
+
+
+def _covering(
+    encode: Callable,
+    images: Tensor,
+    p: int,
+    gray: float = 0.0,
+    channels: slice = slice(None),
+    fresh: bool = True,
+    by_columns: bool = False,
+    others: bool = False,
+) -> Tensor:
+    """(K, B, P): whether an id changes."""
+    _, _, H, W = images.shape
+    base, covered, changes = encode(images), images.clone(), []
+    corners = [(top, left) for top in range(0, H, p) for left in range(0, W, p)]
+    for top, left in sorted(corners, key=lambda c: c[::-1]) if by_columns else corners:
+        covered = images.clone() if fresh else covered
+        if others:
+            covered[:] = gray
+        window = (slice(None), channels, slice(top, top + p), slice(left, left + p))
+        covered[window] = images[window] if others else gray
+        changes.append((encode(covered) != base).T)
+    return torch.stack(changes, dim=-1)
+
+
+def covering(encode: Callable, images: Tensor, p: int) -> Tensor:
+    return _covering(encode, images, p).float().mean(1)
+
+
+def _sizes_of_changes(encode: Callable, images: Tensor, p: int) -> Tensor:
+    base, changes = encode(images), []
+    for top in range(0, images.shape[2], p):
+        for left in range(0, images.shape[3], p):
+            covered = images.clone()
+            covered[:, :, top : top + p, left : left + p] = 0
+            changes.append((encode(covered) - base).abs().float().mean(0))
+    return torch.stack(changes, dim=1)
+
+
+COVERING = Exercise(
+    _covering_inputs,
+    covering,
+    [
+        (
+            lambda encode, images, p: _covering(encode, images, p, fresh=False).float().mean(1),
+            "the patches stay covered from one step to the next, so the last step covers the "
+            "whole image. Begin each step with a fresh copy: images.clone().",
+        ),
+        (
+            _sizes_of_changes,
+            "this is how far the ids move. An id is a name: ids 811 and 812 need not be similar. "
+            "Count whether it changes (!=).",
+        ),
+        (
+            lambda encode, images, p: 1 - covering(encode, images, p),
+            "this is the share of images in which the id stays the same.",
+        ),
+        (
+            lambda encode, images, p: covering(encode, images, p).T,
+            "transposed: one row for each register, one column for each patch.",
+        ),
+        (
+            lambda encode, images, p: _covering(encode, images, p).any(1).float(),
+            "this is 1 if the id changes in at least one image. Take the share of the images.",
+        ),
+        (
+            lambda encode, images, p: _covering(encode, images, p).float().mean(0),
+            "this is the mean over the registers. Keep the registers apart, and take the mean "
+            "over the images.",
+        ),
+        (
+            lambda encode, images, p: _covering(encode, images, p, gray=-1.0).float().mean(1),
+            "the patches are covered with black (-1). Gray is 0.",
+        ),
+        (
+            lambda encode, images, p: (
+                _covering(encode, images, p, channels=slice(0, 1)).float().mean(1)
+            ),
+            "only the first channel is covered, so a part of the patch's information is left.",
+        ),
+        (
+            lambda encode, images, p: _covering(encode, images, p, by_columns=True).float().mean(1),
+            "the patches are in column-major order. Go through them row by row.",
+        ),
+        (
+            lambda encode, images, p: _covering(encode, images, p, others=True).float().mean(1),
+            "everything but the patch is covered. Cover the patch and leave the rest.",
+        ),
+    ],
+)
+
+
 EXERCISES = {
     "attention": ATTENTION,
     "split_heads": SPLIT_HEADS,
     "prefix_mask": PREFIX_MASK,
     "block": BLOCK,
     "reach": REACH,
+    "covering": COVERING,
 }
