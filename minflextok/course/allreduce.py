@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..checks import check_count
@@ -39,7 +40,7 @@ def measure(sizes: list[int], ranks: int = 2, repeats: int = 5) -> dict[str, dic
             for rank in range(ranks)
         ]
         try:
-            texts = [process.communicate(timeout=120) for process in processes]
+            texts = [process.communicate(timeout=300) for process in processes]
         finally:
             for process in processes:
                 process.kill()
@@ -67,17 +68,17 @@ def _work(file: str, repeats: int, rank: int, ranks: int, sizes: list[int]) -> N
             times.append(time.perf_counter() - start)
         return min(times[1:])
 
+    def exchange(mine: torch.Tensor, theirs: torch.Tensor) -> None:
+        sent = dist.isend(mine, (rank + 1) % ranks)
+        dist.recv(theirs, (rank - 1) % ranks)
+        sent.wait()
+
     found: dict[str, list[float]] = {"all-reduce": [], "exchange": []}
     for size in sizes:
         mine, theirs = torch.ones(size), torch.empty(size)
 
-        def exchange(mine: torch.Tensor = mine, theirs: torch.Tensor = theirs) -> None:
-            sent = dist.isend(mine, (rank + 1) % ranks)
-            dist.recv(theirs, (rank - 1) % ranks)
-            sent.wait()
-
-        found["exchange"].append(fastest(exchange))
-        found["all-reduce"].append(fastest(lambda mine=mine: dist.all_reduce(mine)))
+        found["exchange"].append(fastest(partial(exchange, mine, theirs)))
+        found["all-reduce"].append(fastest(partial(dist.all_reduce, mine)))
     if rank == 0:
         print(json.dumps(found))
     dist.destroy_process_group()

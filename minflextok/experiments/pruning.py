@@ -166,7 +166,7 @@ def picture(results: dict) -> plt.Figure:
         }.items(),
         strict=True,
     ):
-        for method, rows in results["methods"].items():
+        for i, (method, rows) in enumerate(results["methods"].items()):
             values = [row[key].get("accuracy", row[key]) for row in rows.values()]
             y = [v["mean"] for v in values]
             bars = [
@@ -174,7 +174,7 @@ def picture(results: dict) -> plt.Figure:
                 [v["ci95"][1] - v["mean"] for v in values],
             ]
             color, marker, style = STYLES[method]
-            x = [int(n) for n in rows]
+            x = [int(n) * 2 ** (0.08 * (i - 2)) for n in rows]  # beside each other
             ax.errorbar(
                 x, y, bars, color=color, marker=marker, ls=style, ms=5, capsize=2, label=method
             )

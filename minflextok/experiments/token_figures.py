@@ -1,5 +1,9 @@
 """The figures of what tokens carry."""
 
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
@@ -96,45 +100,53 @@ def _curve(ax: Axes, x: list[int], values: list[dict], style: tuple[str, str], l
     ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
 
 
-def numbers_figure(results: dict) -> Figure:
-    """Class information, entropy, change and area by position; variance by k; swaps."""
-    fig, axes = plt.subplots(2, 3, figsize=(10.5, 6), layout="constrained")
-    positions = {int(j): row for j, row in results["positions"].items()}
-    x = list(positions)
-    information = [row["class information bits"]["corrected"] for row in positions.values()]
-    digit = [row["of the best digit"]["corrected"] for row in positions.values()]
-    axes[0, 0].plot(x, information, "k-o", ms=4, label="id")
-    axes[0, 0].plot(x, digit, color="C0", ls="--", marker="s", ms=4, label="its best digit")
-    axes[0, 0].set(ylabel="class information (bits), corrected", ylim=(0, None))
-    axes[0, 1].plot(x, [row["entropy bits"] for row in positions.values()], "k-o", ms=4)
-    axes[0, 1].set(ylabel="entropy of the id (bits)")
-    _changes(axes[0, 2], axes[1, 0], results)
-    for ax in (*axes[0], axes[1, 0]):
-        ax.set_xlabel("position of the token")
-    _left_open(axes[1, 1], results["left open"])
-    _swaps(axes[1, 2], results["swaps"])
-    for number, (ax, title) in enumerate(zip(axes.flat, PANELS, strict=True), start=1):
-        ax.set_title(f"{number}. {title}", fontsize=11)
+def numbers_figure(results: dict, panels: Sequence[int] = range(1, 7)) -> Figure:
+    """Class information, entropy, change and area by position; variance by k; swaps.
+
+    panels: which of the six, counted from 1, three in a row.
+    """
+    rows, columns = math.ceil(len(panels) / 3), min(len(panels), 3)
+    size = (3.5 * max(columns, 1.4), 3 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for number, ax in zip(panels, axes.flat, strict=False):
+        _DRAW[number - 1](ax, results)
+        ax.set_title(f"{number}. {PANELS[number - 1]}", fontsize=11)
         ax.grid(alpha=0.3)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=9)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
     return fig
 
 
-def _changes(change: Axes, area: Axes, results: dict) -> None:
-    for name, style, label in (
+def _information(ax: Axes, results: dict) -> None:
+    positions = {int(j): row for j, row in results["positions"].items()}
+    information = [row["class information bits"]["corrected"] for row in positions.values()]
+    digit = [row["of the best digit"]["corrected"] for row in positions.values()]
+    ax.plot(list(positions), information, "k-o", ms=4, label="id")
+    ax.plot(list(positions), digit, color="C0", ls="--", marker="s", ms=4, label="its best digit")
+    ax.set(ylabel="class information (bits), corrected", ylim=(0, None))
+    ax.set_xlabel("position of the token")
+
+
+def _entropy(ax: Axes, results: dict) -> None:
+    positions = {int(j): row for j, row in results["positions"].items()}
+    ax.plot(list(positions), [row["entropy bits"] for row in positions.values()], "k-o", ms=4)
+    ax.set(xlabel="position of the token", ylabel="entropy of the id (bits)")
+
+
+def _changes(ax: Axes, results: dict, key: str, label: str, top: float | None) -> None:
+    for name, style, line in (
         ("replaced", ("k", "o-"), "id replaced"),
         ("added", ("C0", "s--"), "from k - 1 to k tokens"),
     ):
         rows = results[name]
-        x = [int(j) for j in rows]
-        _curve(change, x, [r["change"] for r in rows.values()], style, label)
-        _curve(area, x, [r["area of one image"] for r in rows.values()], style, label)
-    change.set(ylabel="mean absolute change of a pixel", ylim=(0, None))
-    area.set(ylabel="share of the image that changes", ylim=(0, 1))
+        _curve(ax, [int(j) for j in rows], [r[key] for r in rows.values()], style, line)
+    ax.set(xlabel="position of the token", ylabel=label, ylim=(0, top))
 
 
-def _left_open(ax: Axes, rows: dict) -> None:
+def _left_open(ax: Axes, results: dict) -> None:
+    rows = results["left open"]
     x = [int(k) for k in rows]
     for name, style in (("variance", ("k", "o-")), ("squared bias", ("C0", "s--"))):
         _curve(ax, x, [row[name] for row in rows.values()], style, name)
@@ -143,7 +155,8 @@ def _left_open(ax: Axes, rows: dict) -> None:
     ax.set(xlabel="tokens", ylabel="squared error of a pixel", ylim=(0, None))
 
 
-def _swaps(ax: Axes, rows: dict) -> None:
+def _swaps(ax: Axes, results: dict) -> None:
+    rows = results["swaps"]
     x = [int(k) for k in rows]
     for name, style in (("A", ("k", "o-")), ("B", ("C1", "s-"))):
         _curve(ax, x, [row[name] for row in rows.values()], style, f"class of {name}")
@@ -151,3 +164,13 @@ def _swaps(ax: Axes, rows: dict) -> None:
     ax.set_xticks(x, [str(k) for k in x])
     ax.minorticks_off()
     ax.set(xlabel="k: first k ids of A, the rest of B", ylabel="share of images", ylim=(0, None))
+
+
+_DRAW: tuple[Callable[[Axes, dict], None], ...] = (
+    _information,
+    _entropy,
+    partial(_changes, key="change", label="mean absolute change of a pixel", top=None),
+    partial(_changes, key="area of one image", label="share of the image that changes", top=1),
+    _left_open,
+    _swaps,
+)

@@ -1,4 +1,4 @@
-"""Exercises of notebook 14: information about classes, merged tokens, lengths, bits of a code."""
+"""Exercises of notebook 14: lengths, paired shares, collages of tokens, bits of a code."""
 
 import math
 import operator
@@ -9,182 +9,208 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import Exercise, randint
+from . import Exercise
 
-# ---- information: the plug-in estimate of the mutual information ---------------------------------
-
-
-def information(ids: Tensor, labels: Tensor) -> float:
-    pairs = list(zip(ids.tolist(), labels.tolist(), strict=True))
-    total, n = 0.0, len(pairs)
-    for i, c in set(pairs):
-        joint = pairs.count((i, c)) / n
-        p, q = ids.tolist().count(i) / n, labels.tolist().count(c) / n
-        total += joint * math.log2(joint / (p * q))
-    return total
+# ---- paired: two shares of the same images -------------------------------------------------------
 
 
-def _information_inputs(g: torch.Generator) -> Iterator[tuple]:
-    yield torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 1, 1])
-    yield torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
-    for n, ids, labels in ((12, 3, 2), (40, 6, 4), (30, 30, 3)):
+def paired(a: Tensor, b: Tensor) -> tuple[float, float, float, float]:
+    """The difference of two shares of the same images, its 95% interval (normal approximation), and
+    the p-value of the exact sign test."""
+    only_a = sum(x and not y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+    only_b = sum(y and not x for x, y in zip(a.tolist(), b.tolist(), strict=True))
+    n, m = len(a), only_a + only_b
+    difference = (only_a - only_b) / n
+    error = math.sqrt(m / n - difference**2) / math.sqrt(n)
+    p = 2 * sum(math.comb(m, i) for i in range(min(only_a, only_b) + 1)) / 2**m
+    return difference, difference - 1.96 * error, difference + 1.96 * error, min(1.0, p)
+
+
+def _paired_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield torch.tensor([1, 1, 1, 0]).bool(), torch.tensor([1, 0, 0, 0]).bool()
+    yield torch.tensor([1, 0, 1, 0, 1]).bool(), torch.tensor([0, 1, 1, 0, 1]).bool()
+    for n in (20, 60):
+        a = torch.rand(n, generator=g) < 0.6
         yield (
-            torch.randint(ids, (n,), generator=g),
-            torch.randint(labels, (n,), generator=g),
+            a,
+            torch.where(torch.rand(n, generator=g) < 0.3, ~a, a)
+            & (torch.rand(n, generator=g) < 0.9),
         )
 
 
-def _entropy(x: Tensor) -> Tensor:
-    p = x.bincount() / len(x)
-    return -torch.xlogy(p, p).sum()
+def _with_error(error, p=None):
+    """Another standard error, or another p-value, from the counts of a and b, only a, only b."""
+
+    def wrong(a: Tensor, b: Tensor) -> tuple[float, float, float, float]:
+        difference, *_, right = paired(a, b)
+        counts = len(a), int((a & ~b).sum()), int((~a & b).sum()), a, b
+        e = error(*counts) if error else (paired(a, b)[2] - difference) / 1.96
+        return (
+            difference,
+            difference - 1.96 * e,
+            difference + 1.96 * e,
+            p(*counts) if p else right,
+        )
+
+    return wrong
 
 
-def _joint(ids: Tensor, labels: Tensor) -> Tensor:
-    return _entropy(ids * (int(labels.max()) + 1) + labels)
+def _unpaired_error(n: int, _a: int, _b: int, a: Tensor, b: Tensor) -> float:
+    return math.sqrt(sum(q * (1 - q) for q in (x.double().mean().item() for x in (a, b))) / n)
 
 
-def _over_all_cells(ids: Tensor, labels: Tensor) -> float:
-    """The sum over all cells of the table of ids and labels: NaN if one of them is empty."""
-    table = torch.zeros(int(ids.max()) + 1, int(labels.max()) + 1)
-    table.index_put_((ids, labels), torch.ones(len(ids)), accumulate=True)
-    p = table / len(ids)
-    return (p * (p / (p.sum(1, keepdim=True) * p.sum(0, keepdim=True))).log2()).sum().item()
+def _no_root(n: int, x: int, y: int, *_) -> float:
+    return math.sqrt((x + y) / n - ((x - y) / n) ** 2)
 
 
-INFORMATION = Exercise(
-    _information_inputs,
-    information,
+def _one_sided(n: int, x: int, y: int, *_) -> float:
+    return sum(math.comb(x + y, i) for i in range(min(x, y) + 1)) / 2 ** (x + y)
+
+
+def _of_all_pairs(n: int, x: int, y: int, a: Tensor, b: Tensor) -> float:
+    """The sign test over all n pairs: those in which both agree count as not in favor of a."""
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(x, y) + 1)) / 2**n)
+
+
+def _above_one(n: int, x: int, y: int, *_) -> float:
+    return 2 * _one_sided(n, x, y)
+
+
+def _one_term(n: int, x: int, y: int, *_) -> float:
+    return min(1.0, 2 * math.comb(x + y, min(x, y)) / 2 ** (x + y))
+
+
+PAIRED = Exercise(
+    _paired_inputs,
+    paired,
     [
         (
-            lambda i, c: (_entropy(i) + _entropy(c) - _joint(i, c)).item(),
-            "this is in nats: divide by ln 2, or take log2, for bits.",
+            _with_error(_unpaired_error),
+            "this is the error of two independent shares: p (1 - p) / n of each, added. The pairs "
+            "are the same images: use the values 1, 0 and -1 of the differences.",
         ),
         (
-            lambda i, c: ((_joint(i, c) - _entropy(i)) / math.log(2)).item(),
-            "this is H(class | id), the uncertainty that is left; the information is what the id "
-            "removes: H(class) - H(class | id).",
+            _with_error(_no_root),
+            "this is the spread of single images. The error of their mean is smaller by sqrt(n).",
         ),
         (
-            lambda i, c: (_joint(i, c) / math.log(2)).item(),
-            "this is the entropy of the pair; subtract it from the sum of the two entropies.",
+            _with_error(None, _of_all_pairs),
+            "the sign test counts the pairs in which only one of the two is true. Pairs that agree "
+            "say nothing about which one is better.",
         ),
         (
-            lambda i, c: (_entropy(c) / math.log(2)).item(),
-            "this is H(class), the uncertainty before the id is known; subtract what is left when "
-            "it is known.",
+            _with_error(None, _one_sided),
+            "this p-value is of one side. Either of the two could have won: double it.",
         ),
         (
-            lambda i, c: (_entropy(i) / math.log(2)).item(),
-            "this is H(id), the entropy of the ids; the classes are not used.",
+            _with_error(None, _above_one),
+            "a probability is at most 1: with equally many pairs on both sides, the doubled sum "
+            "counts the middle twice.",
         ),
         (
-            lambda i, c: ((_joint(i, c) - _entropy(c)) / math.log(2)).item(),
-            "this is H(id | class), the uncertainty about the id that is left when the class is "
-            "known; subtract it from H(id).",
+            _with_error(None, _one_term),
+            "this is the probability of exactly this count. Add those of all smaller counts.",
         ),
         (
-            lambda i, c: ((_entropy(i) + _entropy(c) - _entropy(i + c)) / math.log(2)).item(),
-            "ids + labels gives different pairs the same number: use ids * classes + labels.",
-        ),
-        (
-            _over_all_cells,
-            "0 log 0 is 0, but here it is NaN: sum over the pairs that occur only.",
-        ),
-        (
-            lambda i, c: -information(i, c),
-            "the sign is wrong: information is never negative.",
+            lambda a, b: paired(b, a),
+            "the sign is reversed: this is b - a.",
         ),
     ],
 )
 
-# ---- merge: the mean of two vectors that stand for several patches each --------------------------
+# ---- collage: the ids that act in a region -------------------------------------------------------
 
 
-def merge_pair(x: Tensor, sizes: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
-    vectors, counts = [], []
-    for n in range(len(x)):
-        if n == j:
-            continue
-        vector, count = x[n], sizes[n]
-        if n == i:
-            vector = (sizes[i] * x[i] + sizes[j] * x[j]) / (sizes[i] + sizes[j])
-            count = sizes[i] + sizes[j]
-        vectors.append(vector)
-        counts.append(count)
-    return torch.stack(vectors), torch.stack(counts)
+def collage(decode, a: Tensor, b: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    whole, shares, ids = decode(a[None])[0], [], a.clone()
+    for j in range(len(a)):
+        row = a.clone()
+        row[j] = b[j]
+        change = (decode(row[None])[0] - whole).abs().mean(0)
+        shares.append(change[region].sum() / change.sum())
+        if shares[-1] > 0.5:
+            ids[j] = b[j]
+    return ids, torch.stack(shares)
 
 
-def _merge_inputs(g: torch.Generator) -> Iterator[tuple]:
-    for n, i, j in ((2, 0, 1), (4, 1, 3), (5, 4, 0), (6, 3, 1)):
-        sizes = torch.tensor([float(randint(g, 1, 5)) for _ in range(n)])
-        yield torch.randn(n, 3, generator=g), sizes, i, j
+def _painter(patterns: Tensor):
+    """A decoder in which token j adds a pattern of its own (3, H, W), scaled by its id."""
+
+    def decode(ids: Tensor) -> Tensor:
+        if ids.ndim != 2 or ids.shape[1] != len(patterns):
+            raise ValueError(f"ids have shape {tuple(ids.shape)}: give (n, K)")
+        return torch.einsum("nk,kchw->nchw", ids.float() - 2, patterns) / 8
+
+    return decode
 
 
-def _merged(x: Tensor, sizes: Tensor, i: int, j: int, vector: Tensor, size: Tensor) -> tuple:
-    x, sizes = x.clone(), sizes.clone()
-    x[i], sizes[i] = vector, size
-    kept = torch.arange(len(x)) != j
-    return x[kept], sizes[kept]
+def _collage_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for k, side in ((3, 4), (8, 6), (12, 8)):
+        places = torch.rand(k, 1, side, side, generator=g) ** 6 + 0.02
+        patterns = places * torch.randn(k, 3, side, side, generator=g)
+        a = torch.randint(5, (k,), generator=g)
+        b = (a + 1 + torch.randint(4, (k,), generator=g)) % 5  # another id everywhere
+        region = torch.zeros(side, side, dtype=torch.bool)
+        region[: side // 2, : side - 1] = True
+        yield _painter(patterns), a, b, region
 
 
-def _written_after_removal(x: Tensor, sizes: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
-    """j is removed first, and then index i is used for the shorter tensors."""
-    size = sizes[i] + sizes[j]
-    vector = (sizes[i] * x[i] + sizes[j] * x[j]) / size
-    kept = torch.arange(len(x)) != j
-    x, sizes = x[kept], sizes[kept]
-    x[i], sizes[i] = vector, size
-    return x, sizes
+def _collage(
+    decode, a: Tensor, b: Tensor, region: Tensor, change, share, inside: bool = True
+) -> tuple[Tensor, Tensor]:
+    rows = a.repeat(len(a), 1)
+    rows.fill_diagonal_(0)
+    rows += torch.diag(b)
+    shares = share(change(decode(rows) - decode(a[None])), region)
+    return torch.where((shares > 0.5) == inside, b, a), shares
 
 
-def _at_the_end(x: Tensor, sizes: Tensor, i: int) -> tuple[Tensor, Tensor]:
-    order = [n for n in range(len(x)) if n != i] + [i]
-    return x[order], sizes[order]
+def _absolute(x: Tensor) -> Tensor:
+    return x.abs().mean(1)
 
 
-MERGE = Exercise(
-    _merge_inputs,
-    merge_pair,
+def _share(maps: Tensor, region: Tensor) -> Tensor:
+    return maps[:, region].sum(1) / maps.sum((1, 2))
+
+
+def _all_before(decode, a: Tensor, b: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    """The ids stay replaced: image j has the first j ids of b."""
+    rows = torch.stack([torch.cat([b[: j + 1], a[j + 1 :]]) for j in range(len(a))])
+    shares = _share(_absolute(decode(rows) - decode(a[None])), region)
+    return torch.where(shares > 0.5, b, a), shares
+
+
+COLLAGE = Exercise(
+    _collage_inputs,
+    collage,
     [
         (
-            lambda x, s, i, j: _merged(x, s, i, j, (x[i] + x[j]) / 2, s[i] + s[j]),
-            "the plain mean of the two vectors: a vector that stands for five patches must weigh "
-            "five times as much as one that stands for one.",
+            partial(_collage, change=lambda x: x.mean(1).abs(), share=_share),
+            "the mean over the channels comes before abs here, so a change from red to blue "
+            "cancels: take absolute values first.",
         ),
         (
-            lambda x, s, i, j: _merged(x, s, i, j, s[i] * x[i] + s[j] * x[j], s[i] + s[j]),
-            "this is the weighted sum; divide by the sum of the sizes for the mean.",
+            partial(_collage, change=lambda x: x.mean(1), share=_share),
+            "these changes have a sign, so brighter and darker pixels cancel: take absolute values "
+            "before any sum.",
         ),
         (
-            lambda x, s, i, j: _merged(
-                x, s, i, j, (s[i] * x[i] + s[j] * x[j]) / (s[i] + s[j]), s[i]
-            ),
-            "the merged vector now stands for the patches of both: its size is the sum.",
+            partial(_collage, change=_absolute, share=lambda m, r: m[:, r].sum(1)),
+            "this is the sum of the changes in the region. Divide it by that of the whole image: a "
+            "token that changes everything a lot is not a token of the region.",
         ),
         (
-            lambda x, s, i, j: _merged(x, s, i, j, x[i], s[i]),
-            "vector j is dropped here, not merged.",
+            partial(_collage, change=_absolute, share=lambda m, r: m[:, r].mean(1)),
+            "this is the mean change in the region. Give the share of the token's whole change "
+            "that lies there.",
         ),
         (
-            lambda x, s, i, j: merge_pair(x, s, j, i),
-            "the merged vector is in the place of j, and i is removed. Put it in the place of i, "
-            "and remove j.",
+            partial(_collage, change=_absolute, share=_share, inside=False),
+            "the ids of a and b are exchanged: those that act in the region come from b.",
         ),
         (
-            lambda x, s, i, j: _at_the_end(*merge_pair(x, s, i, j), i - (j < i)),
-            "the merged vector is at the end. Put it in the place of i.",
-        ),
-        (
-            lambda x, s, i, j: _merged(
-                x, s, i, j, ((s[i] + s[j]) * x[i] + s[j] * x[j]) / (s[i] + 2 * s[j]), s[i] + s[j]
-            ),
-            "the size of vector i was changed before the mean was taken: use the old sizes as "
-            "weights.",
-        ),
-        (
-            _written_after_removal,
-            "after j is removed, vector i is at index i - 1 if j < i: write the merged vector "
-            "first, and remove j afterwards.",
+            _all_before,
+            "the ids stay replaced from one token to the next: begin each row with a copy of a.",
         ),
     ],
 )
@@ -359,8 +385,8 @@ CODE_BYTES = Exercise(
 )
 
 EXERCISES = {
-    "information": INFORMATION,
-    "merge_pair": MERGE,
     "shortest": SHORTEST,
+    "paired": PAIRED,
+    "collage": COLLAGE,
     "code_bytes": CODE_BYTES,
 }
