@@ -141,13 +141,14 @@ class Board(ipywidgets.VBox):
         texts = [text] if isinstance(text, str) else text
         for name, picture in pictures.items():
             self.pictures[name].value = figure(name, picture, "; ".join(texts))
-        style = "display: inline-block; vertical-align: top; line-height: 1.4"
-        if len(texts) > 1:  # one column of text below each image
+        style, row = "display: inline-block; vertical-align: top; line-height: 1.4", ""
+        if len(texts) > 1:  # one column of text below each image, also where the row is cut off
             width = size(next(iter(pictures.values())))[0] // len(texts)
+            row = f' style="width: {width * len(texts)}px"'
             style += f"; width: {width}px; box-sizing: border-box; padding-right: 8px"
             style += "; font-size: 90%"
         spans = "".join(f'<span style="{style}">{html.escape(x)}</span>' for x in texts)
-        self.text.value = f'<div role="status">{spans}</div>'
+        self.text.value = f'<div role="status"{row}>{spans}</div>'
 
     def _ipython_display_(self) -> None:
         """Two outputs: the static picture, and the widget; when live, it hides the picture."""
