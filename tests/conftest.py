@@ -143,6 +143,15 @@ def check_resume(run: Callable[[Path], nn.Module], folder: Path, steps: int, *ke
     return straight
 
 
+def command(out, *flags):
+    """The arguments of `minflextok train tokenizer` on a small model."""
+    model = ["image_size=16", "enc_depth=1", "dec_depth=1"]
+    found = ["train", "tokenizer", "--preset", "shapes", "--data", "cifar10-sample"]
+    found += [part for field in model for part in ("--model", field)]
+    found += ["--batch-size", "8", "--val-images", "8", "--no-bf16", "--device", "cpu", "--quiet"]
+    return [*found, "--out", str(out), *flags]
+
+
 def on_two_ranks(script: Path) -> None:
     """Run a Python script on two ranks; it can import conftest and the modules beside itself."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -3,8 +3,10 @@ train.py."""
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
+import time
 import typing
 import warnings
 
@@ -30,6 +32,8 @@ from .flags import (
     flag,
     printable,
 )
+
+PATIENCE = 10.0  # seconds for rank 0 to end with its message
 
 # ---- train ---------------------------------------------------------------------------------------
 
@@ -401,4 +405,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         a.run(a)
     except (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError) as e:
+        if os.environ.get("RANK", "0") != "0":
+            # What goes wrong on all ranks is said once: torchrun ends this one as soon as rank 0
+            # has ended with its message.
+            time.sleep(PATIENCE)
         sys.exit(f"minflextok: error: {printable(with_flags(str(e), set(vars(a))))}")

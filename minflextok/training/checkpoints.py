@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
@@ -144,7 +145,16 @@ class Checkpoints:
         with warnings.catch_warnings():  # torch warns that one process reads alone
             warnings.simplefilter("ignore")
             reader = dcp.HuggingFaceStorageReader(str(path))
-            dcp.load(tensors, storage_reader=reader, process_group=self.group)
+            try:
+                dcp.load(tensors, storage_reader=reader, process_group=self.group)
+            except RuntimeError as e:
+                if self.group is None:
+                    raise
+                # What cannot be read is a CheckpointException on all ranks. This is the exchange.
+                raise ConnectionError(
+                    f"another rank ended while all were reading {path} ({first_line(e)}): see its "
+                    "message"
+                ) from None
         self.saved = step_of(path)
 
 
@@ -180,7 +190,8 @@ CONTENTS = {
 @contextmanager
 def resuming(path: Path) -> Iterator[dict]:
     """The plain values of a checkpoint, complete and of the right kinds. Whatever else in it does
-    not fit inside the block is a ValueError that names the folder."""
+    not fit inside the block is a ValueError that names the folder. A lost rank and a full memory say
+    nothing about the checkpoint."""
     try:
         values = read_json(path / STATE)
         check_values(values)
@@ -190,6 +201,8 @@ def resuming(path: Path) -> Iterator[dict]:
         if len(names_in(path)) != values["tensors"]:
             raise ValueError(f"its files do not hold {values['tensors']} tensors")
         yield values
+    except (ConnectionError, torch.OutOfMemoryError):
+        raise
     except (Exception, CheckpointException) as e:
         raise ValueError(
             f"{path} is no checkpoint of this run, or damaged ({reason(e)}): delete it to resume "

@@ -7,7 +7,7 @@ evaluation.
 
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -66,27 +66,28 @@ def start(task: Task, recipe: TrainConfig, out: Path) -> tuple[Run, Checkpoints]
         raise ValueError(
             f"batch_size={recipe.batch_size} is not a multiple of the world size {ranks.world_size}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / FORMER).exists():
-        raise ValueError(
-            f"out={str(out)!r} holds a run of an earlier version of minflextok ({FORMER}), which "
-            "cannot be resumed: give another out"
-        )
     checkpoints = Checkpoints(out, ranks)
-    found = checkpoints.found()
-    if ranks.is_main:
-        record = describe_run(task.model.config, recipe, task.sources)
-        launch = describe_launch(recipe, ranks, step_of(found[-1]) if found else 0)
-        claim_directory(out, record, launch, resume=bool(found))
-        checkpoints.clean()
-    run = Run(task.model, recipe, ranks)
-    if found:
-        run.load(checkpoints, found[-1])
-    if ranks.mean(run.step) != run.step:
+    with ranks.together():
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / FORMER).exists():
+            raise ValueError(
+                f"out={str(out)!r} holds a run of an earlier version of minflextok ({FORMER}), "
+                "which cannot be resumed: give another out"
+            )
+        found = checkpoints.found()
+        if ranks.is_main:
+            record = describe_run(task.model.config, recipe, task.sources)
+            launch = describe_launch(recipe, ranks, step_of(found[-1]) if found else 0)
+            claim_directory(out, record, launch, resume=bool(found))
+            checkpoints.clean()
+    if len(set(ranks.gather(found[-1].name if found else None))) > 1:
         raise ValueError(
             f"the ranks do not see the same checkpoint: out={str(out)!r} must be one shared "
             "directory"
         )
+    run = Run(task.model, recipe, ranks)
+    if found:
+        run.load(checkpoints, found[-1])
     return run, checkpoints
 
 
@@ -98,7 +99,10 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
     another run uses `out`; FloatingPointError if too many losses are not finite; SystemExit(143),
     after saving, on SIGTERM or SIGINT.
     """
-    with only_run(Path(out)) if task.ranks.is_main else nullcontext():
+    with ExitStack() as lock:
+        with task.ranks.together():
+            if task.ranks.is_main:
+                lock.enter_context(only_run(Path(out)))
         return train(task, recipe, Path(out), quiet)
 
 

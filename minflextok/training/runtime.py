@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,6 +84,29 @@ class Ranks:
     def wait(self) -> None:
         """Return when all ranks have come here."""
         self.mean(0.0)
+
+    def gather(self, value: Any) -> list:
+        """The values of all ranks, on each of them."""
+        if self.world_size == 1:
+            return [value]
+        found = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """If one rank fails inside, all do, with the text of the first: else the others would wait
+        for it, and report a lost connection. Inside, no rank may wait for another."""
+        error: Exception | None = None
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as e:
+            error = e
+        texts = [text for text in self.gather(error and str(error)) if text is not None]
+        if error is not None:
+            raise error
+        if texts:
+            raise ValueError(texts[0])
 
     def close(self) -> None:
         if self.world_size > 1:

@@ -20,6 +20,7 @@ from conftest import (
     after_steps,
     changed,
     check_resume,
+    command,
     killed_after,
     lines,
     newest,
@@ -235,15 +236,6 @@ def test_a_run_starts_from_other_weights_that_may_have_fewer_registers(tmp_path)
 
 
 # ---- signals, failures, limits -------------------------------------------------------------------
-
-
-def command(out, *flags):
-    """The arguments of `minflextok train tokenizer` on a small model."""
-    model = ["image_size=16", "enc_depth=1", "dec_depth=1"]
-    found = ["train", "tokenizer", "--preset", "shapes", "--data", "cifar10-sample"]
-    found += [part for field in model for part in ("--model", field)]
-    found += ["--batch-size", "8", "--val-images", "8", "--no-bf16", "--device", "cpu", "--quiet"]
-    return [*found, "--out", str(out), *flags]
 
 
 def start(out, *flags, launcher=()):

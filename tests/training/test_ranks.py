@@ -16,6 +16,7 @@ from conftest import (
     RECIPE,
     ROOT,
     TINY,
+    command,
     killed_after,
     lines,
     newest,
@@ -26,9 +27,10 @@ from image_files import shard
 from safetensors.torch import load_file
 
 from minflextok import FlexTok, PriorConfig
+from minflextok.cli.parser import main
 from minflextok.config import DATA_DIR
 from minflextok.data import Folder, shards
-from minflextok.training.checkpoints import names_in
+from minflextok.training.checkpoints import Checkpoints, names_in
 from minflextok.training.parallel import blocks_of, checkpoint_activations
 from minflextok.training.tokenizer import train_tokenizer
 
@@ -254,6 +256,45 @@ def test_a_killed_rank_is_restarted_and_sigterm_to_all_saves_at_once(tmp_path):
             for out in (straight, killed)
         )
         assert all(torch.equal(a[name], b[name]) for name in a), file
+
+
+COMMAND = "import sys; from minflextok.cli.parser import main; main(sys.argv[1:])"
+
+
+def refused(tmp_path, *arguments):
+    """What a command that must fail says on two ranks."""
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    process = torchrun(script, *arguments)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    return [line for line in errors.splitlines() if "minflextok: error" in line], errors
+
+
+def test_another_learning_rate_is_refused_once_and_the_checkpoint_is_not_called_damaged(tmp_path):
+    out, steps = tmp_path / "run", ("--steps", "1")
+    main(command(out, *steps))
+    messages, errors = refused(tmp_path, *command(out, *steps, "--lr", "0.1"))
+    assert len(messages) == 1 and "holds another run (train.lr=0.004 there, 0.1 here)" in errors
+    assert "delete it" not in errors and "or damaged" not in errors
+
+
+def test_a_lost_rank_is_no_damage(tmp_path, monkeypatch):
+    def lost(*args, **options):
+        raise RuntimeError("Connection closed by peer")
+
+    recipe = dataclasses.replace(RECIPE, steps=1)
+    run(tmp_path, recipe)
+    real = Checkpoints.__init__
+
+    def with_group(self, *args):
+        real(self, *args)
+        self.group = "of several ranks"
+
+    monkeypatch.setattr(Checkpoints, "__init__", with_group)
+    monkeypatch.setattr("torch.distributed.checkpoint.load", lost)
+    with pytest.raises(ConnectionError, match="another rank ended while all were reading"):
+        run(tmp_path, recipe)
 
 
 # ---- activation checkpointing, and what does not work --------------------------------------------
