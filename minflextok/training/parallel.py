@@ -1,4 +1,5 @@
-"""A model on several ranks: copies of it (DDP) or shards (FSDP2); and activation checkpointing."""
+"""A model on several ranks: copies of it (DDP) or shards (FSDP2); and activation checkpointing,
+also of compiled blocks."""
 
 import copy
 from functools import partial
@@ -33,7 +34,11 @@ def checkpoint_activations(model: nn.Module) -> None:
             "give checkpoint_activations=False"
         )
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        forward = block.forward
+        if block._compiled_call_impl is not None:
+            # torch.compile skips all of a call that begins with `checkpoint`: compile inside it.
+            block._compiled_call_impl, forward = None, torch.compile(forward)
+        block.forward = partial(checkpoint, forward, use_reentrant=False)
         block.recompute = True  # for the savings, which do not call `forward` of each block
 
 

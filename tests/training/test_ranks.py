@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -25,6 +26,7 @@ from conftest import (
 )
 from image_files import shard
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from minflextok import FlexTok, PriorConfig
 from minflextok.cli.parser import main
@@ -319,6 +321,19 @@ def test_checkpointed_activations_change_no_gradient(tok, images, savings):
         assert torch.equal(a, b)
     assert sorted(calls) == ["decoder"] * 2 + ["encoder"] * 2  # each block is computed twice
     assert len(blocks_of(tok)) == 4
+
+
+def test_blocks_with_checkpointed_activations_are_compiled(tmp_path, monkeypatch):
+    """One graph for each kind of block, with the losses of blocks that are not compiled."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    recipe = dataclasses.replace(RECIPE, steps=2, log_every=1, checkpoint_activations=True)
+    run(tmp_path / "eager", recipe)
+    torch._dynamo.reset()
+    counters.clear()
+    run(tmp_path / "compiled", dataclasses.replace(recipe, compile=True, savings=False))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert (losses(tmp_path / "compiled") - losses(tmp_path / "eager")).abs().max() < 1e-4
+    torch._dynamo.reset()
 
 
 def test_what_sharding_needs(tmp_path):
