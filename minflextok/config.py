@@ -518,6 +518,11 @@ class TrainConfig:
     save_minutes: float = opt(
         10.0, "minutes between checkpoints, besides those at evaluations (0: none)", free=True
     )
+    reader_minutes: float = opt(
+        10.0,
+        "minutes to wait for a batch of data; then the run saves and stops (0: no limit)",
+        free=True,
+    )
     max_bad_steps: int = opt(
         10,
         "steps among the last 100 that may have an infinite or NaN loss or gradient: their "
@@ -552,7 +557,7 @@ class TrainConfig:
             )
         for name in (
             *("minutes", "micro_batch", "warmup", "weight_decay", "workers", "min_lr"),
-            *("save_minutes", "max_bad_steps", "mup_base_width"),
+            *("save_minutes", "reader_minutes", "max_bad_steps", "mup_base_width"),
         ):
             require(
                 getattr(self, name) >= 0,

@@ -152,12 +152,12 @@ def command(out, *flags):
     return [*found, "--out", str(out), *flags]
 
 
-def on_two_ranks(script: Path) -> None:
-    """Run a Python script on two ranks; it can import conftest and the modules beside itself."""
+def on_two_ranks(script: Path, *arguments: Path) -> None:
+    """Run a Python script on two ranks; it can import conftest and the tests of training."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    path = [str(ROOT / "tests"), str(ROOT / "tests/training"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, *launcher, str(script)],
+        [sys.executable, *launcher, str(script), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,

@@ -2,8 +2,9 @@
 `load_dataset`.
 
 images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files;
-datasets.py has the kinds of data sets; order.py shuffles and splits; load.py loads by name;
-shapes.py draws scenes; identity.py hashes a data set; write.py and records.py write shards.
+datasets.py has the kinds of data sets, which workers.py reads in processes; order.py shuffles and
+splits; load.py loads by name; shapes.py draws scenes; identity.py hashes a data set; write.py and
+records.py write shards.
 """
 
 from .datasets import Dataset, Folder, Images, Latents, Stream, in_order

@@ -16,6 +16,7 @@ from .. import checks
 from . import shards
 from .images import UNREADABLE, RandomCrop, Skipped, open_image
 from .order import random_crops, shuffled
+from .workers import end_with_parent
 
 LATENTS = shards.LATENTS  # suffix of an item in shards
 Batches = Iterator[Tensor]  # (B, 3, H, W) uint8
@@ -177,6 +178,7 @@ class Folder(torch.utils.data.Dataset):
             ),
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=end_with_parent,
         )
 
     def in_order(self, batch_size: int, num: int | None = None) -> LabelledBatches:
@@ -271,6 +273,7 @@ class Stream(IterableDataset):
             batch_size=batch_size // world,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=end_with_parent,
         )
 
     def in_order(self, batch_size: int, num: int | None = None) -> LabelledBatches:

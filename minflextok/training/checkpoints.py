@@ -190,8 +190,8 @@ CONTENTS = {
 @contextmanager
 def resuming(path: Path) -> Iterator[dict]:
     """The plain values of a checkpoint, complete and of the right kinds. Whatever else in it does
-    not fit inside the block is a ValueError that names the folder. A lost rank and a full memory say
-    nothing about the checkpoint."""
+    not fit inside the block is a ValueError that names the folder. A lost rank and a full memory
+    say nothing about the checkpoint."""
     try:
         values = read_json(path / STATE)
         check_values(values)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..evaluation import figures
 from ..precision import autocast
-from .batches import batch_positions
+from .batches import batch_positions, reader_error
 from .checkpoints import FORMER, Checkpoints, step_of
 from .lock import only_run
 from .optimizers import drop_gradients, update_ema
 from .parallel import copies, full
 from .record import claim_directory, describe_launch, describe_run
 from .run import Run
-from .runtime import Log, Ranks, mean_over_ranks, peak_memory, stop_on_signal
+from .runtime import Log, Ranks, mean_over_ranks, next_batch, peak_memory, stop_on_signal
 from .threads import on_chosen_threads
 
 
@@ -120,13 +120,21 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
 
     batches = on_chosen_threads(task.batches(run), run, out, log)
     with stop_on_signal() as signals:
-        ranks.post(0, 0)
         while (at := run.progress) < 1:
-            batch = next(batches)
-            # All ranks learn here what any of them wanted at the end of the last step.
-            stop, save = ranks.collect()
-            if stop or save:
+            problem: BaseException | None = None
+            try:
+                batch = next_batch(batches, signals, 60 * c.reader_minutes)
+            except (Exception, KeyboardInterrupt) as e:
+                problem = e
+            # All ranks learn here what any of them wants. The sum is one of the CPUs, so the GPUs
+            # still compute the last step meanwhile.
+            stop, save, failed = ranks.sum(
+                bool(signals), run.save_is_due, isinstance(problem, Exception)
+            )
+            if stop or save or (failed and run.step):
                 save_run(task, run, log, checkpoints)
+            if failed and not stop:
+                fail(problem, task, run, checkpoints)
             if stop:
                 checkpoints.finish()
                 ranks.wait()  # torchrun ends all ranks once one has ended: wait for the checkpoint
@@ -149,8 +157,6 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
                         evaluate(task, run, averaged, log, out)
                 save_run(task, run, log, checkpoints)
             checkpoints.poll()
-            ranks.post(bool(signals), run.save_is_due)
-    ranks.collect()
     checkpoints.finish()
     averaged = run.averaged()
     if ranks.is_main:
@@ -159,6 +165,17 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
     log.close()
     ranks.close()
     return averaged
+
+
+def fail(problem: BaseException | None, task: Task, run: Run, checkpoints: Checkpoints) -> None:
+    """End all ranks, after their checkpoint, with the error of the one that got no batch."""
+    checkpoints.finish()
+    text = problem and reader_error(problem, task.sources["data"]["name"], run.recipe)
+    texts = [text for text in run.ranks.gather(text) if text is not None]
+    if problem is not None and not text:
+        raise problem
+    saved = f"; step {run.step} is saved: the same command resumes from it" if run.step else ""
+    raise ValueError((texts[0] or "another rank failed") + saved) from problem
 
 
 def training_step(

@@ -53,8 +53,6 @@ class Ranks:
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world_size
             )
-        self.pending: dist.Work | None = None
-        self.posted = torch.zeros(0)
 
     @property
     def is_main(self) -> bool:
@@ -69,17 +67,12 @@ class Ranks:
         dist.all_reduce(total)
         return total.item() / self.world_size
 
-    def post(self, *values: float) -> None:
-        """Begin to add up numbers over all ranks, in the background. `collect` returns the sums."""
-        self.posted = torch.tensor(values, dtype=torch.float64)
-        self.pending = dist.all_reduce(self.posted, async_op=True) if self.world_size > 1 else None
-
-    def collect(self) -> list[float]:
-        """The sums of the numbers of the last `post` ([] before the first)."""
-        if self.pending is not None:
-            self.pending.wait()
-            self.pending = None
-        return self.posted.tolist()
+    def sum(self, *values: float) -> list[float]:
+        """The sums of numbers over all ranks."""
+        total = torch.tensor(values, dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total.tolist()
 
     def wait(self) -> None:
         """Return when all ranks have come here."""
@@ -129,18 +122,61 @@ def stop_on_signal() -> Iterator[list[int]]:
     Python allows signal handlers on the main thread only; on another thread the list stays empty.
     """
     received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    if not on_main_thread():
         yield received
         return
     previous = {
         s: signal.signal(s, lambda number, _: received.append(number))
         for s in (signal.SIGTERM, signal.SIGINT)
     }
+    # A DataLoader raises the death of a worker from this signal, wherever the training is, such as
+    # in half an optimizer step. Without it, the death is an error of the next batch.
+    if hasattr(signal, "SIGCHLD"):
+        previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield received
     finally:
         for s, handler in previous.items():
             signal.signal(s, handler)
+
+
+def on_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def next_batch(batches: Iterator[Any], received: list[int], seconds: float) -> Any:
+    """next(batches), inside of `stop_on_signal`. KeyboardInterrupt if one of its signals is
+    received meanwhile; TimeoutError after so many seconds (0: no limit; on the main thread of a
+    POSIX system)."""
+    if not on_main_thread() or not hasattr(signal, "setitimer"):
+        return next(batches)
+    late = []
+
+    def interrupt(number, _):
+        restore()  # a second signal must not interrupt what follows
+        (late if number == signal.SIGALRM else received).append(number)
+        raise KeyboardInterrupt  # no Exception: a reader that skips bad images must not catch it
+
+    def restore():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for s, handler in previous.items():
+            signal.signal(s, handler)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the first batch has created a DataLoader
+
+    numbers = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)
+    previous = {s: signal.getsignal(s) for s in numbers}
+    try:
+        try:
+            for s in numbers:
+                signal.signal(s, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            return next(batches)
+        finally:
+            restore()
+    except KeyboardInterrupt as e:
+        if late and not received:
+            raise TimeoutError(f"no batch came for {seconds / 60:g} minutes") from e
+        raise
 
 
 def peak_memory(device: torch.device | str = "cpu") -> float | None:
