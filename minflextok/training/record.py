@@ -20,6 +20,8 @@ from .runtime import Ranks
 
 # Settings that may change on a resume: the result does not depend on them, up to rounding.
 FREE = {f"train.{f.name}" for f in dataclasses.fields(TrainConfig) if f.metadata.get("free")}
+# Packages whose version is recorded: what the numbers and the images depend on.
+PACKAGES = ("minflextok", "numpy", "safetensors", "webdataset", "Pillow")
 LENGTH = ("train.steps", "train.minutes")  # may grow on a resume with extend=True
 
 
@@ -42,8 +44,12 @@ def describe_launch(recipe: TrainConfig, ranks: Ranks, step: int) -> dict:
         "at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
         "commit": git_commit(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__}
-        | {name: version_of(name) for name in ("minflextok", "numpy", "safetensors")},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,  # that torch was built for; None for a CPU alone
+        }
+        | {name.lower(): version_of(name) for name in PACKAGES},
         "seed": recipe.seed,
         "world_size": ranks.world_size,
         "device": ranks.device.type,

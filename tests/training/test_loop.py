@@ -12,6 +12,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import PIL
 import pytest
 import torch
 from conftest import (
@@ -421,6 +422,8 @@ def test_free_settings_may_change_on_a_resume(tmp_path):
     first, second = run_record(tmp_path)["launches"]
     assert (first["step"], second["step"]) == (0, 8) and first["seed"] == 0
     assert "python" in first["command"] and first["versions"]["torch"] == torch.__version__
+    assert first["versions"]["cuda"] == torch.version.cuda
+    assert first["versions"]["webdataset"] and first["versions"]["pillow"] == PIL.__version__
     assert len(first["commit"] or "0" * 40) >= 40
     assert (first["free"]["micro_batch"], second["free"]["micro_batch"]) == (0, 4)
     assert run_record(tmp_path)["train"]["micro_batch"] == 4
