@@ -135,14 +135,15 @@ class Folder(torch.utils.data.Dataset):
             try:
                 return torch.from_numpy(open_image(self.files[j], self.size, crop).copy())
             except UNREADABLE as e:
-                self.skipped(self._name(j), e)
+                self.skipped(self.name_of(j), e)
         which = self.name
         if self.labels is not None:
             label = int(self.labels[i])
             which = f"class {self.classes[label] if self.classes else label}"  # shards: no names
         raise ValueError(f"{self.name}: no image of {which} can be read")
 
-    def _name(self, i: int) -> str:
+    def name_of(self, i: int) -> str:
+        """Where image i is: its file, or its name in a shard."""
         return self.files[i] if isinstance(self.files, list) else self.files.name(i)
 
     def at(self, i: Tensor) -> Tensor:
@@ -206,7 +207,7 @@ class Latents(Folder):
         i = item[0] if isinstance(item, tuple) else item
         content = self.files[i]
         if not isinstance(content, bytes) or len(content) != 2 * math.prod(self.shape):
-            raise ValueError(f"{self._name(i)} holds no latents of shape {self.shape}")
+            raise ValueError(f"{self.name_of(i)} holds no latents of shape {self.shape}")
         return torch.frombuffer(bytearray(content), dtype=torch.bfloat16).view(self.shape)
 
 
@@ -231,8 +232,10 @@ class Stream(IterableDataset):
         self.classes: list[str] = []
         self.skipped, self.seed, self.rank, self.world = Skipped(), 0, 0, 1
         self.crop_scale = 1.0
+        self.names: dict[int, list[str]] = {}  # of this rank's images of the last two steps
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[tuple[Tensor, str]]:
+        """Endless images (3, H, W) uint8, and their names."""
         worker = torch.utils.data.get_worker_info()
         id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader, readers, idle = self.rank * workers + id, self.world * workers, 0
@@ -244,9 +247,9 @@ class Stream(IterableDataset):
             crops = chain.from_iterable(
                 random_crops(64, self.seed + epoch, self.crop_scale, 2**20 * reader)
             )
-            for image, _ in shards.decode(found, self.size, self.skipped, crops):
+            for image, _, name in shards.decode(found, self.size, self.skipped, crops):
                 idle = 0
-                yield torch.from_numpy(image.copy())
+                yield torch.from_numpy(image.copy()), name
             if idle == 10 * readers:
                 raise ValueError(f"{self.name} holds no readable image")
 
@@ -268,27 +271,31 @@ class Stream(IterableDataset):
     ) -> Batches:
         self.seed, self.rank, self.world = seed + 1_000_003 * start, rank, world
         self.crop_scale = crop_scale
-        yield from DataLoader(
+        found = DataLoader(
             self,
             batch_size=batch_size // world,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=end_with_parent,
         )
+        for step, (images, names) in enumerate(found, start):
+            # A GPU's loss is known one step later.
+            self.names = {step - 1: self.names.get(step - 1, []), step: list(names)}
+            yield images
 
     def in_order(self, batch_size: int, num: int | None = None) -> LabelledBatches:
         found = shards.samples(shards.read_all(self.shards))
         decoded = islice(shards.decode(found, self.size, Skipped()), num)
         labelled: bool | None = None  # whether the first image has a class
         while batch := list(islice(decoded, batch_size)):
-            labels = [label for _, label in batch]
+            labels = [label for _, label, _ in batch]
             labelled = labels[0] is not None if labelled is None else labelled
             if {label is not None for label in labels} != {labelled}:
                 raise ValueError(
                     f"{self.name} is labelled in part: give all images a class, or none"
                 )
             known = torch.tensor(labels) if labelled else None
-            yield torch.from_numpy(np.stack([image for image, _ in batch])), known
+            yield torch.from_numpy(np.stack([image for image, *_ in batch])), known
 
 
 def cropped(image: Tensor, crop: RandomCrop | None) -> Tensor:

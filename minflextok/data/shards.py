@@ -272,10 +272,12 @@ def decode(
     size: int,
     skipped: Skipped,
     crops: Iterator[RandomCrop | None] = repeat(None),
-) -> Iterator[tuple[np.ndarray, int | None]]:
-    """Image (3, size, size) uint8 and class of each sample that can be read."""
+) -> Iterator[tuple[np.ndarray, int | None, str]]:
+    """Image (3, size, size) uint8, class and name of each sample that can be read."""
     for sample, crop in zip(found, crops, strict=False):
         try:
-            yield open_image(sample.image, size, crop), sample.label
+            image = open_image(sample.image, size, crop)
         except UNREADABLE as e:
             skipped(sample.key, e)
+            continue
+        yield image, sample.label, f"{sample.key} in {sample.url}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import TokenizerConfig, TrainConfig
 from ..data import (
     Dataset,
+    Folder,
     Images,
     Latents,
     Stream,
@@ -22,6 +23,7 @@ from ..data import (
     validation_split,
 )
 from .run import Run
+from .runtime import Ranks
 
 
 def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
@@ -73,12 +75,18 @@ def check_latents(data: Latents, vae: str, c: TokenizerConfig, flip: bool) -> No
         )
 
 
-def batch_positions(data: Dataset | Tensor | None, c: TrainConfig, step: int) -> list[int]:
-    """Positions in a training set of the images of a step; [] for a stream, where they are not
-    known. data: a data set, or the positions (n,) of its training split."""
-    if isinstance(data, Stream) or data is None:
+def batch_images(
+    data: Dataset | Tensor | None, c: TrainConfig, step: int, ranks: Ranks
+) -> list[str] | list[int]:
+    """The images of a step: their names, where they are known, else their positions in the training
+    split. data: a data set, or the positions (n,) of its training split. All ranks must call
+    this."""
+    if data is None:
         return []
-    return next(shuffled(len(data), c.batch_size, c.seed, step)).tolist()
+    if isinstance(data, Stream):  # each rank knows its own
+        return [name for names in ranks.gather(data.names.get(step, [])) for name in names]
+    positions = next(shuffled(len(data), c.batch_size, c.seed, step)).tolist()
+    return [*map(data.name_of, positions)] if isinstance(data, Folder) else positions
 
 
 def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Generator]]:

@@ -18,14 +18,21 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..evaluation import figures
 from ..precision import autocast
-from .batches import batch_positions, reader_error
+from .batches import batch_images, reader_error
 from .checkpoints import FORMER, Checkpoints, step_of
 from .lock import only_run
 from .optimizers import drop_gradients, update_ema
 from .parallel import copies, full
 from .record import claim_directory, describe_launch, describe_run
 from .run import Run
-from .runtime import Log, Ranks, mean_over_ranks, next_batch, peak_memory, stop_on_signal
+from .runtime import (
+    Log,
+    Ranks,
+    mean_over_ranks,
+    next_batch,
+    peak_memory,
+    stop_on_signal,
+)
 from .threads import on_chosen_threads
 
 
@@ -46,9 +53,9 @@ class Task:
         them, on run.device."""
         raise NotImplementedError
 
-    def positions(self, recipe: TrainConfig, step: int) -> list[int]:
-        """Positions in the training split of the images of a step; [] where they are not known."""
-        return batch_positions(getattr(self, "train", None), recipe, step)
+    def images(self, recipe: TrainConfig, step: int) -> list[str] | list[int]:
+        """The images of a step, or one before the newest; [] where they are not known."""
+        return batch_images(getattr(self, "train", None), recipe, step, self.ranks)
 
     def evaluate(self, model: nn.Module) -> tuple[dict, str]:
         """Metrics of the averaged model on the validation split, and a line that sums them up."""
@@ -62,10 +69,6 @@ class Task:
 def start(task: Task, recipe: TrainConfig, out: Path) -> tuple[Run, Checkpoints]:
     """A new run in the directory `out`, or the one that was interrupted there."""
     ranks = task.ranks
-    if recipe.batch_size % ranks.world_size:
-        raise ValueError(
-            f"batch_size={recipe.batch_size} is not a multiple of the world size {ranks.world_size}"
-        )
     checkpoints = Checkpoints(out, ranks)
     with ranks.together():
         out.mkdir(parents=True, exist_ok=True)
@@ -211,9 +214,11 @@ def report_bad_steps(
     """Warn of steps whose loss or gradient was not finite, of all but the last `keep`, and stop
     after too many of them: FloatingPointError."""
     for step, loss, norm in run.settle(keep):
-        images = task.positions(run.recipe, step - 1)
+        images = task.images(run.recipe, step - 1)
         shown = ", ".join(map(str, images[:8])) + (", ..." if len(images) > 8 else "")
-        where = f"; positions of its images in the training split: {shown}" if images else ""
+        positions = images and isinstance(images[0], int)
+        its = "positions of its images in the training split" if positions else "its images"
+        where = f"; {its}: {shown}" if images else ""
         problem = f"loss is {loss} and gradient norm {norm} at step {step}"
         if run.ranks.is_main:
             log.write(step=step, bad={"loss": str(loss), "grad_norm": str(norm), "images": images})

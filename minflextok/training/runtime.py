@@ -106,6 +106,17 @@ class Ranks:
             dist.destroy_process_group()
 
 
+def check_world_size(batch_size: int) -> None:
+    """ValueError unless the ranks can share a batch. It needs no `Ranks`, so it can come before the
+    models and the data."""
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if batch_size % world_size:
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of the world size {world_size}: give "
+            "one that is, or start another number of processes"
+        )
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of a tensor over all ranks, on its device; x itself where there is one process."""
     if dist.is_initialized() and dist.get_world_size() > 1:

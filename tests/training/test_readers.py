@@ -1,5 +1,6 @@
 """Data that stops coming in the middle of a run: a reader that stalls, that is killed, or whose
-data ends too early. The run says so in a line, saves, and leaves no process behind."""
+data ends too early. The run says so in a line, saves, and leaves no process behind. And data that
+makes the loss NaN: which images these are."""
 
 import dataclasses
 import gc
@@ -13,10 +14,11 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from conftest import RECIPE, ROOT, TINY, lines, on_two_ranks, state
-from image_files import png, shard
+import torch
+from conftest import RECIPE, ROOT, TINY, after_steps, lines, on_two_ranks, state
+from image_files import picture, png, shard
 
-from minflextok.data import Stream
+from minflextok.data import Folder, Stream, shards
 from minflextok.training import loop
 from minflextok.training.tokenizer import train_tokenizer
 
@@ -175,3 +177,27 @@ def test_all_ranks_save_and_say_what_one_of_them_could_not_read(tmp_path):
     first, second = ((tmp_path / rank).read_text() for rank in "01")
     assert first == second and "shard" in first and "is saved" in first
     assert state(tmp_path / "run")["step"] >= 3
+
+
+# ---- which images made a step go wrong -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["stream", "shards", "files"])
+def test_the_images_of_a_bad_step_are_named(tmp_path, kind):
+    data = stream(tmp_path, "true")
+    if kind == "shards":
+        members = shards.by_position([str(tmp_path / "whole.tar")])
+        data = Folder("photos", members, None, [], 8, workers=1)
+    elif kind == "files":
+        files = [str(picture(tmp_path / f"{i}.png", (8, 8))) for i in range(40)]
+        data = Folder("photos", files, None, [], 8, workers=1)
+    nan = torch.tensor([float("nan"), 1.0])
+    recipe = dataclasses.replace(RECIPE, steps=3, max_bad_steps=1, log_every=1)
+    name = {"stream": r"\d+ in pipe:.*", "shards": r"\d+ in /.*whole.tar", "files": r"/.*\.png"}
+    with (
+        after_steps(2, lambda: nan),
+        pytest.warns(UserWarning, match=f"step 3: .*; its images: {name[kind]}, .*"),
+    ):
+        train_tokenizer(TINY, recipe, data, tmp_path / "run", "cpu", quiet=True)
+    [(step, bad)] = lines(tmp_path / "run", "bad")
+    assert step == 3 and len(set(bad["images"])) == 8
