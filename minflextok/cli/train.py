@@ -15,6 +15,7 @@ from ..presets import CLASSIFIERS, PRIORS, TOKENIZERS, VAES, Preset
 from ..tokenizer import FlexTok
 from ..training.classifier import train_classifier
 from ..training.prior import train_prior
+from ..training.runtime import check_world_size
 from ..training.tokenizer import train_tokenizer
 from ..training.vae import train_vae
 from ..vae import VAE
@@ -30,7 +31,9 @@ def recipe_of(a: argparse.Namespace, preset: Preset) -> TrainConfig:
         given["steps"] = 10**9
     if a.steps and a.minutes is None:
         given["minutes"] = 0.0
-    return dataclasses.replace(preset.recipe, **given)
+    recipe = dataclasses.replace(preset.recipe, **given)
+    check_world_size(recipe.batch_size)
+    return recipe
 
 
 def model_of(a: argparse.Namespace, preset: Preset):

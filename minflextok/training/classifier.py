@@ -14,7 +14,7 @@ from ..evaluation.classifier import Classifier, accuracy, match_classes
 from .batches import check_image_size, describe_data
 from .loop import Task, fit
 from .run import Run
-from .runtime import Ranks
+from .runtime import Ranks, check_world_size
 
 
 def random_crop(x: Tensor, shift: Tensor, pad: int = 4) -> Tensor:
@@ -85,4 +85,5 @@ def train_classifier(
 
     `out` gets what `fit` writes; its weights load with `Classifier.from_pretrained(out)`.
     """
+    check_world_size(recipe.batch_size)
     return fit(ClassifierTask(config, recipe, data, Ranks(device)), recipe, out, quiet)

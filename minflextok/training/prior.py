@@ -22,7 +22,7 @@ from .lock import only_run
 from .loop import Task, fit
 from .mup import check_base_width, initialize
 from .run import Run
-from .runtime import Ranks
+from .runtime import Ranks, check_world_size
 from .token_cache import extract_ids
 
 
@@ -176,6 +176,7 @@ def train_prior(
     `config` are set to those of tokenizer and data. crops: 1, or 5 to train on shifted images too.
     `out` gets what `fit` writes; its weights load with `Prior.from_pretrained(out)`.
     """
+    check_world_size(recipe.batch_size)
     ranks = Ranks(device)
     if ranks.is_main:
         with only_run(Path(out)):  # refuses a directory in use before the ids are extracted

@@ -29,7 +29,7 @@ from .mup import initialize
 from .objective import TokenizerObjective
 from .repa import Repa, Teacher, load_teacher
 from .run import Run
-from .runtime import Ranks
+from .runtime import Ranks, check_world_size
 
 
 def compile_blocks(tok: FlexTok) -> None:
@@ -232,6 +232,7 @@ def train_tokenizer(
 
     `out` gets what `fit` writes; its weights load with `FlexTok.from_pretrained(out)`.
     """
+    check_world_size(recipe.batch_size)
     task = TokenizerTask(config, recipe, data, Ranks(device), vae, teacher, init, cls, objective)
     tok = fit(task, recipe, out, quiet).tok
     tok.savings = True

@@ -19,7 +19,7 @@ from .batches import check_image_size, describe_data, image_batches, split_valid
 from .loop import Task, fit
 from .losses import Distance, VAEObjective, gradient_distance, lpips_distance
 from .run import Run
-from .runtime import Ranks
+from .runtime import Ranks, check_world_size
 
 
 def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Distance | None]:
@@ -118,6 +118,7 @@ def train_vae(
     Its scaling_factor gives the latents of the validation images a standard deviation of 1. `out`
     gets what `fit` writes; its weights load with `VAE.from_pretrained(out)`.
     """
+    check_world_size(recipe.batch_size)
     task = VAETask(config, recipe, data, Ranks(device))
     vae = fit(task, recipe, out, quiet).vae
     std = evaluate_vae(vae, task.val)[0]["latent_std"]

@@ -33,8 +33,11 @@ from minflextok.cli.parser import main
 from minflextok.config import DATA_DIR
 from minflextok.data import Folder, shards
 from minflextok.training.checkpoints import Checkpoints, names_in
+from minflextok.training.classifier import train_classifier
 from minflextok.training.parallel import blocks_of, checkpoint_activations
+from minflextok.training.prior import train_prior
 from minflextok.training.tokenizer import train_tokenizer
+from minflextok.training.vae import train_vae
 
 LONG = dataclasses.replace(RECIPE, steps=50, log_every=1, eval_every=25)
 
@@ -279,6 +282,21 @@ def test_another_learning_rate_is_refused_once_and_the_checkpoint_is_not_called_
     messages, errors = refused(tmp_path, *command(out, *steps, "--lr", "0.1"))
     assert len(messages) == 1 and "holds another run (train.lr=0.004 there, 0.1 here)" in errors
     assert "delete it" not in errors and "or damaged" not in errors
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused_once_before_anything_is_read(tmp_path):
+    messages, errors = refused(
+        tmp_path, *command(tmp_path / "run", "--batch-size", "7", "--data", "nowhere")
+    )
+    assert len(messages) == 1, errors
+    assert "--batch-size 7 is not a multiple of the world size 2" in messages[0]
+
+
+@pytest.mark.parametrize("train", [train_prior, train_tokenizer, train_vae, train_classifier])
+def test_the_world_size_is_checked_first(tmp_path, monkeypatch, train):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="batch_size=8 is not a multiple of the world size 3"):
+        train(None, RECIPE, None, None, tmp_path)
 
 
 def test_a_lost_rank_is_no_damage(tmp_path, monkeypatch):
