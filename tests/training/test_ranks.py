@@ -209,27 +209,31 @@ def test_two_ranks_train_as_one(tmp_path, steps):
 # ---- faults --------------------------------------------------------------------------------------
 
 FAULTS = """
-import os, sys, time
+import dataclasses, os, sys, time
 from pathlib import Path
 from conftest import RECIPE
 from minflextok.training import loop
 from minflextok.training.runtime import Ranks
 from test_ranks import run
 
-out, real, steps, pause = Path(sys.argv[1]), loop.training_step, [], 0
+out, real, steps, pause, dying = Path(sys.argv[1]), loop.training_step, [], 0, False
 Ranks.close = lambda self: None  # one process group for all runs of this script
 
 def step(*args):
     steps.append(1)
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if first and len(steps) == 10 and os.environ["RANK"] == "1":
+    if dying and len(steps) == 10 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), 9)
     time.sleep(pause)
     return real(*args)
 
 loop.training_step = step
-run(out / "killed", RECIPE)
-run(out / "straight", RECIPE)
+sharded = dataclasses.replace(RECIPE, fsdp=True)
+for number, (folder, recipe) in enumerate([(out / "ddp", RECIPE), (out / "fsdp", sharded)]):
+    steps.clear()
+    dying = os.environ["TORCHELASTIC_RESTART_COUNT"] == str(number)  # once in each
+    run(folder / "killed", recipe)
+    dying = False
+    run(folder / "straight", recipe)
 pause = 1.0
 run(out / "slow", RECIPE)
 """
@@ -237,10 +241,13 @@ run(out / "slow", RECIPE)
 
 def test_a_killed_rank_is_restarted_and_sigterm_to_all_saves_at_once(tmp_path):
     """A rank is killed in step 10, and torchrun starts both again: they end as a run without
-    interruption, bit for bit. Then SIGTERM stops a run whose steps take a second each."""
+    interruption, bit for bit. With DDP on images in memory, then with FSDP2 on shards. Then SIGTERM
+    stops a run whose steps take a second each."""
     script, slow = tmp_path / "script.py", tmp_path / "slow"
     script.write_text(FAULTS)
-    process = torchrun(script, tmp_path, restarts=1)
+    (tmp_path / "fsdp").mkdir()
+    write_photos(tmp_path / "fsdp/photos")
+    process = torchrun(script, tmp_path, restarts=2)
     while process.poll() is None and not (
         (slow / "metrics.jsonl").exists() and lines(slow, "loss")
     ):
@@ -251,16 +258,19 @@ def test_a_killed_rank_is_restarted_and_sigterm_to_all_saves_at_once(tmp_path):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert seen <= state(slow)["step"] <= seen + 2
-    launches = json.loads((tmp_path / "killed/run.json").read_text())["launches"]
-    assert [launch["step"] for launch in launches] == [0, 8]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert lines(straight, "loss") == lines(killed, "loss")
-    for file in ("model.safetensors", *(f.name for f in newest(straight).glob("*.safetensors"))):
-        a, b = (
-            load_file((out if file.startswith("model") else newest(out)) / file)
-            for out in (straight, killed)
-        )
-        assert all(torch.equal(a[name], b[name]) for name in a), file
+    for name in ("ddp", "fsdp"):
+        straight, killed = tmp_path / name / "straight", tmp_path / name / "killed"
+        launches = json.loads((killed / "run.json").read_text())["launches"]
+        assert [launch["step"] for launch in launches][:2] == [0, 8]
+        assert lines(straight, "loss") == lines(killed, "loss")
+        files = sorted(f.name for f in newest(straight).glob("*.safetensors"))
+        assert len(files) == 2
+        for file in ("model.safetensors", *files):
+            a, b = (
+                load_file((out if file.startswith("model") else newest(out)) / file)
+                for out in (straight, killed)
+            )
+            assert all(torch.equal(a[key], b[key]) for key in a), (name, file)
 
 
 COMMAND = "import sys; from minflextok.cli.parser import main; main(sys.argv[1:])"
