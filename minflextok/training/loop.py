@@ -99,8 +99,8 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
 
     On rank 0, `out` gets checkpoints (resumed from if there are any), metrics.jsonl, run.json,
     sample images and the weights. quiet: no progress bar and no printed lines. Raises ValueError if
-    another run uses `out`; FloatingPointError if too many losses are not finite; SystemExit(143),
-    after saving, on SIGTERM or SIGINT.
+    another run uses `out`, and, after saving, if no more data can be read; FloatingPointError if too
+    many losses are not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
     """
     with ExitStack() as lock:
         with task.ranks.together():
@@ -113,7 +113,8 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
     """`fit`, in a directory that this run has locked."""
     c, ranks = recipe, task.ranks
     run, checkpoints = start(task, c, out)
-    log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet, c.tensorboard)
+    with ranks.together():
+        log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet, c.tensorboard)
     if c.bf16 and run.precision == "float32":
         log.say(f"{run.device} does not compute bfloat16 natively: training in float32")
     if run.skipped:
@@ -155,8 +156,8 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
                 log_training(task, run, log, lr, checkpoints)
             if run.evaluates:
                 averaged = run.averaged()
-                if ranks.is_main:
-                    with casts():
+                with ranks.together(), casts():
+                    if ranks.is_main:
                         evaluate(task, run, averaged, log, out)
                 save_run(task, run, log, checkpoints)
             checkpoints.poll()
