@@ -392,7 +392,7 @@ def with_flags(message: str, known: set[str]) -> str:
         end = {"=": " ", "=True": "", "=False": ""}.get(match[2], match[2])
         return ("--no-" if match[2] == "=False" else "--") + name.replace("_", "-") + end
 
-    value = r"(?<![\w.\-/'])([a-z]\w*)(=True\b|=False\b|=(?=\S))"
+    value = r"(?<![\w.\-/'?&])([a-z]\w*)(=True\b|=False\b|=(?=\S))"
     asked = r"(?<=give )([a-z]\w*)(,)"
     return re.sub(asked, flag_of, re.sub(value, flag_of, message))
 

@@ -16,6 +16,7 @@ from .. import checks
 from . import shards
 from .images import UNREADABLE, RandomCrop, Skipped, open_image
 from .order import random_crops, shuffled
+from .remote import REMOTE
 from .workers import end_with_parent
 
 LATENTS = shards.LATENTS  # suffix of an item in shards
@@ -239,7 +240,7 @@ class Stream(IterableDataset):
         worker = torch.utils.data.get_worker_info()
         id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         reader, readers, idle = self.rank * workers + id, self.world * workers, 0
-        once = readers <= len(self.shards) and self.shards[0].startswith(shards.REMOTE)
+        once = readers <= len(self.shards) and self.shards[0].startswith(REMOTE)
         read = shards.dealt if once else shards.shuffled
         for epoch in range(10**9):
             idle += 1  # epochs without an image: of fewer images than readers, or of broken ones

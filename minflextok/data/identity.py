@@ -24,10 +24,11 @@ def identity(data: Dataset, conditions: bool = False, content: bool = False) -> 
         digest.update("\n".join(map(describe_file, data.files.shards)).encode())
         digest.update(data.files.places.tobytes())
     elif content:
-        for shard in opened(data.shards):
+        for shard in data.shards:
             digest.update(b"shard")
-            while chunk := shard["stream"].read(2**20):
-                digest.update(chunk)
+            with opened(shard) as stream:
+                while chunk := stream.read(2**20):
+                    digest.update(chunk)
     else:
         digest.update("\n".join(map(describe_file, data.shards)).encode())
     if conditions:

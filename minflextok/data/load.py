@@ -15,6 +15,7 @@ from . import folders, shards
 from .datasets import Dataset, Folder, Images, Latents, Stream
 from .images import UNREADABLE, Skipped, open_image
 from .records import read_record, shard_name
+from .remote import REMOTE
 from .shapes import make_shapes
 
 CIFAR10_CLASSES = [
@@ -51,7 +52,8 @@ def load_dataset(
     A folder: DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with DIR/test or DIR/val, or images without
     class folders.
     WebDataset shards (.tar, .tar.gz; "train-{000..127}.tar"): images, each with an optional class
-    number in a .cls file. Or the directory that `minflextok data shard` wrote them to.
+    number in a .cls file. Or the directory that `minflextok data shard` wrote them to. Remote ones
+    by http:, https:, gs: (with gsutil), or pipe: and a command that writes a shard to its output.
     A directory that `minflextok data cache-latents` wrote, if `latents` of a VAE are asked for.
 
     The text {split} in a path is replaced by `split`; shards without it are read as they are.
@@ -71,7 +73,8 @@ def load_dataset(
     if name == "cifar10":
         return load_cifar10(split, image_size)
     path = name.replace("{split}", split)
-    if path.endswith(TARS):
+    # A URL may have a signature after .tar, and a command may end in anything.
+    if path.endswith(TARS) or path.startswith((*REMOTE, "s3:")):
         return load_shards(path, shards.expand(path), split, image_size, workers)
     if Path(path).is_dir():
         record = read_record(Path(path), split)
@@ -88,7 +91,7 @@ def load_dataset(
         return load_folder(name, split, image_size, workers)
     raise FileNotFoundError(
         f"no data set {name!r}: give shapes, cifar10-sample, cifar10, an existing folder of "
-        "images, or .tar/.tar.gz shards"
+        "images, or .tar/.tar.gz shards (remote: https:, gs: or pipe:)"
     )
 
 
@@ -164,9 +167,10 @@ def load_shards(
 ) -> Dataset:
     """WebDataset shards: in memory if they fit; else read by position, if they are plain tars on
     disk; else a stream."""
-    first = next(shards.samples(shards.read_all(files)), None)
+    # Whoever starts a run should learn at once that a URL is wrong: without retries.
+    first = next(shards.samples(shards.read_all(files, retries=0)), None)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"
-    remote = files[0].startswith(shards.REMOTE)
+    remote = files[0].startswith(REMOTE)
     # JPEGs grow about tenfold in memory.
     if remote or 10 * sum(map(os.path.getsize, files)) >= IN_MEMORY_BYTES:
         if not size:

@@ -10,9 +10,11 @@ import random
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import webdataset as wds
@@ -21,10 +23,10 @@ from webdataset.tariterators import tar_file_expander
 from ..checks import first_line
 from .folders import is_litter
 from .images import IMG_EXTENSIONS, OTHER_EXTENSIONS, UNREADABLE, RandomCrop, Skipped, open_image
+from .remote import REMOTE, RETRIES, remote_file
 
 LATENTS = ".latents"  # suffix of the latents of an image, in place of the image
 MOST_CLS = 64  # bytes of a class number
-REMOTE = ("pipe:", "http:", "https:", "s3:", "gs:")
 # Files in stored order: {"fname", "data", "__url__"}; where only the places of images are asked
 # for, "at" is their (offset, size). {} ends a shard.
 Files = Iterable[dict]
@@ -70,6 +72,11 @@ class Members(Sequence):
 def expand(pattern: str) -> list[str]:
     """The shards that a name such as "train-{000..127}.tar" means. FileNotFoundError or ValueError
     if one on disk is missing or truncated."""
+    if pattern.startswith("s3:"):
+        raise ValueError(
+            f"{pattern}: shards in S3 are read by a command, or by signed URLs: give "
+            f"'pipe:aws s3 cp {pattern} -' (it needs the AWS CLI), or https://..."
+        )
     if not pattern.startswith(REMOTE):
         pattern = pattern.replace(os.sep, "/")  # a backslash of Windows would escape braces
     shards = wds.shardlists.expand_urls(pattern)
@@ -106,18 +113,32 @@ def is_whole(shard: str) -> bool:
         return size >= 1024 and not any(f.read())
 
 
-def opened(shards: Iterable[str]) -> Iterator[dict]:
-    for shard in shards:
-        if shard.startswith(REMOTE):
-            yield {"url": shard, "stream": wds.gopen(shard)}
-        else:  # by hand: to webdataset, "C:/x.tar" is a URL of the protocol "c"
-            with open(shard, "rb") as stream:
-                yield {"url": shard, "stream": stream}
+def opened(shard: str, retries: int = RETRIES) -> AbstractContextManager[IO[bytes]]:
+    """The bytes of a shard. Of a remote one: see `remote_file`."""
+    # By hand: to webdataset, "C:/x.tar" is a URL of the protocol "c".
+    return remote_file(shard, retries) if shard.startswith(REMOTE) else open(shard, "rb")
 
 
-def read_all(shards: Iterable[str]) -> Files:
+def read_all(shards: Iterable[str], retries: int = RETRIES) -> Files:
     """The files of these shards in stored order."""
-    return tar_file_expander(opened(shards))
+    for shard in shards:
+        with to_its_end(shard), opened(shard, retries) as stream:
+            yield from tar_file_expander([{"url": shard, "stream": stream}])
+
+
+@contextmanager
+def to_its_end(shard: str) -> Iterator[None]:
+    """A shard that cannot be read to its end is a ValueError that names it."""
+    try:
+        yield
+    except ConnectionError:  # which says why
+        raise
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as e:
+        # webdataset adds the stream to the error, as text or as a further argument.
+        why = getattr(e, "strerror", None) or first_line(Exception(*e.args[:1])).split(" @ ")[0]
+        raise ValueError(
+            f"cannot read {shard} to its end ({why}): is it truncated, or no tar?"
+        ) from None
 
 
 def by_position(shards: list[str]) -> Members:
@@ -134,12 +155,12 @@ def by_position(shards: list[str]) -> Members:
 def headers(shards: Iterable[str]) -> Files:
     """The files of plain tars in stored order, with the places of images in place of their data."""
     for shard in shards:
-        with tarfile.open(shard, "r:") as tar:
+        with to_its_end(shard), tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if not member.isreg():
                     continue
                 if member.issparse():
-                    raise ValueError(f"{shard}: {member.name} is a sparse file: write it as it is")
+                    raise ValueError(f"{member.name} is a sparse file, write it as it is")
                 file = {"fname": member.name, "__url__": shard}
                 if member.name.lower().endswith(".cls"):
                     found = tar.extractfile(member)
@@ -187,15 +208,6 @@ def dealt(
     return wds.filters.shuffle(4096, rng=rng)(found)
 
 
-def read_files(files: Files) -> Iterator[dict]:
-    try:
-        yield from files
-    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as e:
-        raise ValueError(
-            f"cannot read a shard to its end ({first_line(e)}): is it truncated, or no tar?"
-        ) from None
-
-
 def samples(files: Files) -> Iterator[Sample]:
     """The images and their classes. The files of a sample follow each other, and have one name up
     to the last dot: frame.0001.png and frame.0001.cls. ValueError, which names the file, where a
@@ -216,7 +228,7 @@ def samples(files: Files) -> Iterator[Sample]:
 def grouped(files: Files) -> Iterator[Sample | None]:
     """The samples of these files; None after each shard."""
     sample, previous = None, None
-    for file in read_files(files):
+    for file in files:
         name = file.get("fname", "")  # an empty file ends a shard
         if file and any(is_litter(part) for part in name.split("/")):
             continue

@@ -133,6 +133,7 @@ def test_arguments_in_errors_become_flags_of_the_command():
         ("patch_size=5 does not divide image_size=8", "patch_size=5 does not divide image_size=8"),
         ("train.steps=5 there, 6 here", "train.steps=5 there, 6 here"),
         ("no file /a/steps=3/x.png", "no file /a/steps=3/x.png"),
+        ("https://h/a.tar?steps=3&vae=4: no", "https://h/a.tar?steps=3&vae=4: no"),
     ]:
         assert with_flags(message, known) == want
 
