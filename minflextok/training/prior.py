@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import PriorConfig, TrainConfig
-from ..data import Dataset, shuffled, validation_split
+from ..data import Dataset, Stream, in_order, shuffled, validation_split
 from ..evaluation.figures import budget_grid
 from ..prior import Prior
 from ..text import words_of
@@ -21,6 +21,7 @@ from .batches import describe_data
 from .lock import only_run
 from .loop import Task, fit
 from .mup import check_base_width, initialize
+from .record import compare, describe_run, read_record
 from .run import Run
 from .runtime import Ranks, check_world_size
 from .token_cache import extract_ids
@@ -46,8 +47,9 @@ def prior_config(
         return dataclasses.replace(c, words=words_of(captions)) if c.text == "words" else c
     if labels is None:
         raise ValueError(
-            f"{data.name} has no labels: put the images of each class into a folder, or give "
-            "captioned data and a preset that is conditioned on text"
+            f"{data.name} has no labels: put the images of each class into a folder; in shards, "
+            "give each image a .cls file of its name with the class number; or give captioned data "
+            "and a preset that is conditioned on text"
         )
     classes = len(data.classes) or int(labels.max()) + 1
     return dataclasses.replace(c, num_classes=classes, class_names=tuple(data.classes))
@@ -103,15 +105,12 @@ class PriorTask(Task):
         captions = getattr(data, "captions", None)
         if config.text and recipe.flip:
             check_captions(data.name, captions or [])
+        prior_config(config, tok, data, known_labels(data))  # its errors, before ids are extracted
         self.ranks, self.tok = ranks, tok.requires_grad_(False).eval().to(ranks.device)
         self.ids, labels = extract_ids(  # (N, V, K) on disk
             self.tok, data, recipe.flip, crops, cache, quiet or not ranks.is_main
         )
-        self.sources = {
-            "data": describe_data(data, conditions=True)
-            | {"images": len(self.ids), "crops": crops},
-            "tokenizer": {"fingerprint": tok.fingerprint()},
-        }
+        self.sources = describe_sources(data, tok, crops, len(self.ids))
         self.train, val = validation_split(len(self.ids), recipe, data.name)
         torch.manual_seed(recipe.seed)
         prior = Prior(prior_config(config, tok, data, labels))
@@ -150,6 +149,39 @@ class PriorTask(Task):
         return budget_grid(None, grid, title)
 
 
+def known_labels(data: Dataset) -> Tensor | None:
+    """The labels of a data set, as far as they are known before its images are read: of a stream,
+    that of its first image."""
+    if isinstance(data, Stream):
+        return next(in_order(data, 1, 1), (None, None))[1]
+    return data.labels
+
+
+def describe_sources(data: Dataset, tok: FlexTok, crops: int, images: int | None) -> dict:
+    """What a prior is trained on, for run.json."""
+    described = describe_data(data, conditions=True) | {"images": images, "crops": crops}
+    return {"data": described, "tokenizer": {"fingerprint": tok.fingerprint()}}
+
+
+def check_resumes(
+    config: PriorConfig, recipe: TrainConfig, tok: FlexTok, data: Dataset, out: Path, crops: int
+) -> None:
+    """Raises ValueError if `out` has a checkpoint of another run. Compares what is known before the
+    ids are extracted: of a stream, neither the number of images nor that of classes."""
+    if not any((out / "checkpoints").glob("step_*")):
+        return
+    stored = read_record(out / "run.json", out)
+    images = stored["data"].get("images") if isinstance(data, Stream) else len(data)
+    record = describe_run(
+        prior_config(config, tok, data, known_labels(data)),
+        recipe,
+        describe_sources(data, tok, crops, images),
+    )
+    if isinstance(data, Stream):
+        record["model"]["num_classes"] = stored["model"].get("num_classes")
+    compare(stored, record, out)
+
+
 def check_captions(name: str, captions: list[str]) -> None:
     """Raises ValueError if captions would be wrong for mirrored images."""
     if any(re.search(r"\b(left|right)\b", caption) for caption in captions):
@@ -179,7 +211,7 @@ def train_prior(
     check_world_size(recipe.batch_size)
     ranks = Ranks(device)
     if ranks.is_main:
-        with only_run(Path(out)):  # refuses a directory in use before the ids are extracted
-            pass
+        with only_run(Path(out)):  # a directory in use, or of another run, costs no extraction
+            check_resumes(config, recipe, tok, data, Path(out), crops)
     task = PriorTask(config, recipe, tok, data, ranks, crops, cache, quiet)
     return fit(task, recipe, out, quiet)

@@ -7,13 +7,16 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, check_resume, lines, noise_images, randomised, same
+from conftest import TINY, check_resume, killed_after, lines, noise_images, randomised, same
+from image_files import png, shard
 
 from minflextok import Prior, PriorConfig, TrainConfig
 from minflextok.cli.parser import main
-from minflextok.data import Images, load, to_float
+from minflextok.data import Images, Stream, load, to_float
 from minflextok.data.shapes import make_shapes
-from minflextok.training.prior import train_prior
+from minflextok.training import prior
+from minflextok.training.prior import PriorTask, train_prior
+from minflextok.training.runtime import Ranks
 
 SMALL = PriorConfig(
     TINY.vocab_size, TINY.num_registers, 5, dim=32, depth=2, head_dim=8, class_names=tuple("abcde")
@@ -151,6 +154,57 @@ def test_another_tokenizer_is_another_run(tmp_path):
 def test_training_says_what_is_wrong(tmp_path, options, match):
     with pytest.raises(ValueError, match=match):
         run(tmp_path / "run", **options)
+
+
+@pytest.fixture
+def no_ids(monkeypatch):
+    def fail(*_):
+        raise AssertionError("ids were extracted")
+
+    monkeypatch.setattr("minflextok.training.prior.extract_ids", fail)
+
+
+def streamed(tmp_path, labelled):
+    """A stream of images, with or without their classes."""
+    files = [(f"{i}.{e}", c) for i in range(20) for e, c in (("png", png(i)), ("cls", b"1"))]
+    path = shard(tmp_path / "a.tar.gz", [f for f in files if labelled or "cls" not in f[0]])
+    return Stream("s", [str(path)], 8, 0)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_missing_labels_are_found_before_the_ids_are_extracted(tmp_path, no_ids, kind):
+    images = data()
+    images.labels = None
+    with pytest.raises(ValueError, match="no labels: .* a .cls file of its name with the class"):
+        run(tmp_path / "run", data=images if kind == "memory" else streamed(tmp_path, False))
+
+
+def test_a_wrong_world_size_is_found_before_the_ids_are_extracted(no_ids):
+    ranks = Ranks("cpu")
+    ranks.world_size = 4
+    with pytest.raises(ValueError, match="batch_size=6 is not a multiple of the world size 4"):
+        PriorTask(SMALL, RECIPE, randomised(), data(), ranks)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_another_run_is_found_before_the_ids_are_extracted(tmp_path, monkeypatch, kind):
+    images = data() if kind == "memory" else streamed(tmp_path, True)
+    config = dataclasses.replace(SMALL, class_names=())
+    with killed_after(6):
+        run(tmp_path / "run", config, data=images)
+    extract, extracted = prior.extract_ids, []
+    monkeypatch.setattr(prior, "extract_ids", lambda *a: extracted.append(1) or extract(*a))
+    recipe, other = dataclasses.replace(RECIPE, lr=2e-3), randomised(seed=1)
+    for options, match in (
+        (dict(recipe=recipe), "train.lr=0.001 there, 0.002 here"),
+        (dict(tok=other), "model.tokenizer="),
+        (dict(crops=5), "data.crops=1 there, 5 here"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run(tmp_path / "run", **dict(config=config, data=images) | options)
+    assert not extracted
+    run(tmp_path / "run", config, data=images)
+    assert lines(tmp_path / "run", "bits")[-1][0] == 8 and extracted
 
 
 # ---- commands ------------------------------------------------------------------------------------
