@@ -4,6 +4,7 @@ compare."""
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from ..config import TrainConfig, from_dict
@@ -11,6 +12,8 @@ from ..data import Dataset, load_dataset
 from ..evaluation import curves
 from ..evaluation.figures import save
 from ..experiments.compare import SYSTEMS, Setting, compare
+from ..experiments.footprint import Config
+from ..experiments.plan import check_fits
 from ..presets import CLASSIFIERS, PRIORS, TOKENIZERS, VAES, Preset
 from ..tokenizer import FlexTok
 from ..training.classifier import train_classifier
@@ -19,7 +22,7 @@ from ..training.runtime import check_world_size
 from ..training.tokenizer import train_tokenizer
 from ..training.vae import train_vae
 from ..vae import VAE
-from .flags import say
+from .flags import AUTO, say
 
 
 def recipe_of(a: argparse.Namespace, preset: Preset) -> TrainConfig:
@@ -60,9 +63,16 @@ def data_of(
     return load_dataset(name, "train", size, recipe.workers, latents)
 
 
+def check_memory(a: argparse.Namespace, config: Config, recipe: TrainConfig) -> None:
+    """Refuse what certainly does not fit on the device, before anything is loaded or built."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    check_fits(config, recipe, a.device or AUTO, world, a.preset)
+
+
 def tokenizer(a: argparse.Namespace) -> None:
     preset = TOKENIZERS[a.preset]
     recipe, config = recipe_of(a, preset), model_of(a, preset)
+    check_memory(a, config, recipe)
     vae = VAE.from_pretrained(a.vae) if a.vae else None
     size, latents = (
         config.image_size * (vae.config.downscale if vae else 1),
@@ -77,6 +87,7 @@ def tokenizer(a: argparse.Namespace) -> None:
 def vae(a: argparse.Namespace) -> None:
     preset = VAES[a.preset]
     recipe, config = recipe_of(a, preset), model_of(a, preset)
+    check_memory(a, config, recipe)
     data = data_of(a, preset, config.image_size, recipe)
     train_vae(config, recipe, data, a.out, a.device, a.quiet)
 
@@ -91,6 +102,7 @@ def classifier(a: argparse.Namespace) -> None:
 def prior(a: argparse.Namespace) -> None:
     preset = PRIORS[a.preset]
     recipe, config = recipe_of(a, preset), model_of(a, preset)
+    check_memory(a, config, recipe)
     if not (a.tokenizer or preset.tokenizer):
         raise ValueError(f"preset {a.preset} names no tokenizer: give --tokenizer")
     tok = FlexTok.from_pretrained(str(a.tokenizer or preset.tokenizer))

@@ -96,6 +96,18 @@ def vae_of(c: TokenizerConfig) -> VAEConfig:
 # ---- memory and time of one way to train it ------------------------------------------------------
 
 
+def state_bytes(p: footprint.Parameters, recipe: TrainConfig, shards: int = 1) -> dict[str, float]:
+    """Bytes on each GPU of all that grows with the number of parameters alone, by part. shards: the
+    number of GPUs that share it, as with FSDP2."""
+    muon = p.muon if recipe.optimizer == "muon" else 0
+    return {
+        "weights": 4 * p.total / shards,
+        "gradients": 4 * p.total / shards,
+        f"optimizer ({recipe.optimizer})": (8 * p.total - 4 * muon) / shards,
+        "averaged weights": 4 * p.total / shards,
+    }
+
+
 @dataclass(frozen=True)
 class Option:
     """A way to train: fsdp (parameters, gradients and states sharded over the GPUs) or DDP (all of
@@ -136,14 +148,7 @@ class Option:
     def memory(self) -> dict[str, float]:
         """Bytes on each GPU, by part."""
         p, f = self.costs.parameters, self.costs.footprint
-        shards = self.gpus if self.fsdp else 1
-        muon = p.muon if self.recipe.optimizer == "muon" else 0
-        parts = {
-            "weights": 4 * p.total / shards,
-            "gradients": 4 * p.total / shards,
-            f"optimizer ({self.recipe.optimizer})": (8 * p.total - 4 * muon) / shards,
-            "averaged weights": 4 * p.total / shards,
-        }
+        parts = state_bytes(p, self.recipe, self.gpus if self.fsdp else 1)
         # Two blocks at a time, and what is outside of the blocks.
         gathered = 2 * p.block + p.total - p.blocks
         if self.fsdp:

@@ -7,15 +7,17 @@ Nothing is trained: see costs.py for what is counted and how time follows from i
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from ..config import PriorConfig, TrainConfig, VAEConfig
 from ..presets import PRIORS, TOKENIZERS, VAES, Preset
-from .costs import GPUS, USABLE, Costs, Option, costs
-from .footprint import Config, works
+from .costs import GPUS, USABLE, Costs, Option, costs, state_bytes
+from .footprint import Config, parameters, works
 
 IMAGES = {"cifar10": 50_000, "shapes": 20_000}  # training images of a preset's data
 IMAGENET = 1_281_167  # and of ImageNet-1k, for presets without data of their own
@@ -145,6 +147,62 @@ def plan(
     )
     images = IMAGES.get(found.data or "", IMAGENET) if images is None else images
     return Plan(found.model, recipe, name=preset, images=images, **settings)
+
+
+# ---- before a run --------------------------------------------------------------------------------
+
+
+def check_fits(c: Config, recipe: TrainConfig, device: str, world: int, name: str) -> None:
+    """Raises ValueError if this device can certainly not train the model: if weights, gradients,
+    optimizer state and averaged weights alone, without any activations, are larger than its memory.
+
+    Costs a second at most: nothing is counted that depends on the batch. world: the ranks that
+    share the state with recipe.fsdp. `plan` says what fits with its activations.
+    """
+    if isinstance(c, PriorConfig) and c.text not in ("", "words", "bytes"):
+        return  # a frozen text encoder is not counted
+    shards = world if recipe.fsdp else 1
+    parts = state_bytes(parameters(c), recipe, shards)
+    needed, memory = sum(parts.values()), memory_of(device)
+    if needed <= memory:
+        return
+    where = "this GPU has" if device.startswith("cuda") else "this machine has free"
+    shared = f" (a share of each of {world} ranks)" if shards > 1 else ""
+    can_shard = not isinstance(c, VAEConfig) and recipe.optimizer != "muon"
+    more = "more GPUs" if shards > 1 else "several GPUs with torchrun and fsdp=True"
+    raise ValueError(
+        f"{name} does not fit: {', '.join(parts)} take {needed / 1e9:.1f} GB{shared}, {where} "
+        f"{memory / 1e9:.1f} GB, and the activations come on top. Give "
+        f"{f'{more}, or ' if can_shard else ''}a smaller preset; micro_batch and "
+        "checkpoint_activations reduce the activations only. minflextok plan shows what fits"
+    )
+
+
+def memory_of(device: str) -> float:
+    """Bytes of memory that training can have at most: all of a GPU's; on a CPU, what is available
+    now, with the swap. Infinite where this is not known, and for a device that does not work."""
+    if device.startswith("cuda"):
+        try:
+            return torch.cuda.get_device_properties(device).total_memory
+        except (RuntimeError, AssertionError, ValueError):
+            return math.inf
+    if device != "cpu":
+        return math.inf
+    limits = [math.inf]
+    with suppress(OSError, ValueError, LookupError):  # not Linux
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+        limits.append(1024 * (kb["MemAvailable"] + kb["SwapFree"]))
+        for file in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+            with suppress(OSError, ValueError):  # "max": no limit
+                limit = int((Path("/sys/fs/cgroup") / file).read_text(encoding="ascii"))
+                limits.append(limit + 1024 * kb["SwapFree"])
+    with suppress(ImportError):  # Windows
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]  # ulimit -v
+        limits.append(math.inf if limit == resource.RLIM_INFINITY else limit)
+    return min(limits)
 
 
 # ---- the report ----------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """The planner: what it counts against what PyTorch counts and keeps, and what it refuses."""
 
 import dataclasses
+import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +16,14 @@ from minflextok import FlexTok, Prior, PriorConfig, TokenizerConfig, TrainConfig
 from minflextok.cli.parser import main
 from minflextok.config import VAEConfig
 from minflextok.experiments import footprint
+from minflextok.experiments import plan as planner
 from minflextok.experiments.flops import (
     group_shares,
     keep_k_choices,
     prior_training_flops,
     tokenizer_training_flops,
 )
-from minflextok.experiments.plan import Plan, plan, report
+from minflextok.experiments.plan import STAGES, Plan, check_fits, plan, report
 from minflextok.nested_dropout import sample_keep_k
 from minflextok.training.losses import VAEObjective, gradient_distance
 from minflextok.training.objective import TokenizerObjective
@@ -159,12 +163,61 @@ def test_state_is_what_the_optimizer_holds(optimizer):
     assert memory["weights"] == memory["gradients"] == memory["averaged weights"] == weights
 
 
+# ---- before a run --------------------------------------------------------------------------------
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    """Neither the VAE nor the data exists."""
+    monkeypatch.setattr(planner, "memory_of", lambda device: 9e9)
+    command = ["train", "tokenizer", "--preset", "d18-d28", "--out", str(tmp_path / "x")]
+    match = r"d18-d28 does not fit: weights, .* take 49.1 GB, .* 9.0 GB, .* and --fsdp, or a small"
+    with pytest.raises(SystemExit, match=match):
+        main([*command, "--vae", "none", "--data", "none"])
+    with pytest.raises(SystemExit, match="ar-1.33b does not fit"):
+        main([command[0], "prior", "--preset", "ar-1.33b", "--tokenizer", "none", *command[-2:]])
+    with pytest.raises(SystemExit, match="f8 does not fit") as e:
+        monkeypatch.setattr(planner, "memory_of", lambda device: 1e9)
+        main(["train", "vae", "--preset", "f8", "--data", "none", *command[-2:]])
+    assert "fsdp" not in str(e.value) and not (tmp_path / "x").exists()
+
+
+def test_only_what_certainly_does_not_fit_is_refused(monkeypatch):
+    """The state is the bound: what needs activations on top of it may still start."""
+    model, recipe = STAGES["tokenizer"]["d18-d28"].model, TrainConfig(batch_size=64)
+    state = 20 * 2_456_308_166
+    monkeypatch.setattr(planner, "memory_of", lambda device: state)
+    check_fits(model, recipe, "cpu", 1, "d18-d28")
+    monkeypatch.setattr(planner, "memory_of", lambda device: state / 8)
+    check_fits(model, dataclasses.replace(recipe, fsdp=True), "cpu", 8, "d18-d28")
+    with pytest.raises(ValueError, match="d18-d28 does not fit"):
+        check_fits(model, recipe, "cpu", 8, "d18-d28")  # DDP: whole on each rank
+    with pytest.raises(ValueError, match="a share of each of 7 ranks.*Give more GPUs"):
+        check_fits(model, dataclasses.replace(recipe, fsdp=True), "cpu", 7, "d18-d28")
+    monkeypatch.undo()
+    check_fits(TINY, recipe, "cpu", 1, "tiny")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/meminfo")
+def test_the_memory_of_this_machine_is_known(monkeypatch):
+    import resource
+
+    free = planner.memory_of("cpu")
+    assert 1e8 < free < math.inf
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10**7, 10**7))
+    assert planner.memory_of("cpu") == 10**7
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda d: SimpleNamespace(total_memory=24e9)
+    )
+    assert planner.memory_of("cuda") == 24e9
+    assert planner.memory_of("banana") == math.inf  # an error of its own, later
+
+
 # ---- plans ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", ["d12-d12", "d18-d28", "ar-1.33b", "f8"])
-def test_the_large_recipes_fit_as_written_on_8_gpus_of_80_gb(preset):
-    option = plan(preset, gpu="a100-80").as_written()
+@pytest.mark.parametrize("stage, preset", [(s, name) for s in STAGES for name in STAGES[s]])
+def test_all_recipes_fit_as_written_on_8_gpus_of_80_gb(stage, preset):
+    option = plan(preset, stage, gpu="a100-80", epochs=1).as_written()
     assert option.fits, f"{preset}: {option.memory()}"
 
 
