@@ -80,7 +80,7 @@ def extract_ids(
 
     Labels are those of the data set; only those of a stream, which are hashed with the images, are
     kept beside the ids. The file is in the directory `cache` (default ~/.cache/minflextok/ids), and
-    written if it is not there. Under torchrun, the ranks share this work.
+    written if it is not there. Under torchrun, the ranks share this work, and all must call this.
     """
     folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
     views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
@@ -98,6 +98,8 @@ def extract_ids(
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 join_parts(path, data, (V, K), id_type(tok))
+    except ConnectionError:  # a remote shard cannot be read, which is also an OSError
+        raise
     except OSError as e:
         raise OSError(
             f"could not write ids to {folder} ({e}): is it full or read-only? Give another cache"

@@ -7,13 +7,13 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, noise_images, randomised
+from conftest import TINY, noise_images, on_two_ranks, randomised
 from filelock import FileLock
 from image_files import png, shard
 from PIL import Image
 
 from minflextok import FlexTok
-from minflextok.data import Folder, Stream, in_order, load_dataset, to_float
+from minflextok.data import Folder, Stream, identity, in_order, load_dataset, to_float
 from minflextok.training import token_cache
 from minflextok.training.token_cache import extract_ids, views
 
@@ -151,6 +151,37 @@ def test_a_stream_is_extracted_shard_by_shard_and_goes_on_where_it_was_killed(
     images = torch.cat([x for x, _ in in_order(stream, 4)])
     assert np.array_equal(ids[:, 0], real(tok, to_float(images)).numpy())
     assert not list((tmp_path / "c").glob("*.parts"))
+
+
+def test_a_remote_shard_that_fails_is_no_full_disk(tmp_path, monkeypatch):
+    paths = stream_of(tmp_path, [0], [1]).shards
+    stream = Stream("s", [f"pipe:cat {path}" for path in paths], 8, 0)
+    monkeypatch.setattr(token_cache, "identity", lambda *_, **__: "known")
+    (tmp_path / "1.tar").unlink()
+    with pytest.raises(ConnectionError, match="^cannot read pipe:cat .*1.tar: the command ended"):
+        extract_ids(randomised(), stream, cache=tmp_path / "c", quiet=True)
+
+
+HASH = """
+from minflextok.data import Stream, identity
+from minflextok.training.runtime import Ranks
+
+ranks = Ranks("cpu")
+urls = [f"pipe:echo {ranks.rank} >> {path}.read; cat {path}" for path in SHARDS]
+found = identity(Stream("s", urls, 8, 0), content=True)
+assert found == ALONE, (found, ALONE)
+ranks.close()
+"""
+
+
+def test_ranks_share_the_hashing_of_a_stream(tmp_path):
+    """Each shard is read once, by one of the ranks, and the hash is that of a single process."""
+    paths = stream_of(tmp_path, [0], [1, 2], [], [3, 4], [1]).shards
+    alone = identity(Stream("s", paths, 8, 0), content=True)
+    (tmp_path / "hash.py").write_text(f"SHARDS, ALONE = {paths}, {alone!r}\n{HASH}")
+    on_two_ranks(tmp_path / "hash.py")
+    readers = [(tmp_path / f"{i}.tar.read").read_text().split() for i in range(5)]
+    assert readers == [["0"], ["1"], ["0"], ["1"], ["0"]]
 
 
 def test_a_set_may_have_more_parts_than_a_process_may_open_files(tmp_path, monkeypatch):
