@@ -7,6 +7,8 @@ A directory gets SPLIT-00000.tar, SPLIT-00001.tar, ... and SPLIT.json, the recor
 import io
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from ..precision import autocast
 from ..vae import VAE
 from ..weights import atomic_file, fingerprint
 from . import folders
-from .datasets import LATENTS, Folder, Images, Latents
+from .datasets import LATENTS, Dataset, Folder, Images, Latents, Stream
 from .identity import identity
 from .images import to_float
 from .order import permutation
@@ -61,12 +63,12 @@ def shard_folder(
             image = Path(files[i])
             yield {image.suffix.lower(): image.read_bytes()} | label_file(data.labels, i)
 
-    return write_shards(Path(out), split, order, per_shard, record, read, quiet=quiet)
+    return write_shards(Path(out), split, equal_parts(order, per_shard), record, read, quiet=quiet)
 
 
 @torch.no_grad()
 def cache_latents(
-    data: Images | Folder,
+    data: Images | Folder | Stream,
     vae: VAE,
     out: str | Path,
     flip: bool = True,
@@ -82,15 +84,14 @@ def cache_latents(
 
     Each sample holds mean and log-variance of the VAE's posterior of an image and, with `flip`, of
     its mirror image: (1 or 2, 2, C, h, w) bfloat16, in stored order of the data set. bf16: compute
-    in bfloat16 where that is native. Of `world` ranks, each writes its share of the shards.
-    Interrupted, the same call goes on. Raises ValueError where `out` holds other shards.
+    in bfloat16 where that is native. Of `world` ranks, each writes its share of the shards. A
+    stream is read once: each of its shards becomes one, whatever `per_shard`, without the images
+    that cannot be read. Interrupted, the same call goes on. Raises ValueError where `out` holds
+    other shards.
     """
     checks.check_type(vae, VAE, "vae")
-    if not isinstance(data, Images | Folder) or isinstance(data, Latents):
-        raise ValueError(
-            f"data is a {type(data).__name__}: give images in memory or on disk "
-            "(unpack compressed shards: gunzip *.tar.gz)"
-        )
+    if not isinstance(data, Images | Folder | Stream) or isinstance(data, Latents):
+        raise ValueError(f"data is a {type(data).__name__}: give a data set of images")
     checks.check_bools(flip=flip, bf16=bf16, quiet=quiet)
     world = checks.check_count(world, "world", 1, checks.MOST)
     rank = checks.check_count(rank, "rank", 0, world - 1)
@@ -105,17 +106,19 @@ def cache_latents(
             posterior = vae.posterior(to_float(images).to(device))
         return torch.stack(posterior, 1).bfloat16().cpu()
 
-    def read(rows: list[int]) -> Iterator[Files]:
-        part = data.select(torch.tensor(rows))
-        at = iter(rows)
-        for images, _ in part.in_order(batch_size):
+    def read(part: list) -> Iterator[Files]:
+        if isinstance(data, Stream):
+            source: Dataset = replace(data, shards=part)
+        else:
+            source = data.select(torch.tensor(part))
+        for images, labels in source.in_order(batch_size):
             both = [images, images.flip(-1)] if flip else [images]
-            for z in torch.stack([encode(x) for x in both], 1):
-                yield {LATENTS: to_bytes(z)} | label_file(data.labels, next(at))
+            for i, z in enumerate(torch.stack([encode(x) for x in both], 1)):
+                yield {LATENTS: to_bytes(z)} | label_file(labels, i)
 
-    z = encode(data.at(torch.tensor([0])))
+    z = encode(data.head(1) if isinstance(data, Stream) else data.at(torch.tensor([0])))
     record = {
-        "images": len(data),
+        "images": None if isinstance(data, Stream) else len(data),  # not known before it is read
         "classes": data.classes,
         "identity": identity(data, conditions=True),
         "latents": {
@@ -125,10 +128,11 @@ def cache_latents(
             "computed_in": "bfloat16" if bf16 else "float32",
         },
     }
-    order = torch.arange(len(data))
-    return write_shards(
-        Path(out), data.split, order, per_shard, record, read, rank, world, quiet=quiet
-    )
+    if isinstance(data, Stream):
+        parts: list[list] = [[shard] for shard in data.shards]
+    else:
+        parts = equal_parts(torch.arange(len(data)), per_shard)
+    return write_shards(Path(out), data.split, parts, record, read, rank, world, quiet=quiet)
 
 
 def label_file(labels: Tensor | None, i: int) -> Files:
@@ -139,28 +143,32 @@ def to_bytes(z: Tensor) -> bytes:
     return z.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def equal_parts(order: Tensor, per_shard: int) -> list[list]:
+    """Positions (N,) in parts of equal size (or one less), at most `per_shard`."""
+    return [part.tolist() for part in order.tensor_split(-(-len(order) // per_shard))]
+
+
 def write_shards(
     out: Path,
     split: str,
-    order: Tensor,
-    per_shard: int,
+    parts: list[list],
     record: dict,
-    read: Callable[[list[int]], Iterator[Files]],
+    read: Callable[[list], Iterator[Files]],
     rank: int = 0,
     world: int = 1,
     quiet: bool = False,
 ) -> int:
-    """Write samples in this order, `read(positions)`, as shards of equal size; returns their
-    number. Shards that are there already are left as they are."""
-    parts = order.tensor_split(-(-len(order) // per_shard))
+    """Write the samples `read(part)` of each part as a shard; returns the number of shards. A part
+    is the positions of its samples, or a shard of a stream. Shards that are there already are left
+    as they are."""
     claim(out, split, {"shards": len(parts)} | record)
     mine = range(rank, len(parts), world)
-    starts = [0, *torch.tensor([len(p) for p in parts]).cumsum(0).tolist()]
+    starts = [0, *accumulate(map(len, parts))]
     for s in tqdm(mine, desc=split, unit="shard", disable=True if quiet else None):
         path = out / shard_name(split, s)
         if not path.exists():
             with atomic_file(path) as f, tarfile.open(fileobj=f, mode="w") as tar:
-                for number, files in enumerate(read(parts[s].tolist()), starts[s]):
+                for number, files in enumerate(read(parts[s]), starts[s]):
                     for suffix, content in files.items():
                         info = tarfile.TarInfo(f"{number:08d}{suffix}")
                         info.size = len(content)

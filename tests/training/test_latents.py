@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from image_files import png, shard
 
 from minflextok import PRESETS, FlexTok
 from minflextok.config import TrainConfig, VAEConfig
@@ -69,6 +70,29 @@ def test_ranks_share_the_work_and_an_interrupted_cache_goes_on(tmp_path, images,
     assert torch.equal(
         cached(tmp_path, images, vae, "out").at(torch.arange(40)), whole.at(torch.arange(40))
     )
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_stream_is_cached_shard_by_shard(tmp_path, vae, labelled):
+    """By a command, with a shard that is empty and an image that cannot be read."""
+    for s, values in enumerate(([0, 50, 100], [], [150, None, 200, 250])):
+        members = []
+        for i, value in enumerate(values):
+            members.append((f"{i}.png", b"broken" if value is None else png(value)))
+            members += [(f"{i}.cls", b"%d" % i)] * labelled
+        shard(tmp_path / f"{s}.tar", members)
+    data = load_dataset(f"pipe:cat {tmp_path}/{{0..2}}.tar", image_size=8, workers=0)
+    for rank in range(2):
+        cache_latents(data, vae, tmp_path / "out", rank=rank, world=2, quiet=True)
+    (tmp_path / "out/train-00002.tar").unlink()
+    found = cached(tmp_path, data, vae, "out")  # goes on
+    assert found.labels.tolist() == [0, 1, 2, 0, 2, 3] if labelled else found.labels is None
+    x = torch.cat([x for x, _ in data.in_order(8)])
+    assert x[:, 0, 0, 0].tolist() == [0, 50, 100, 150, 200, 250]
+    whole = cached(tmp_path, Images("s", x), vae, "whole")
+    assert torch.equal(found.at(torch.arange(6)), whole.at(torch.arange(6)))
+    with pytest.raises(ValueError, match="differ in.*identity"):
+        cached(tmp_path, replace(data, shards=data.shards[:2] * 2), vae, "out")
 
 
 def losses(out):
