@@ -6,6 +6,7 @@ import os
 import torch.distributed as dist
 
 from .datasets import Dataset, Folder, Images
+from .remote import unsigned
 from .shards import opened
 
 
@@ -59,4 +60,4 @@ def hash_of(shard: str) -> str:
 def describe_file(path: str) -> str:
     """Name, size and date of a file; of a remote shard, the name."""
     stat = os.stat(path) if os.path.exists(path) else None
-    return f"{path} {stat and (stat.st_size, stat.st_mtime_ns)}"
+    return f"{unsigned(path)} {stat and (stat.st_size, stat.st_mtime_ns)}"

@@ -15,7 +15,7 @@ from . import folders, shards
 from .datasets import Dataset, Folder, Images, Latents, Stream
 from .images import UNREADABLE, Skipped, open_image
 from .records import read_record, shard_name
-from .remote import REMOTE
+from .remote import REMOTE, TARS, unsigned
 from .shapes import make_shapes
 
 CIFAR10_CLASSES = [
@@ -33,7 +33,6 @@ CIFAR10_CLASSES = [
 SHAPES = {"shapes": 20_000, "shapes-100k": 100_000}  # training scenes
 IN_MEMORY_BYTES = 2 * 10**9  # decoded; larger sets stay on disk
 ENCODINGS = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG")  # else the suffix in capitals
-TARS = (".tar", ".tar.gz", ".tgz")
 
 
 def load_dataset(
@@ -75,7 +74,7 @@ def load_dataset(
     path = name.replace("{split}", split)
     # A URL may have a signature after .tar, and a command may end in anything.
     if path.endswith(TARS) or path.startswith((*REMOTE, "s3:")):
-        return load_shards(path, shards.expand(path), split, image_size, workers)
+        return load_shards(unsigned(path), shards.expand(path), split, image_size, workers)
     if Path(path).is_dir():
         record = read_record(Path(path), split)
         if record and "latents" in record:

@@ -14,12 +14,20 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 REMOTE = ("pipe:", "http:", "https:", "gs:")
+TARS = (".tar", ".tar.gz", ".tgz")
 CONNECT = 10  # seconds that a server may take to accept a connection
 SILENCE = 30  # seconds that it may send nothing
 RETRIES = 5  # after 1, 2, 4, ... seconds
 UNKNOWN_HOST, NO_CONNECTION, HTTP_ERROR, TIMEOUT = 6, 7, 22, 28  # exit statuses of curl
 WRONG_URL = (1, 3)  # a protocol that curl does not know; no URL
 LOCALLY = "or copy the shards to a disk"
+
+
+def unsigned(url: str) -> str:
+    """The URL without what follows the name of the shard: a signature, which is a secret and
+    expires, so that a run that is resumed has another one."""
+    name = url.partition("?")[0]
+    return name if url.startswith("http") and name.endswith(TARS) else url
 
 
 @contextmanager

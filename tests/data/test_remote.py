@@ -83,6 +83,14 @@ def test_a_server_streams_shards(server, workers, query):
     assert {path.partition("?")[2] for path in server.requests} == {query[1:]}
 
 
+def test_a_new_signature_is_no_other_data_set(server):
+    plain, one, two, other = (
+        load_dataset(server.url + query, image_size=8) for query in ("", "?sig=1", "?sig=2", "/?a")
+    )
+    assert plain.name == one.name == two.name == server.url != other.name
+    assert identity(plain) == identity(one) == identity(two) != identity(other)
+
+
 def test_a_redirection_is_followed(server):
     server.then = [302]
     assert load_dataset(server.url, image_size=8).encoding == "PNG"
