@@ -1,9 +1,10 @@
-"""Figures of notebook 08: bits by position, learning curves, ids added one by one, time."""
+"""Figures of notebook 08: bits, learning curves, ids one by one, dependence, cost of the cache."""
 
 import math
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -74,13 +75,53 @@ def two_rows(images: Tensor, titles: Sequence[str], k: int, num_tokens: int) -> 
     return fig
 
 
-def time_curves(lengths: Sequence[int], seconds: dict[bool, list[float]]) -> Figure:
-    """Time of one generation against its length; seconds: whether with the cache, to the times."""
-    fig, ax = plt.subplots(figsize=(6, 3.2))
-    ax.plot(lengths, seconds[False], "--^", color="#D55E00", label="all positions recomputed")
-    ax.plot(lengths, seconds[True], "-o", color="#0072B2", label="with the cache")
-    ax.set(xlabel="generated ids", ylabel="seconds of processor time for one image")
+def savings(lengths: Sequence[int], ratios: dict[str, list[float]]) -> Figure:
+    """How many times less the cache needs of something, against the number of generated ids.
+
+    ratios: what, to the ratio without / with the cache for each length; first what is counted, then
+    what is timed.
+    """
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    looks = (("0.4", ":^"), ("0.4", ":v"), ("#D55E00", "-s"), ("#0072B2", "-o"))
+    for (name, values), (color, style) in zip(ratios.items(), looks, strict=False):
+        ax.plot(lengths, values, style, color=color, label=name)
+    ax.axhline(1, color="0.8", lw=0.8, zorder=0)
+    powers_axis(ax, lengths)
+    ax.set_yscale("log", base=2)
+    ax.set_yticks(ticks := [1, 2, 4, 8, 16, 32], [f"{n}x" for n in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel="generated ids", ylabel="without the cache / with it")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    fig.tight_layout()
+    return fig
+
+
+def dependence(moved: Tensor) -> Figure:
+    """The change of each prediction by a change of each id: moved (ids, predictions), on a
+    logarithmic scale. Cells without any change are hatched."""
+    rows, columns = moved.shape
+    fig, ax = plt.subplots(figsize=(5.6, 4.4))
+    ax.patch.set(facecolor="white", hatch="////", edgecolor="0.75", lw=0)
+    shown = moved.where(moved > 1e-4, float("nan"))
+    low, high = float(shown.nan_to_num(1e9).min()), float(moved.max())
+    extent = (0.5, columns + 0.5, rows + 0.5, 0.5)
+    picture = ax.imshow(shown, cmap="viridis_r", norm=LogNorm(low, high), extent=extent)
+    ax.set(xlabel="position of the prediction", ylabel="position of the changed id")
+    fig.colorbar(picture, shrink=0.85, label="largest change of a logit")
+    fig.tight_layout()
+    return fig
+
+
+def conflict(lengths: Sequence[int], condition: list[float], prefix: list[float]) -> Figure:
+    """Which class samples show, if that of the condition and that of the kept ids differ."""
+    fig, ax = plt.subplots(figsize=(6.5, 3.2))
+    ax.plot(lengths, condition, "-o", color="#0072B2", label="the class of the condition")
+    label = "the class of the image with these ids"
+    ax.plot(lengths, prefix, "--s", color="#D55E00", mfc="w", label=label)
+    ax.set_xscale("symlog", base=2, linthresh=1)
     ax.set_xticks(lengths, [str(n) for n in lengths])
+    ax.minorticks_off()
+    ax.set(xlabel="ids kept", ylabel="share of the samples", ylim=(0, 1))
     ax.legend()
     return fig
 

@@ -13,6 +13,7 @@ from minflextok import FlexTok, Prior, PriorConfig, TokenizerConfig
 from minflextok.course import savings_figures
 from minflextok.course.animation import animate
 from minflextok.course.block_diagram import adaln_block
+from minflextok.course.counting import operations
 from minflextok.course.diagram import PARTS, architecture
 from minflextok.course.mask import mask_diagram
 from minflextok.course.style import k_color, k_line
@@ -107,3 +108,8 @@ def test_the_bars_of_the_savings_end_at_100_percent_although_times_are_noisy():
     fig = savings_figures.saving_bars({"a": [10, 11, 8, 8.5, 5], "b": [4, 3, 3, 3, 2]})
     ends = [bar.get_x() + bar.get_width() for bar in fig.axes[0].patches]
     assert max(ends) == pytest.approx(100)
+
+
+def test_operations_and_multiplications_are_counted():
+    a, b = torch.ones(2, 3), torch.ones(3, 4)
+    assert operations(lambda: a @ b + 1) == (2, 2 * 3 * 4)

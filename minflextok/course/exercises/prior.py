@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from ... import Prior, PriorConfig
+from ...gpt import PriorBlock
+from ...transformer import layer_norm
 from . import Exercise
 
 # ---- ★ inputs and targets ------------------------------------------------------------------------
@@ -114,6 +117,79 @@ def over_queries(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     M, N = len(q), len(k)
     later = torch.ones(M, N, dtype=torch.bool).triu(N - M + 1)
     return (q @ k.T / q.shape[1] ** 0.5).masked_fill(later, float("-inf")).softmax(0) @ v
+
+
+# ---- ★★ a block of the GPT -----------------------------------------------------------------------
+
+
+class Layers(SimpleNamespace):
+    """The layers of a block, which cannot be called as a whole. Printed as one line."""
+
+    def __repr__(self) -> str:
+        width = self.attn.proj.in_features
+        return (
+            f"the layers of a block of width {width} with {self.attn.heads} heads, random weights"
+        )
+
+
+def blocks(g: torch.Generator) -> Iterator[tuple]:
+    for B, N, D, H in ((1, 1, 4, 1), (1, 3, 4, 2), (2, 4, 12, 3), (2, 5, 8, 2)):
+        block = PriorBlock(PriorConfig(5, N, 2, dim=D, head_dim=D // H)).requires_grad_(False)
+        for parameter in block.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+        attn = SimpleNamespace(wqkv=block.attn.wqkv, proj=block.attn.proj, heads=H)
+        mlp = SimpleNamespace(fc1=block.mlp.fc1, fc2=block.mlp.fc2, fc3=block.mlp.fc3)
+        yield 2 * torch.randn(B, N, D, generator=g), Layers(attn=attn, mlp=mlp)
+
+
+def block(x: Tensor, block: Layers, **changes) -> Tensor:
+    return torch.stack([one_image(rows, block, **changes) for rows in x])
+
+
+def one_image(
+    x: Tensor,
+    block: Layers,
+    beyond: int = 1,
+    qk_norm: bool = True,
+    v_norm: bool = False,
+    width: bool = False,
+    heads_first: bool = False,
+    mixed: bool = False,
+    pre_norm: bool = True,
+    norm_stays: bool = False,
+    residual: bool = True,
+    parallel: bool = False,
+    gate_of: str = "fc1",
+) -> Tensor:
+    """A block for x (N, D), one head after the other; the arguments from `beyond` on are errors."""
+    N, D = x.shape
+    H = block.attn.heads
+    d = D // H
+    start = x
+    y = layer_norm(x) if pre_norm else x
+    x = y if norm_stays else x
+    projected = block.attn.wqkv(y)
+    out = []
+    for h in range(H):
+        # the columns of q, k and v of this head
+        at = [3 * h * d + i * d if heads_first else i * D + h * d for i in range(3)]
+        q, k, v = (projected[:, a : a + d] for a in at)
+        q, k = (layer_norm(q), layer_norm(k)) if qk_norm else (q, k)
+        v = layer_norm(v) if v_norm else v
+        q = q * (d / D) ** 0.5 if width else q
+        out.append(attention(q, k, v, beyond=beyond))
+    joined = torch.stack(out).reshape(N, D) if mixed else torch.cat(out, 1)
+    x = residual * x + block.attn.proj(joined)
+    z = start if parallel else x
+    z = layer_norm(z) if pre_norm else z
+    x = z if norm_stays else x
+    gate, other = block.mlp.fc1(z), block.mlp.fc3(z)
+    gate, other = (gate, other) if gate_of == "fc1" else (other, gate)
+    return residual * x + block.mlp.fc2(gate / (1 + (-gate).exp()) * other)
+
+
+def wrong_block(**changes) -> Callable:
+    return lambda x, layers: block(x, layers, **changes)
 
 
 # ---- ★★ from logits to probabilities -------------------------------------------------------------
@@ -393,39 +469,6 @@ def two_entries_a_token(
     return attention(q[None], torch.stack(cache[::2]), torch.stack(cache[1::2]))[0]
 
 
-# ---- ★ guidance ----------------------------------------------------------------------------------
-
-
-def logit_pairs(g: torch.Generator) -> Iterator[tuple]:
-    for B, V, scale in ((1, 3, 1.0), (1, 3, 0.0), (2, 4, 3.0), (2, 4, 1.5)):
-        yield torch.randn(B, V, generator=g), torch.randn(B, V, generator=g), scale
-
-
-def guided(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    return torch.tensor(
-        [
-            [b + scale * (a - b) for a, b in zip(*rows, strict=True)]
-            for rows in zip(cond.tolist(), uncond.tolist(), strict=True)
-        ]
-    )
-
-
-def scale_plus_one(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    return guided(cond, uncond, scale + 1)
-
-
-def exchanged(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    return guided(uncond, cond, scale)
-
-
-def scale_minus_one(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    return guided(cond, uncond, scale - 1)
-
-
-def scales_cond(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
-    return scale * cond
-
-
 EXERCISES = {
     "shift": Exercise(
         id_rows,
@@ -497,6 +540,56 @@ EXERCISES = {
                 over_queries,
                 "the softmax is over the queries. For each query, the weights of all KEYS add up "
                 "to 1.",
+            ),
+        ],
+    ),
+    "block": Exercise(
+        blocks,
+        block,
+        [
+            (
+                wrong_block(beyond=100),
+                "there is no mask: a position attends to later positions. Set the logits of later "
+                "keys to minus infinity.",
+            ),
+            (
+                wrong_block(mixed=True),
+                "the heads are mixed up: from (B, H, N, d) a reshape to (B, N, D) joins different "
+                "POSITIONS. Exchange H and N first, with .transpose(1, 2).",
+            ),
+            (
+                wrong_block(residual=False),
+                "the input is lost: each branch is ADDED to its input, x = x + ...",
+            ),
+            (
+                wrong_block(norm_stays=True),
+                "the branches are added to the normalized x. The layer norm is only for the "
+                "branch; add the branch's output to the x before it.",
+            ),
+            (
+                wrong_block(parallel=True),
+                "the MLP gets the x from before the attention. Add the attention to x first, and "
+                "normalize the new x.",
+            ),
+            (
+                wrong_block(pre_norm=False),
+                "the layer norms before the two branches are missing.",
+            ),
+            (wrong_block(qk_norm=False), "q and k are not normalized (step 2)."),
+            (wrong_block(v_norm=True), "v was normalized, too: only q and k are."),
+            (
+                wrong_block(width=True),
+                "you divided the logits by the square root of D. A query of one head has the "
+                "length d = D / H.",
+            ),
+            (
+                wrong_block(heads_first=True),
+                "the 3 D outputs of wqkv are first all of q, then all of k, then all of v: view "
+                "them as (B, N, 3, H, d), not as (B, N, H, 3, d).",
+            ),
+            (
+                wrong_block(gate_of="fc3"),
+                "SiLU was applied to fc3(z). Apply it to fc1(z), the gate.",
             ),
         ],
     ),
@@ -621,46 +714,5 @@ EXERCISES = {
             ),
         ],
         observe=run_steps,
-    ),
-    "guided": Exercise(
-        logit_pairs,
-        guided,
-        [
-            (
-                scale_plus_one,
-                "guidance must change nothing at scale 1: start from the unconditional logits, "
-                "or add scale - 1 times the difference to the conditional ones.",
-            ),
-            (
-                exchanged,
-                "the conditional and the unconditional logits are exchanged: guidance moves "
-                "from unconditional past conditional.",
-            ),
-            (
-                scale_minus_one,
-                "the factor scale - 1 belongs to a start from the conditional logits. From the "
-                "unconditional logits the factor is scale.",
-            ),
-            (
-                scales_cond,
-                "the unconditional logits are not used: guidance adds the difference between both.",
-            ),
-            (
-                lambda cond, uncond, scale: guided(2 * uncond - cond, uncond, scale),
-                "the difference has the wrong sign: it points from unconditional to conditional, "
-                "cond - uncond.",
-            ),
-            (
-                lambda cond, uncond, scale: guided(cond.softmax(-1), uncond.softmax(-1), scale),
-                "guidance acts on the logits, not on probabilities: leave out the softmax.",
-            ),
-            (
-                lambda cond, uncond, scale: guided(
-                    cond.log_softmax(-1), uncond.log_softmax(-1), scale
-                ),
-                "you guided log-probabilities. They differ from the logits by a constant in each "
-                "row: leave out the log-softmax.",
-            ),
-        ],
     ),
 }
