@@ -242,6 +242,81 @@ def error_of_all(variances: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
     return noise, torch.full_like(variances, kl_weight / 2)
 
 
+# ---- ★★ vector quantization by k-means -----------------------------------------------------------
+
+
+def cloud_inputs(g: torch.Generator) -> Iterator[tuple]:
+    """Few vectors at first, and codes so far away that they lose all their vectors."""
+    yield torch.tensor([[0.0], [2.2], [9.0], [10.0]]), torch.tensor([[0.0], [4.0]]), 1
+    for N, D, n, steps in ((6, 2, 2, 1), (12, 2, 4, 3), (30, 3, 5, 8)):
+        vectors = torch.randn(N, D, generator=g) * torch.tensor([3.0, *[1.0] * (D - 1)])
+        codebook = torch.cat([vectors[: n - 1] + 0.1, torch.full((1, D), 50.0)])
+        yield vectors, codebook, steps
+
+
+def k_means(
+    vectors: Tensor,
+    codebook: Tensor,
+    steps: int,
+    empty: str = "stays",
+    final: bool = True,
+) -> tuple[Tensor, Tensor]:
+    def nearest(codes: list[Tensor]) -> list[int]:
+        gaps = [[float((v - c).square().sum()) for c in codes] for v in vectors]
+        return [row.index(min(row)) for row in gaps]
+
+    codes = list(codebook)
+    index = nearest(codes)
+    for _ in range(steps):
+        index = nearest(codes)
+        for j in range(len(codes)):
+            own = [v for v, i in zip(vectors, index, strict=True) if i == j]
+            if own:
+                codes[j] = sum(own) / len(own)
+            elif empty == "nan":
+                codes[j] = torch.full_like(codes[j], math.nan)
+            elif empty == "zero":
+                codes[j] = torch.zeros_like(codes[j])
+    return torch.stack(codes), torch.tensor(nearest(codes) if final else index)
+
+
+def empty_codes_are_nan(vectors: Tensor, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    codebook = k_means(vectors, codebook, steps, empty="nan")[0]
+    return codebook, torch.cdist(vectors, codebook).argmin(1)  # nan counts as the least
+
+
+def empty_codes_are_zero(vectors: Tensor, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    return k_means(vectors, codebook, steps, empty="zero")
+
+
+def index_of_the_last_codebook(
+    vectors: Tensor, codebook: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    return k_means(vectors, codebook, steps, final=False)
+
+
+def one_step(vectors: Tensor, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    return k_means(vectors, codebook, 1)
+
+
+def never_moved(vectors: Tensor, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    return k_means(vectors, codebook, 0)
+
+
+def rounded_vectors(vectors: Tensor, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    codes, index = k_means(vectors, codebook, steps)
+    return codes, codes[index]
+
+
+def medians(vectors: Tensor, codebook: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    codes = codebook.clone()
+    for _ in range(steps):
+        index = k_means(vectors, codes, 0)[1]
+        for j in index.unique():
+            codes[j] = vectors[index == j].median(0).values
+    return codes, k_means(vectors, codes, 0)[1]
+
+
 EXERCISES = {
     "sample": Exercise(
         sample_inputs,
@@ -380,6 +455,32 @@ EXERCISES = {
                 "the error of an unused coordinate is its whole variance, which is less than "
                 "kl_weight / 2.",
             ),
+        ],
+    ),
+    "k_means": Exercise(
+        cloud_inputs,
+        k_means,
+        [
+            (
+                empty_codes_are_nan,
+                "a code without any vector became nan: the mean of nothing. It stays where it is.",
+            ),
+            (
+                empty_codes_are_zero,
+                "a code without any vector moved to 0. It stays where it is.",
+            ),
+            (
+                index_of_the_last_codebook,
+                "the codebook is right, but the indices are those before its last change. Find "
+                "the nearest codes once more after the loop.",
+            ),
+            (one_step, "only one step was made. Repeat both parts `steps` times."),
+            (never_moved, "the codes have not moved. Each becomes the mean of its vectors."),
+            (
+                rounded_vectors,
+                "you returned the rounded vectors. Return the number of the nearest code (N,).",
+            ),
+            (medians, "the codes are medians. The squared error is least at the mean."),
         ],
     ),
 }
