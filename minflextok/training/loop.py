@@ -99,8 +99,8 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
 
     On rank 0, `out` gets checkpoints (resumed from if there are any), metrics.jsonl, run.json,
     sample images and the weights. quiet: no progress bar and no printed lines. Raises ValueError if
-    another run uses `out`, and, after saving, if no more data can be read; FloatingPointError if too
-    many losses are not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
+    another run uses `out`, and, after saving, if no more data can be read; FloatingPointError if
+    too many losses are not finite; SystemExit(143), after saving, on SIGTERM or SIGINT.
     """
     with ExitStack() as lock:
         with task.ranks.together():
