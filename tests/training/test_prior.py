@@ -179,13 +179,6 @@ def test_missing_labels_are_found_before_the_ids_are_extracted(tmp_path, no_ids,
         run(tmp_path / "run", data=images if kind == "memory" else streamed(tmp_path, False))
 
 
-def test_a_wrong_world_size_is_found_before_the_ids_are_extracted(no_ids):
-    ranks = Ranks("cpu")
-    ranks.world_size = 4
-    with pytest.raises(ValueError, match="batch_size=6 is not a multiple of the world size 4"):
-        PriorTask(SMALL, RECIPE, randomised(), data(), ranks)
-
-
 @pytest.mark.parametrize("kind", ["memory", "stream"])
 def test_another_run_is_found_before_the_ids_are_extracted(tmp_path, monkeypatch, kind):
     images = data() if kind == "memory" else streamed(tmp_path, True)
