@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import flow, nested_dropout, patches
+from ..decoder import time_features
 from ..encoder import prefix_mask
 from ..fsq import FSQ
 from ..transformer import layer_norm
@@ -122,10 +123,24 @@ def _block(x: Tensor, attn: Callable, mlp: Callable) -> Tensor:
     return x + mlp(layer_norm(x))
 
 
-def _embed(registers: Tensor, positions: Tensor, mask_token: Tensor, keep_k: Tensor) -> Tensor:
-    dropout = nested_dropout.NestedDropout(registers.shape[-1])
-    inputs = (registers + positions, keep_k)
-    return torch.func.functional_call(dropout, {"mask_token": mask_token}, inputs)
+def _embed(
+    projected: Tensor,
+    positions: Tensor,
+    mask_token: Tensor,
+    null_token: Tensor,
+    keep_k: Tensor,
+    null: Tensor,
+) -> Tensor:
+    dropout = nested_dropout.NestedDropout(projected.shape[-1])
+    inputs = (projected + positions, keep_k)
+    registers = torch.func.functional_call(dropout, {"mask_token": mask_token}, inputs)
+    return torch.where(null[:, None, None], null_token, registers)
+
+
+def _adaln_block(x: Tensor, m: Tensor, attn: Callable, mlp: Callable) -> Tensor:
+    gate_attn, gate_mlp, shift_attn, scale_attn, shift_mlp, scale_mlp = m
+    x = x + gate_attn * attn(layer_norm(x) * (1 + scale_attn) + shift_attn)
+    return x + gate_mlp * mlp(layer_norm(x) * (1 + scale_mlp) + shift_mlp)
 
 
 def _pair(x: Tensor, noise: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,8 +152,19 @@ def _keep_k(nested: float, u: Tensor, v: Tensor, K: int) -> Tensor:
     return torch.where(u < nested, 1 + (v * K).long(), K)
 
 
-def _loss(velocity: Callable, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    return F.mse_loss(velocity(flow.interpolate(x, noise, t), t), noise - x)
+def _fit(
+    tok: Any, draw: Callable, steps: int, rate: float, nested: Callable, watch: Callable
+) -> None:
+    optimizer = torch.optim.AdamW(tok.parameters(), rate, betas=(0.9, 0.95))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1, (step + 1) / 50) * (1 - step / steps)
+        loss = tok.loss(draw(), nested(step / steps))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(tok.parameters(), 1.0)
+        optimizer.step()
+        watch(step + 1, loss.item())
 
 
 PACKAGE: dict[str, Callable] = {
@@ -152,10 +178,12 @@ PACKAGE: dict[str, Callable] = {
     "encoder.block": _block,
     "fsq.quantize": lambda z, levels: FSQ(levels)(z)[0],
     "fsq.codes_to_ids": lambda codes, levels: FSQ(levels).codes_to_ids(codes),
-    "nested.embed": _embed,
+    "decoder.features": lambda t, n: time_features(t, dim=2 * n),
+    "decoder.block": _adaln_block,
+    "decoder.embed": _embed,
     "flow.pair": _pair,
     "flow.euler": flow.euler,
     "build.nested": lambda progress, full: min(1.0, progress / full),
     "build.keep_k": _keep_k,
-    "build.loss": _loss,
+    "build.fit": _fit,
 }

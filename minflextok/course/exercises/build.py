@@ -1,10 +1,12 @@
-"""Exercises of notebook 06b: nested dropout and the loss of a tokenizer of one's own."""
+"""Exercises of notebook 06b: nested dropout and the training loop of a tokenizer of one's own."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import Exercise
 
@@ -59,82 +61,152 @@ KEEP_K = Exercise(
 )
 
 
-# ---- loss: the flow's objective on images --------------------------------------------------------
+# ---- fit: the training loop ----------------------------------------------------------------------
 
 
-def loss(velocity, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    total = torch.zeros(())
-    states = [s * n + (1 - s) * image for s, n, image in zip(t, noise, x, strict=True)]
-    for v, n, image in zip(velocity(torch.stack(states), t), noise, x, strict=True):
-        total = total + ((v - (n - image)) ** 2).mean()
-    return total / len(x)
+class Line(nn.Module):
+    """A model with `loss(batch, nested)`: a linear fit, with a larger loss for a larger nested."""
+
+    def __init__(self, g: torch.Generator):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, generator=g))
+        self.b = nn.Parameter(torch.zeros(1))
+
+    def loss(self, batch: Tensor, nested: float) -> Tensor:
+        error = batch[:, :3] @ self.w + self.b - batch[:, 3]
+        return (1 + nested) * error.square().mean() + 20 * nested * self.w[0] ** 2
 
 
-def _velocity(x_t: Tensor, t: Tensor) -> Tensor:
-    if t.ndim != 1:
-        raise ValueError(f"t has shape {tuple(t.shape)}: give the velocity t of shape (B,)")
-    return torch.tanh(x_t) * (1 + t.view(-1, 1, 1, 1))
+class Batches:
+    """A function that returns the next batch, over and over."""
+
+    def __init__(self, batches: list[Tensor]):
+        self.batches, self.calls = batches, 0
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        return self.batches[(self.calls - 1) % len(self.batches)]
 
 
-def _loss_inputs(g: torch.Generator) -> Iterator[tuple]:
-    for shape in ((1, 1, 2, 2), (3, 3, 4, 4), (2, 3, 4, 6)):
-        x, noise = (torch.randn(shape, generator=g) for _ in range(2))
-        yield _velocity, x, noise, torch.rand(shape[0], generator=g)
+def _halfway(progress: float) -> float:
+    return min(1.0, 2 * progress)
 
 
-def _state(x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    t = t.view(-1, 1, 1, 1)
-    return t * noise + (1 - t) * x
+def _fit_inputs(g: torch.Generator) -> Iterator[tuple]:
+    for steps, rate in ((3, 0.1), (8, 0.05), (53, 0.02)):
+        batches = [torch.randn(4, 4, generator=g) for _ in range(5)]
+        yield Line(g), Batches(batches), steps, rate, _halfway, None
 
 
-LOSS = Exercise(
-    _loss_inputs,
-    loss,
+def fit(
+    tok: Any,
+    draw: Callable,
+    steps: int,
+    rate: float,
+    nested: Callable,
+    watch: Callable,
+    slope: Callable = lambda step, steps: min(1.0, (step + 1) / 50) * (1 - step / steps),
+    clip: bool = True,
+    zero: bool = True,
+    progress: Callable = lambda step, steps: step / steps,
+    first: int = 1,
+    optimizer: type = torch.optim.AdamW,
+    betas: tuple = (0.9, 0.95),
+) -> None:
+    """The arguments after `watch` make the known errors."""
+    parameters = list(tok.parameters())
+    opt = optimizer(parameters, lr=rate, betas=betas)
+    for step in range(steps):
+        opt.param_groups[0]["lr"] = rate * slope(step, steps)
+        loss = tok.loss(draw(), nested(progress(step, steps)))
+        if zero:
+            for p in parameters:
+                p.grad = None
+        loss.backward()
+        norm = sum(float(p.grad.square().sum()) for p in parameters) ** 0.5
+        if clip and norm > 1:
+            for p in parameters:
+                p.grad /= norm
+        opt.step()
+        watch(step + first, loss.item())
+
+
+def _trained(
+    f: Callable,
+    tok: Line,
+    draw: Batches,
+    steps: int,
+    rate: float,
+    nested: Callable,
+    watch: Callable | None,
+) -> dict | None:
+    """What is compared: the losses that `watch` was given, the number of batches, the weights."""
+    given: list[tuple[int, float]] = []
+    before = [p.detach().clone() for p in tok.parameters()]
+    out = f(tok, draw, steps, rate, nested, lambda step, loss: given.append((step, float(loss))))
+    after = [p.detach() for p in tok.parameters()]
+    same = all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    if not given and same and (out is None or out is ...):
+        return None  # nothing was done: the exercise is not solved
+    return {
+        "steps given to watch": torch.tensor([step for step, _ in given]),
+        "losses given to watch": torch.tensor([loss for _, loss in given]),
+        "batches drawn": draw.calls,
+        "weights at the end": torch.cat([p.flatten() for p in after]),
+    }
+
+
+FIT = Exercise(
+    _fit_inputs,
+    fit,
     [
         (
-            lambda velocity, x, noise, t: (
-                (velocity(_state(x, noise, t), t) - (x - noise)).square().mean()
-            ),
-            "the target has the wrong sign: the velocity points from the image to the noise, "
-            "noise - x.",
+            partial(fit, zero=False),
+            "the gradients of earlier steps were added to the new ones: backward() accumulates. "
+            "Set them to zero before each backward().",
         ),
         (
-            lambda velocity, x, noise, t: (
-                (velocity(_state(noise, x, t), t) - (noise - x)).square().mean()
-            ),
-            "the state runs the other way: at t = 1 it must be the noise, at t = 0 the image.",
+            partial(fit, clip=False),
+            "the gradients were not clipped, or clipped after the step, where it has no effect. "
+            "Clip them to norm 1 after backward() and before the step of the optimizer.",
         ),
         (
-            lambda velocity, x, noise, t: (
-                (velocity(_state(x, noise, t), t) - (noise - x)).square().sum()
-            ),
-            "this is the sum of the squared errors; the loss is their mean, so that it does not "
-            "depend on the number of images and pixels.",
+            partial(fit, slope=lambda step, steps: 1.0),
+            "the learning rate stayed at `rate`. Write the rate of this step into "
+            'group["lr"] of each group in optimizer.param_groups.',
         ),
         (
-            lambda velocity, x, noise, t: (
-                (velocity(_state(x, noise, t), t) - noise).square().mean()
-            ),
-            "the target here is the noise (as in DDPM); a rectified flow predicts noise - x.",
+            partial(fit, slope=lambda step, steps: 1 - step / steps),
+            "the warmup is missing: in the first 50 steps the rate is multiplied by (step + 1) / "
+            "50.",
         ),
         (
-            lambda velocity, x, noise, t: (velocity(x, t) - (noise - x)).square().mean(),
-            "the velocity is evaluated at the image. Evaluate it at the state x_t.",
+            partial(fit, slope=lambda step, steps: min(1.0, (step + 1) / 50)),
+            "the decay is missing: multiply the rate by 1 - step / steps.",
         ),
         (
-            lambda velocity, x, noise, t: (
-                (velocity(_state(x, noise, t), t) - (noise - x)).square().flatten(1).mean(1)
-            ),
-            "this is one loss for each image. Return the mean over the batch.",
+            partial(fit, slope=lambda step, steps: min(1.0, step / 50) * (1 - step / steps)),
+            "the first step has the rate 0. The warmup is (step + 1) / 50 with steps from 0 on.",
         ),
         (
-            lambda velocity, x, noise, t: (
-                (velocity(_state(x, noise, t), t) - (noise - x)).abs().mean()
-            ),
-            "this is the absolute error. The squared error makes the best velocity the "
-            "conditional mean (notebook 05).",
+            partial(fit, progress=lambda step, steps: step),
+            "nested() takes the finished fraction of the training, step / steps, not the number of "
+            "the step.",
+        ),
+        (
+            partial(fit, progress=lambda step, steps: (step + 1) / steps),
+            "the fraction that is finished before step number 0 is 0: nested(step / steps).",
+        ),
+        (
+            partial(fit, first=0),
+            "watch() is told the number of finished steps: step + 1, from 1 on.",
+        ),
+        (
+            partial(fit, betas=(0.9, 0.999)),
+            "these are the default betas of AdamW; asked are (0.9, 0.95).",
         ),
     ],
+    observe=_trained,
 )
 
 # ---- nested: how nested dropout begins -----------------------------------------------------------
@@ -238,4 +310,4 @@ BEST_LOSS = Exercise(
     ],
 )
 
-EXERCISES = {"nested": NESTED, "keep_k": KEEP_K, "loss": LOSS, "best_loss": BEST_LOSS}
+EXERCISES = {"nested": NESTED, "keep_k": KEEP_K, "fit": FIT, "best_loss": BEST_LOSS}
