@@ -15,8 +15,7 @@ from minflextok.cli.parser import main
 from minflextok.data import Images, Stream, load, to_float
 from minflextok.data.shapes import make_shapes
 from minflextok.training import prior
-from minflextok.training.prior import PriorTask, train_prior
-from minflextok.training.runtime import Ranks
+from minflextok.training.prior import train_prior
 
 SMALL = PriorConfig(
     TINY.vocab_size, TINY.num_registers, 5, dim=32, depth=2, head_dim=8, class_names=tuple("abcde")
