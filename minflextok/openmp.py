@@ -22,4 +22,9 @@ def waiting() -> str:
     """How threads wait, in words. OpenMP read its variables when torch was loaded."""
     if "OMP_WAIT_POLICY" in os.environ:
         return f"OMP_WAIT_POLICY={os.environ['OMP_WAIT_POLICY']}"
-    return f"{SPINS}={os.environ[SPINS]}" if SPINS in os.environ else f"{SPINS} is not set"
+    if SPINS in os.environ:
+        return f"{SPINS}={os.environ[SPINS]}"
+    return (
+        f"{SPINS} is not set, because torch was imported before minflextok: on a busy machine, set "
+        f"{SPINS}=1000 before Python starts"
+    )

@@ -130,6 +130,19 @@ def test_short_spins_unless_the_user_chose(given, code, found):
     assert done.stdout.strip() == found
 
 
+@pytest.mark.parametrize(
+    "first, found",
+    [("torch", " is not set, because torch was imported before minflextok: "), ("sys", "=1000")],
+)
+def test_what_is_said_of_spins_is_true(first, found):
+    script = f"import {first}; from minflextok.openmp import waiting; print(waiting())"
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    env = {k: v for k, v in os.environ.items() if k not in names}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("GOMP_SPINCOUNT" + found)
+
+
 def test_the_package_sets_it_before_it_imports_torch():
     first = ast.parse((ROOT / "minflextok/__init__.py").read_text(encoding="utf-8")).body[1]
     assert isinstance(first, ast.ImportFrom) and [a.name for a in first.names] == ["openmp"]
