@@ -290,6 +290,44 @@ def test_the_course_is_complete():
     assert all(f"]({p.name})" in table for p in NOTEBOOKS)
 
 
+# ---- sections ------------------------------------------------------------------------------------
+
+
+def sections(path):
+    """The numbers N of the headings "## N." in a notebook, in their order."""
+    return [int(n) for n in re.findall(r"^## (\d+)\. ", raw(path), re.MULTILINE)]
+
+
+def missing_sections(path):
+    """References "section N" and "notebook NN, section N" in a notebook to sections that do not
+    exist. Numbers such as 4.3 are sections of a paper."""
+    reference = r"(?:notebook\s+(\d\d\w?),\s+)?\bsections?\s+((?:(?:,| and| to)?\s*\d+(?!\.?\d))+)"
+    for match in re.finditer(reference, prose(path), re.IGNORECASE):
+        notebook, numbers = match.groups()
+        found = [*path.parent.glob(f"{notebook}_*.ipynb")] if notebook else [path]
+        known = [n for there in found for n in sections(there)]
+        if not {int(n) for n in re.findall(r"\d+", numbers)} <= set(known):
+            yield " ".join(match[0].split())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+def test_sections_exist(path):
+    numbers = sections(path)
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert not list(missing_sections(path))
+
+
+def test_missing_sections_are_seen(tmp_path):
+    def write(name, text):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        nbformat.write(nb, tmp_path / name)
+
+    write("01_a.ipynb", "## 1. A\n\nSections 1 to 3, notebook 02, sections 1 and 2; section 4.3.")
+    write("02_b.ipynb", "## 1. A\n\n## 2. B\n\nNotebook 01,\nsection 2, and section 2.")
+    assert list(missing_sections(tmp_path / "01_a.ipynb")) == ["Sections 1 to 3"]
+    assert list(missing_sections(tmp_path / "02_b.ipynb")) == ["Notebook 01, section 2"]
+
+
 # ---- links ---------------------------------------------------------------------------------------
 
 
