@@ -10,7 +10,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from minflextok import FlexTok, Prior, PriorConfig, TokenizerConfig
-from minflextok.course import savings_figures
+from minflextok.course import check, relatives_figures, savings_figures, vae_figures
 from minflextok.course.animation import animate
 from minflextok.course.block_diagram import adaln_block
 from minflextok.course.counting import operations
@@ -113,3 +113,8 @@ def test_the_bars_of_the_savings_end_at_100_percent_although_times_are_noisy():
 def test_operations_and_multiplications_are_counted():
     a, b = torch.ones(2, 3), torch.ones(3, 4)
     assert operations(lambda: a @ b + 1) == (2, 2 * 3 * 4)
+
+
+def test_the_parts_that_stand_in_for_unsolved_exercises_are_right():
+    assert check("vae.k_means", vae_figures.k_means)
+    assert check("relatives.evaluation", relatives_figures.evaluate)

@@ -1,7 +1,7 @@
 """Exercises of notebook 10: FlexTok compared with related tokenizers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -163,41 +163,98 @@ def equal_draws(x: Tensor, p: Tensor) -> tuple[Tensor, float, float]:
     return mean, error, sum(squared_error(x, p, y) for y in x) / len(x)
 
 
-# ---- ★ tail token drop ---------------------------------------------------------------------------
+# ---- ★★ the evaluation of one system -------------------------------------------------------------
 
 
-def rows_of_tokens(g: torch.Generator) -> Iterator[tuple]:
-    for B, K, D in ((2, 3, 1), (3, 4, 2), (4, 6, 2)):
-        keep = torch.randint(1, K, (B,), generator=g)
-        keep[-1] = K if keep[0] < K - 1 else 1  # different lengths
-        yield torch.randn(B, K, D, generator=g), keep
+def toy_encode(images: Tensor) -> Tensor:
+    """The brightness of each pixel as an id of 0 to 4: (B, 3, H, W) -> (B, H W)."""
+    return ((images.mean(1).flatten(1) + 1) * 2.49).floor().long()
 
 
-def tail_drop(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.stack([row[j] for j in range(int(k))]) for row, k in zip(tokens, keep, strict=True)
-    )
+def toy_decode(ids: Tensor) -> Tensor:
+    """Gray 2 x 2 images; a missing pixel has brightness 0.1: (B, k) -> (B, 3, 2, 2)."""
+    gray = torch.full((len(ids), 4), 0.1)
+    gray[:, : ids.shape[1]] = ids / 2 - 1
+    return gray.view(-1, 1, 2, 2).expand(-1, 3, -1, -1)
 
 
-def head_drop(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    return tuple(row[len(row) - k :] for row, k in zip(tokens, keep.tolist(), strict=True))
+def toy_classify(images: Tensor) -> Tensor:
+    """Logits of three classes: the upper, the left and the lower right pixels are bright."""
+    x = images.mean(1)
+    return torch.stack([x[:, 0].sum(1), 2 * x[:, :, 0].mean(1), 2 * x[:, 1, 1]], 1)
 
 
-def keeps_the_others(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    return tuple(row[: len(row) - k] for row, k in zip(tokens, keep.tolist(), strict=True))
+def systems(g: torch.Generator) -> Iterator[tuple]:
+    for B, budgets, vocab in ((2, [1, 4], 5), (6, [1, 2, 3, 4], 2560), (9, [2, 4], 8)):
+        images = 2 * torch.rand(B, 3, 2, 2, generator=g) - 1
+        labels = torch.randint(0, 3, (B,), generator=g)
+        yield toy_encode, toy_decode, toy_classify, images, labels, budgets, vocab
 
 
-def one_length(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    return tail_drop(tokens, keep[:1].expand(len(keep)))
+Scores = dict[int, tuple[int, float, float]]
 
 
-def zeros_instead(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    kept = torch.arange(tokens.shape[1]) < keep[:, None]
-    return tuple(tokens * kept[..., None])
+def evaluation(
+    encode: Callable,
+    decode: Callable,
+    classify: Callable,
+    images: Tensor,
+    labels: Tensor,
+    budgets: list[int],
+    vocab: int,
+    *,
+    peak: float = 2.0,
+    one_mean: bool = False,
+    last: bool = False,
+    cut: bool = True,
+    each_token: bool = False,
+    classified: str = "made",
+) -> Scores:
+    found, ids = {}, encode(images)
+    for k in budgets:
+        prefix = ids[:, -k:] if last else ids[:, :k] if cut else ids
+        made = decode(prefix)
+        errors = [float((a - b).square().mean()) for a, b in zip(made, images, strict=True)]
+        errors = [sum(errors) / len(errors)] if one_mean else errors
+        decibels = [10 * math.log10(peak**2 / e) for e in errors]
+        bits = 8 * math.ceil(math.log2(vocab) / 8) * k if each_token else k * math.log2(vocab)
+        guess = classify(images if classified == "originals" else made).argmax(1)
+        target = classify(images).argmax(1) if classified == "agreement" else labels
+        right = [float(i == j) for i, j in zip(guess, target, strict=True)]
+        found[k] = math.ceil(bits / 8), sum(decibels) / len(decibels), sum(right) / len(right)
+    return found
 
 
-def one_more(tokens: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    return tail_drop(tokens, (keep + 1).clamp(max=tokens.shape[1]))
+def peak_of_one(*args) -> Scores:
+    return evaluation(*args, peak=1.0)
+
+
+def peak_of_a_byte(*args) -> Scores:
+    return evaluation(*args, peak=255.0)
+
+
+def decibels_of_the_mean_error(*args) -> Scores:
+    return evaluation(*args, one_mean=True)
+
+
+def last_tokens(*args) -> Scores:
+    return evaluation(*args, last=True)
+
+
+def not_cut(*args) -> Scores:
+    return evaluation(*args, cut=False)
+
+
+def each_token_rounded_up(*args) -> Scores:
+    return evaluation(*args, each_token=True)
+
+
+def originals_classified(*args) -> Scores:
+    return evaluation(*args, classified="originals")
+
+
+def agreement(*args) -> Scores:
+    return evaluation(*args, classified="agreement")
 
 
 # ---- ★★ a regressor and a sampler at every budget ------------------------------------------------
@@ -348,21 +405,39 @@ EXERCISES = {
             ),
         ],
     ),
-    "tail_drop": Exercise(
-        rows_of_tokens,
-        tail_drop,
+    "evaluation": Exercise(
+        systems,
+        evaluation,
         [
-            (head_drop, "this keeps the tail. Keep the first tokens and drop the tail."),
-            (keeps_the_others, "keep is the number of tokens to keep, not the number to drop."),
-            (one_length, "every image got the length of the first one."),
             (
-                zeros_instead,
-                "the tail became zeros and the length stayed the same. Remove the tail.",
+                peak_of_one,
+                "the PSNR is 6.02 dB too low: images run from -1 to 1, so the peak is 2, and its "
+                "square 4.",
             ),
-            (one_more, "off by one: keep = k keeps tokens 0 to k - 1."),
             (
-                lambda tokens, keep: tuple(row[: int(keep.max())] for row in tokens),
-                "every image keeps the largest of the numbers. Each image has its own.",
+                peak_of_a_byte,
+                "255 is the peak of 8-bit images. These run from -1 to 1: the peak is 2.",
+            ),
+            (
+                decibels_of_the_mean_error,
+                "this is the PSNR of the mean error. The PSNR of each image comes first, then the "
+                "mean over images: the logarithm of a mean is not the mean of the logarithms.",
+            ),
+            (last_tokens, "these are the LAST k tokens. A prefix is the first k: ids[:, :k]."),
+            (not_cut, "every budget decodes all tokens. Cut the ids: ids[:, :k]."),
+            (
+                each_token_rounded_up,
+                "each token was rounded up to whole bytes. Add the bits of all k tokens first and "
+                "round up once.",
+            ),
+            (
+                originals_classified,
+                "this is the accuracy on the ORIGINALS. Classify what was decoded.",
+            ),
+            (
+                agreement,
+                "this is the share of images whose class stays that of the original. Compare with "
+                "the labels.",
             ),
         ],
     ),
