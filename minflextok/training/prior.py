@@ -210,8 +210,9 @@ def train_prior(
     """
     check_world_size(recipe.batch_size)
     ranks = Ranks(device)
-    if ranks.is_main:
-        with only_run(Path(out)):  # a directory in use, or of another run, costs no extraction
-            check_resumes(config, recipe, tok, data, Path(out), crops)
+    with ranks.together():
+        if ranks.is_main:
+            with only_run(Path(out)):  # a directory in use, or of another run, costs no extraction
+                check_resumes(config, recipe, tok, data, Path(out), crops)
     task = PriorTask(config, recipe, tok, data, ranks, crops, cache, quiet)
     return fit(task, recipe, out, quiet)

@@ -7,7 +7,16 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, check_resume, killed_after, lines, noise_images, randomised, same
+from conftest import (
+    TINY,
+    check_resume,
+    killed_after,
+    lines,
+    noise_images,
+    on_two_ranks,
+    randomised,
+    same,
+)
 from image_files import png, shard
 
 from minflextok import Prior, PriorConfig, TrainConfig
@@ -197,6 +206,27 @@ def test_another_run_is_found_before_the_ids_are_extracted(tmp_path, monkeypatch
     assert not extracted
     run(tmp_path / "run", config, data=images)
     assert lines(tmp_path / "run", "bits")[-1][0] == 8 and extracted
+
+
+def test_all_ranks_learn_that_out_holds_another_run(tmp_path):
+    run(tmp_path / "run", recipe=dataclasses.replace(RECIPE, steps=1))
+    (tmp_path / "refused.py").write_text(
+        f"""
+import torch
+from conftest import noise_images, randomised
+from minflextok import PriorConfig, TrainConfig
+from minflextok.training.prior import train_prior
+
+data = noise_images(40, 0, labels=torch.arange(40) % 5, classes=list("abcde"))
+try:
+    train_prior({SMALL}, {RECIPE}, randomised(), data, {str(tmp_path / "run")!r}, "cpu", quiet=True)
+except ValueError as e:
+    assert "holds a shorter run" in str(e), e
+else:
+    raise AssertionError
+"""
+    )
+    on_two_ranks(tmp_path / "refused.py")
 
 
 # ---- commands ------------------------------------------------------------------------------------
