@@ -19,7 +19,7 @@ ROWS = {0: 0, 1: 1, 2: 2, 4: 3, 8: 4, 16: 5}  # number of tokens (0: original) t
 def stored_tiles(rows: dict[str, tuple[Path, int]], columns: Sequence[int]) -> Figure:
     """Tiles of stored pictures: a row for each name, (file, number of tokens; 0: the original)."""
     fig, axes = plt.subplots(len(rows), len(columns), squeeze=False)
-    fig.set_size_inches(1.45 * len(columns) + 0.5, 1.5 * len(rows))
+    fig.set_size_inches(1.1 * len(columns) + 0.4, 1.12 * len(rows))
     for line, (name, (path, k)) in zip(axes, rows.items(), strict=True):
         picture = plt.imread(path)
         y = round(TOP + 134.6 * ROWS[k])
