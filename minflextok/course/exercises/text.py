@@ -4,10 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import combinations
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from ...gpt import CrossAttention
+from ...transformer import layer_norm
 from . import Exercise, randint
 
 Words = tuple[str, ...]
@@ -99,63 +102,77 @@ def pad(rows: list[list[int]]) -> Tensor:
 # ---- ★★ cross-attention --------------------------------------------------------------------------
 
 
+class Layer(SimpleNamespace):
+    """The linear layers of a cross-attention, which cannot be called as a whole."""
+
+    def __repr__(self) -> str:
+        d, D = self.head_dim, self.proj.in_features
+        return f"layers of random weights, D = {D}, {D // d} heads of d = {d}"
+
+
 def attention_inputs(g: torch.Generator) -> Iterator[tuple]:
-    for M, L, d, words in ((1, 2, 2, 2), (2, 3, 2, 2), (3, 4, 4, 1), (2, 5, 3, 4)):
-        mask = torch.arange(L) < words
-        yield (
-            torch.randn(M, d, generator=g),
-            torch.randn(L, d, generator=g),
-            torch.randn(L, 3, generator=g),
-            mask,
+    for B, M, L, D, Dt, d, words in (
+        (1, 1, 1, 4, 3, 4, [1]),
+        (1, 2, 3, 4, 3, 2, [2]),
+        (2, 3, 4, 8, 5, 4, [4, 2]),
+        (3, 2, 5, 12, 4, 4, [1, 5, 3]),
+    ):
+        parts = CrossAttention(D, Dt, d).requires_grad_(False)
+        for parameter in parts.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g))
+        layer = Layer(wq=parts.wq, wkv=parts.wkv, proj=parts.proj, head_dim=d)
+        x, text = torch.randn(B, M, D, generator=g), torch.randn(B, L, Dt, generator=g)
+        yield x, text, torch.arange(L) < torch.tensor(words)[:, None], layer
+
+
+def cross_attention(x: Tensor, text: Tensor, mask: Tensor, layer: Layer, **changes) -> Tensor:
+    rows = zip(x, text, mask, strict=True)
+    return torch.stack([one_caption(*row, layer, **changes) for row in rows])
+
+
+def one_caption(
+    x: Tensor,
+    text: Tensor,
+    mask: Tensor,
+    layer: Layer,
+    padding: str = "no weight",
+    normed: str = "qk",
+    power: float = 0.5,
+    divided_by: str = "d",
+    heads_first: bool = False,
+    exchanged: bool = False,
+    mixed: bool = False,
+    over_queries: bool = False,
+) -> Tensor:
+    """x (M, D), text (L, Dt), mask (L,) -> (M, D), one head after the other; the arguments from
+    `padding` on are errors."""
+    (M, D), d = x.shape, layer.head_dim
+    projected, out = layer.wkv(text), []
+    for h in range(D // d):
+        at = [2 * h * d, 2 * h * d + d] if heads_first else [h * d, D + h * d]
+        q = layer.wq(x)[:, h * d : (h + 1) * d]
+        k, v = (projected[:, a : a + d] for a in (at[::-1] if exchanged else at))
+        q, k, v = (
+            layer_norm(part) if name in normed else part
+            for name, part in (("q", q), ("k", k), ("v", v))
         )
+        logits = (q @ k.T) / (d if divided_by == "d" else D) ** power  # (M, L)
+        if padding == "zero":
+            logits = logits * mask
+        elif padding == "no weight":
+            logits = logits.masked_fill(~mask, float("-inf"))
+        elif padding == "inverted":
+            logits = logits.masked_fill(mask, float("-inf"))
+        powers = logits.exp()
+        weights = powers / powers.sum(0 if over_queries else 1, keepdim=True)
+        weights = weights.nan_to_num() if over_queries else weights
+        out.append((weights * mask if padding == "late" else weights) @ v)
+    joined = torch.stack(out).reshape(M, D) if mixed else torch.cat(out, 1)
+    return layer.proj(joined)
 
 
-def cross_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    rows = []
-    for m in range(len(q)):
-        powers = [
-            math.exp(float(q[m] @ key) / math.sqrt(q.shape[1])) * bool(word)
-            for key, word in zip(k, mask, strict=True)
-        ]
-        rows.append(
-            sum(
-                (p / sum(powers) * value for p, value in zip(powers, v, strict=True)),
-                torch.zeros(v.shape[1]),
-            )
-        )
-    return torch.stack(rows)
-
-
-def attends_to_padding(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return cross_attention(q, k, v, torch.ones_like(mask))
-
-
-def mask_inverted(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return ((q @ k.T / q.shape[1] ** 0.5).masked_fill(mask, float("-inf"))).softmax(-1) @ v
-
-
-def masked_after_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return ((q @ k.T / q.shape[1] ** 0.5).softmax(-1) * mask) @ v
-
-
-def zero_logits(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.T / q.shape[1] ** 0.5 * mask).softmax(-1) @ v
-
-
-def adds_the_mask(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.T / q.shape[1] ** 0.5 + mask).softmax(-1) @ v
-
-
-def over_queries(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    return (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf")).softmax(
-        0
-    ).nan_to_num() @ v
-
-
-def causal_too(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    logits = (q @ k.T / q.shape[1] ** 0.5).masked_fill(~mask, float("-inf"))
-    later = torch.ones(len(q), len(k), dtype=torch.bool).triu(1)
-    return logits.masked_fill(later, float("-inf")).softmax(-1) @ v
+def wrong_attention(**changes) -> Callable:
+    return lambda x, text, mask, layer: cross_attention(x, text, mask, layer, **changes)
 
 
 # ---- ★★ does the image match the caption? --------------------------------------------------------
@@ -420,40 +437,54 @@ EXERCISES = {
         cross_attention,
         [
             (
-                attends_to_padding,
+                wrong_attention(padding="some weight"),
                 "the padding is attended to: give it the logit -inf before the softmax.",
             ),
             (
-                mask_inverted,
+                wrong_attention(padding="inverted"),
                 "the mask is True at words. You masked the words and attended to the padding.",
             ),
             (
-                masked_after_softmax,
+                wrong_attention(padding="late"),
                 "masked after the softmax: the weights of the words no longer add up to 1. Mask "
                 "the logits.",
             ),
             (
-                adds_the_mask,
-                "the mask was added to the logits: True counts as 1 and False as 0, so padding "
-                "still gets attention. Set its logits to -inf.",
+                wrong_attention(padding="zero"),
+                "a logit of 0 does not remove a key: exp(0) = 1. Use -inf.",
             ),
-            (zero_logits, "a logit of 0 does not remove a key: exp(0) = 1. Use -inf."),
             (
-                over_queries,
+                wrong_attention(over_queries=True),
                 "the softmax is over the queries. For each query, the weights of all WORDS add "
                 "up to 1.",
             ),
             (
-                causal_too,
-                "this has a causal mask. In cross-attention every position may attend to the "
-                "whole text.",
+                wrong_attention(mixed=True),
+                "the heads are mixed up: from (B, H, M, d) a reshape to (B, M, D) joins different "
+                "POSITIONS. Exchange H and M first, with .transpose(1, 2).",
             ),
             (
-                lambda q, k, v, mask: cross_attention(q * q.shape[1] ** 0.5, k, v, mask),
-                "divide the logits by the square root of d, the length of q and k.",
+                wrong_attention(heads_first=True),
+                "the 2 D outputs of wkv are first all keys, then all values: view them as (B, L, "
+                "2, H, d), not as (B, L, H, 2, d).",
             ),
             (
-                lambda q, k, v, mask: cross_attention(q / q.shape[1] ** 0.5, k, v, mask),
+                wrong_attention(exchanged=True),
+                "keys and values are exchanged: the first D outputs of wkv are the keys.",
+            ),
+            (wrong_attention(normed=""), "q and k are not normalized (over d, in each head)."),
+            (wrong_attention(normed="qkv"), "v was normalized, too: only q and k are."),
+            (
+                wrong_attention(divided_by="D"),
+                "you divided the logits by the square root of D. A query of one head has the "
+                "length d.",
+            ),
+            (
+                wrong_attention(power=0.0),
+                "divide the logits by the square root of d, the length of q and k in a head.",
+            ),
+            (
+                wrong_attention(power=1.0),
                 "you divided the logits by d. Divide by the square root of d.",
             ),
         ],
