@@ -1,11 +1,17 @@
 """Exercises of notebook 05b: the decoder."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
+from ...config import TokenizerConfig
+from ...decoder import Decoder
+from ...patches import embed_patches
 from . import Exercise, randint
 
 Branch = Callable[[Tensor], Tensor]
@@ -55,13 +61,7 @@ def interleaved(t: Tensor, n: int) -> Tensor:
     return features(t, n).view(len(t), 2, n).transpose(1, 2).reshape(len(t), 2 * n)
 
 
-# ---- ★ modulation --------------------------------------------------------------------------------
-
-
-def modulation_inputs(g: torch.Generator) -> Iterator[tuple]:
-    for B, N, D in ((1, 2, 3), (2, 3, 4), (3, 5, 8)):
-        shift, scale = (torch.randn(B, D, generator=g) for _ in range(2))
-        yield 3 * torch.randn(B, N, D, generator=g) + 1, shift, scale
+# ---- ★★ the adaLN-Zero block ---------------------------------------------------------------------
 
 
 def normalize(row: Tensor) -> Tensor:
@@ -74,35 +74,6 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         for i in range(x.shape[1]):
             out[b, i] = normalize(x[b, i]) * (1 + scale[b]) + shift[b]
     return out
-
-
-def norm_not_used(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale[:, None]) + shift[:, None]
-
-
-def without_one(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return modulate(x, shift, scale - 1)
-
-
-def swapped(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return modulate(x, scale, shift)
-
-
-def shifted_first(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return modulate(x, shift * (1 + scale), scale)
-
-
-def one_norm_per_image(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    flat = torch.stack([normalize(image.flatten()).view_as(image) for image in x])
-    return norm_not_used(flat, shift, scale)
-
-
-def norm_last(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    zero = torch.zeros_like(shift)
-    return modulate(norm_not_used(x, shift, scale), zero, zero)
-
-
-# ---- ★★ the adaLN-Zero block ---------------------------------------------------------------------
 
 
 def mix(y: Tensor) -> Tensor:
@@ -260,6 +231,136 @@ def kept_and_dropped_exchanged(
     return torch.where(null[:, None, None], null_token, registers)
 
 
+# ---- ★★★ the decoder, from codes to velocity -----------------------------------------------------
+
+
+class SmallDecoder(Decoder):
+    """A decoder whose every weight matters, with 4 patches and 4 registers."""
+
+    def __init__(self, g: torch.Generator):
+        levels, width = (4, 4), 8
+        super().__init__(
+            TokenizerConfig(
+                image_size=4,
+                patch_size=2,
+                enc_dim=width,
+                dec_dim=width,
+                head_dim=4,
+                dec_depth=2,
+                num_registers=4,
+                fsq_levels=levels,
+            )
+        )
+        for p in self.parameters():
+            p.data = 0.5 * torch.randn(p.shape, generator=g)
+
+    def __repr__(self) -> str:
+        return "a small decoder"
+
+
+def decoder_inputs(g: torch.Generator) -> Iterator[tuple]:
+    d = SmallDecoder(g)
+    for B in (1, 2, 4):
+        x_t, codes = torch.randn(B, 3, 4, 4, generator=g), torch.randn(B, 4, 2, generator=g)
+        keep_k = torch.randint(1, 4, (B,), generator=g)
+        yield (
+            d,
+            x_t,
+            0.1 + 0.8 * torch.rand(B, generator=g),
+            codes,
+            keep_k,
+            torch.arange(B) % 3 == 1,
+        )
+
+
+def detached(v: Any) -> Any:
+    return v.detach() if isinstance(v, Tensor) else v
+
+
+def forward(
+    d: Decoder, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor
+) -> Tensor:
+    return d(x_t, t, d.embed_registers(codes, keep_k, null))
+
+
+def parts_of(d, x_t, t, codes, keep_k, null) -> tuple:
+    registers = d.embed_registers(codes, keep_k, null)
+    patches = embed_patches(x_t, d.patch_size, d.patch_proj, d.positions)
+    return patches, registers, d.embed_time(t), x_t.shape[-1] // d.patch_size
+
+
+def registers_first(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, registers, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    P, seq = patches.shape[1], torch.cat([registers, patches], dim=1)
+    for layer in d.blocks:
+        seq = layer(seq, layer.modulation(time), P)
+    return d.output(seq[:, :P], d.head_adaln(silu(time)), side, side)
+
+
+def reads_the_registers(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, registers, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    P, seq = patches.shape[1], torch.cat([patches, registers], dim=1)
+    for layer in d.blocks:
+        seq = layer(seq, layer.modulation(time), P)
+    return d.output(seq[:, -P:], d.head_adaln(silu(time)), side, side)
+
+
+def all_modulated_as_patches(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, registers, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    P, seq = patches.shape[1], torch.cat([patches, registers], dim=1)
+    for layer in d.blocks:
+        seq = layer(seq, layer.modulation(time), seq.shape[1])
+    return d.output(seq[:, :P], d.head_adaln(silu(time)), side, side)
+
+
+def head_without_silu(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, registers, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    P, seq = patches.shape[1], torch.cat([patches, registers], dim=1)
+    for layer in d.blocks:
+        seq = layer(seq, layer.modulation(time), P)
+    return d.output(seq[:, :P], d.head_adaln(time), side, side)
+
+
+def without_blocks(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, _, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    return d.output(patches, d.head_adaln(silu(time)), side, side)
+
+
+def t_reversed(d, x_t, t, codes, keep_k, null) -> Tensor:
+    return forward(d, x_t, 1 - t, codes, keep_k, null)
+
+
+def without_positions(d, x_t, t, codes, keep_k, null) -> Tensor:
+    d = copy.deepcopy(d)
+    d.positions.zero_()
+    return forward(d, x_t, t, codes, keep_k, null)
+
+
+def all_kept(d, x_t, t, codes, keep_k, null) -> Tensor:
+    return forward(d, x_t, t, codes, torch.full_like(keep_k, 4), null)
+
+
+def never_null(d, x_t, t, codes, keep_k, null) -> Tensor:
+    return forward(d, x_t, t, codes, keep_k, torch.zeros_like(null))
+
+
+def head_not_modulated(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, registers, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    P, seq = patches.shape[1], torch.cat([patches, registers], dim=1)
+    for layer in d.blocks:
+        seq = layer(seq, layer.modulation(time), P)
+    return d.output(seq[:, :P], torch.zeros(len(t), 2 * seq.shape[-1]), side, side)
+
+
+def scale_before_shift(d, x_t, t, codes, keep_k, null) -> Tensor:
+    patches, registers, time, side = parts_of(d, x_t, t, codes, keep_k, null)
+    P, seq = patches.shape[1], torch.cat([patches, registers], dim=1)
+    for layer in d.blocks:
+        seq = layer(seq, layer.modulation(time), P)
+    swapped = d.head_adaln(silu(time)).chunk(2, dim=-1)[::-1]
+    return d.output(seq[:, :P], torch.cat(swapped, dim=-1), side, side)
+
+
 # ---- ★★ REPA -------------------------------------------------------------------------------------
 
 
@@ -363,59 +464,6 @@ EXERCISES = {
             ),
         ],
         tolerance=2e-3,  # angles up to 1000 in float32
-    ),
-    "modulate": Exercise(
-        modulation_inputs,
-        modulate,
-        [
-            (
-                norm_not_used,
-                "x is not normalized. If you computed the layer norm, use its result and not x.",
-            ),
-            (
-                without_one,
-                "the factor is scale in place of 1 + scale. With scale = 0 the output would be "
-                "shift alone, and with both 0 it should be the layer norm of x.",
-            ),
-            (swapped, "shift and scale are swapped."),
-            (
-                shifted_first,
-                "you added the shift before the multiplication. Multiply by 1 + scale first.",
-            ),
-            (
-                one_norm_per_image,
-                "you normalized over positions and channels together. Normalize each position over "
-                "its channels.",
-            ),
-            (
-                norm_last,
-                "you normalized after the modulation, which removes a part of it again. Normalize "
-                "x first.",
-            ),
-            (
-                lambda x, shift, scale: x + modulate(x, shift, scale),
-                "x was added. The residual connection comes later, after the branch.",
-            ),
-            (
-                lambda x, shift, scale: norm_not_used(x - x.mean(-1, keepdim=True), shift, scale),
-                "the mean was subtracted, but the result was not divided by the standard "
-                "deviation.",
-            ),
-            (
-                lambda x, shift, scale: modulate(
-                    x, shift[:1].expand_as(shift), scale[:1].expand_as(scale)
-                ),
-                "all images got shift and scale of the first one: shift[:, None] keeps one "
-                "row for each image.",
-            ),
-            (
-                lambda x, shift, scale: norm_not_used(
-                    (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True), shift, scale
-                ),
-                "the variance of a layer norm divides by D, and yours by D - 1: use "
-                "var(unbiased=False).",
-            ),
-        ],
     ),
     "block": Exercise(
         block_inputs,
@@ -538,6 +586,35 @@ EXERCISES = {
                 "kept and dropped registers are exchanged: the first keep_k are kept.",
             ),
         ],
+    ),
+    "forward": Exercise(
+        decoder_inputs,
+        forward,
+        [
+            (
+                registers_first,
+                "the registers come first in your sequence. The patches do: each block modulates "
+                "its first P positions as patches.",
+            ),
+            (
+                reads_the_registers,
+                "the head reads the last positions, the registers. It reads the first P.",
+            ),
+            (
+                all_modulated_as_patches,
+                "all positions are modulated as patches: the last argument of a block is the "
+                "number of patches, P, not the length of the sequence.",
+            ),
+            (head_without_silu, "the head's modulation is d.head_adaln(F.silu(time))."),
+            (head_not_modulated, "the head is not modulated by t: layer norm, scale, shift, head."),
+            (scale_before_shift, "the head's first D values are its shift, the last D its scale."),
+            (without_blocks, "the blocks do not change the sequence: assign their result."),
+            (without_positions, "the patches have no positions: add d.positions.flatten(0, 1)."),
+            (all_kept, "keep_k is not used: give it to d.embed_registers."),
+            (never_null, "null is not used: give it to d.embed_registers."),
+            (t_reversed, "the time embedding is that of 1 - t."),
+        ],
+        observe=lambda f, *args: detached(f(*args)),
     ),
     "alignment": Exercise(
         alignment_inputs,
