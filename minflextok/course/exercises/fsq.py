@@ -1,7 +1,7 @@
 """Exercises of notebook 03: finite scalar quantization."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -513,10 +513,140 @@ QUANTIZE = Exercise(
 )
 
 
+# ---- neighbors: one digit, one level -------------------------------------------------------------
+
+
+def _neighbors_inputs(g: torch.Generator) -> Iterator[tuple]:
+    yield 17, (5, 4)
+    yield 0, (5, 4)
+    yield 815, (8, 8, 8, 5)
+    for _ in range(7):
+        levels = _levels(g, 3)
+        yield randint(g, 0, math.prod(levels) - 1), levels
+
+
+def _digits(number: int, levels: tuple[int, ...]) -> list[int]:
+    digits = []
+    for L in levels:
+        digits.append(number % L)
+        number //= L
+    return digits
+
+
+def neighbors(number: int, levels: tuple[int, ...]) -> list[int]:
+    here, found = _digits(number, levels), []
+    for other in range(math.prod(levels)):
+        steps = [abs(a - b) for a, b in zip(here, _digits(other, levels), strict=True)]
+        if sum(steps) == 1:
+            found.append(other)
+    return found
+
+
+def _stepped(number: int, levels: tuple[int, ...], keep: Callable, places: list[int]) -> list[int]:
+    """number plus and minus each place value, where keep(digit after the step, L)."""
+    digits = _digits(number, levels)
+    return sorted(
+        number + step * place
+        for d, L, place in zip(digits, levels, places, strict=True)
+        for step in (-1, 1)
+        if keep(d + step, L)
+    )
+
+
+def _places(levels: tuple[int, ...]) -> list[int]:
+    return [math.prod(levels[:i]) for i in range(len(levels))]
+
+
+def _inside(d: int, L: int) -> bool:
+    return 0 <= d < L
+
+
+def _all_steps(number: int, levels: tuple[int, ...]) -> list[int]:
+    found = _stepped(number, levels, lambda d, L: True, _places(levels))
+    return [i for i in found if 0 <= i < math.prod(levels)]
+
+
+def _around(number: int, levels: tuple[int, ...]) -> list[int]:
+    here = _digits(number, levels)
+    found = set()
+    for i, (L, place) in enumerate(zip(levels, _places(levels), strict=True)):
+        for step in (-1, 1):
+            found.add(number + ((here[i] + step) % L - here[i]) * place)
+    return sorted(found)
+
+
+def _any_change(number: int, levels: tuple[int, ...]) -> list[int]:
+    here = _digits(number, levels)
+    return [
+        other
+        for other in range(math.prod(levels))
+        if sum(a != b for a, b in zip(here, _digits(other, levels), strict=True)) == 1
+    ]
+
+
+def _by_digit(number: int, levels: tuple[int, ...]) -> list[int]:
+    return [
+        number + step * place
+        for d, L, place in zip(_digits(number, levels), levels, _places(levels), strict=True)
+        for step in (-1, 1)
+        if _inside(d + step, L)
+    ]
+
+
+NEIGHBORS = Exercise(
+    _neighbors_inputs,
+    neighbors,
+    [
+        (
+            _all_steps,
+            "a digit leaves its range: 0 - 1 or L - 1 + 1 changes the next digit as well. Take a "
+            "step only if the new digit is from 0 to L - 1.",
+        ),
+        (
+            lambda number, levels: _stepped(number, levels, lambda d, L: True, _places(levels)),
+            "there are negative ids, or digits outside their range. Take a step only if the new "
+            "digit is from 0 to L - 1.",
+        ),
+        (
+            _around,
+            "the digits wrap around, from L - 1 to 0. These levels are the two ends of a channel, "
+            "and no neighbors.",
+        ),
+        (
+            _any_change,
+            "these ids differ in one digit, but by any number of levels. A neighbor differs by "
+            "one level.",
+        ),
+        (
+            lambda number, levels: [
+                i for i in (number - 1, number + 1) if 0 <= i < math.prod(levels)
+            ],
+            "number - 1 and number + 1 are steps of the first digit only. Each digit has its place "
+            "value.",
+        ),
+        (
+            lambda number, levels: _stepped(number, levels, _inside, _places(levels[::-1])[::-1]),
+            "the place values start with the last channel. The first channel is the least "
+            "significant digit: its place value is 1.",
+        ),
+        (
+            lambda number, levels: sorted([number, *neighbors(number, levels)]),
+            "the id itself is in the list. It differs in no digit.",
+        ),
+        (
+            _by_digit,
+            "the ids are right, but not in ascending order: return sorted(...).",
+        ),
+    ],
+    tolerance=0,
+)
+
+
 EXERCISES = {
     "codes_to_ids": CODES_TO_IDS,
     "bound": BOUND,
     "straight_through": STRAIGHT_THROUGH,
     "perplexity": PERPLEXITY,
     "quantize": QUANTIZE,
+    "neighbors": NEIGHBORS,
 }
