@@ -45,7 +45,6 @@ FLOATS = {  # right values, as floating-point numbers
     "fsq.codes_to_ids": lambda f: lambda *args: f(*args).float(),
     "encoder.prefix_mask": lambda f: lambda *args: f(*args).double(),
     "quickstart.shortest": lambda f: lambda *args: f(*args).float(),
-    "training.mix": lambda f: lambda *args: (f(*args)[0].float(), f(*args)[1]),
     "quickstart.exchange": lambda f: lambda *args: [float(i) for i in f(*args)],
     "budget.tokens_in": lambda f: lambda *args: float(f(*args)),
     "text.shows_exactly": lambda f: lambda *args: float(f(*args)),

@@ -1,10 +1,12 @@
 """Exercises of notebook 06: training."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import Exercise, randint
 
@@ -203,130 +205,144 @@ def warmup_instead(step: int, steps: int, peak: float, warmup: int, end: float) 
     return peak * (step + 1) / warmup if step < warmup else rate
 
 
-# ---- ★★ nested dropout, phased in ----------------------------------------------------------------
+# ---- ★★★ the training step -----------------------------------------------------------------------
 
 
-def batches(g: torch.Generator) -> Iterator[tuple]:
-    for B, K, nested_prob, null_prob in (
-        (4, 8, 0.5, 0.3),
-        (8, 8, 0.0, 0.5),
-        (8, 4, 1.0, 0.5),
-        (12, 16, 0.7, 0.4),
-    ):
-        drawn = torch.randint(1, K, (B,), generator=g)
-        coins = torch.linspace(0.05, 0.95, B)[torch.randperm(B, generator=g)]
-        yield drawn, coins, torch.rand(B, generator=g), nested_prob, null_prob, K
+class Toy(nn.Module):
+    """A tokenizer of images (3, 2, 2): 4 registers of 2 channels."""
+
+    def __init__(self, g: torch.Generator):
+        super().__init__()
+        self.project = nn.Parameter(torch.randn(8, 12, generator=g))
+        self.gain = nn.Parameter(torch.randn((), generator=g))
+        self.no_token = nn.Parameter(torch.randn((), generator=g))
+
+    def __repr__(self) -> str:
+        return "a toy tokenizer"
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = (x.flatten(1) @ self.project.T).view(-1, 4, 2)
+        return z, z.tanh()
+
+    def decode(self, x_t: Tensor, t: Tensor, codes: Tensor, keep_k: Tensor, null: Tensor) -> Tensor:
+        kept = torch.arange(4) < keep_k[:, None]
+        tokens = torch.where(null, self.no_token, (codes.sum(-1) * kept).sum(1))
+        return x_t * self.gain + (tokens * (1 + t)).view(-1, 1, 1, 1)
+
+
+def training_steps(g: torch.Generator) -> Iterator[tuple]:
+    for step, nested_prob in ((0, 1.0), (3, 0.6), (40, 0.6), (5000, 0.0)):
+        model = Toy(g)
+        average, optimizer = copy.deepcopy(model), torch.optim.SGD(model.parameters(), 0.3)
+        yield model, average, optimizer, torch.rand(4, 3, 2, 2, generator=g), step, nested_prob
+
+
+def two_steps(
+    f: Callable, model: Toy, average: Toy, optimizer: Any, x: Tensor, step: int, p: float
+):
+    """The losses of two steps in a row, and the weights and the average after them."""
+    losses = []
+    for i in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step + i)
+            loss = f(model, average, optimizer, x, step + i, p)
+        if not isinstance(loss, float | Tensor):
+            return loss
+        losses.append(float(loss))
+    after = {"losses of two steps": torch.tensor(losses)}
+    for name, module in {"gain": model, "average of gain": average}.items():
+        after[name] = module.gain.detach()
+    for name, module in {"weights": model, "average of the weights": average}.items():
+        after[name] = module.project.detach()[:2, :4]
+    return after
+
+
+def training_step(
+    model: Toy,
+    average: Toy,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    step: int,
+    nested_prob: float,
+    *,
+    mix: Callable | None = None,
+    loss_of: Callable | None = None,
+    zero: bool = True,
+    clip: bool = True,
+    decay: Callable = lambda step: min(0.999, (step + 1) / (step + 10)),
+    average_first: bool = False,
+) -> float:
+    """mix: keep_k and null of a batch. loss_of: the loss of an image. zero: without the gradients
+    of the step before."""
+
+    def update_average() -> None:
+        d = decay(step)
+        with torch.no_grad():
+            for a, w in zip(average.parameters(), model.parameters(), strict=True):
+                a.copy_(d * a + (1 - d) * w)
+
+    B, K = len(x), 4
+    noise, t = torch.randn_like(x), torch.rand(B).sqrt()
+    drawn, u, w = 2 ** torch.randint(K.bit_length(), (B,)), torch.rand(B), torch.rand(B)
+    keep_k, null = (mix or mixed)(drawn, u, w, nested_prob, K)
+
+    def decode(x_t: Tensor, t: Tensor, codes: Tensor, k: int, null: bool) -> Tensor:
+        return model.decode(
+            x_t[None], t[None], codes[None], torch.tensor([k]), torch.tensor([null])
+        )[0]
+
+    def encode(image: Tensor) -> tuple[Tensor, Tensor]:
+        z, codes = model.encode(image[None])
+        return z[0], codes[0]
+
+    total = torch.zeros(())
+    for b in range(B):
+        draws = x[b], noise[b], t[b], int(keep_k[b]), bool(null[b])
+        total = total + (loss_of or loss)(encode, decode, *draws) / B
+    if zero:
+        optimizer.zero_grad()
+    total.backward()
+    if clip:
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    if average_first:
+        update_average()
+    optimizer.step()
+    if not average_first:
+        update_average()
+    return total.item()
 
 
 Mixed = tuple[Tensor, Tensor]
 
 
-def mix(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int) -> Mixed:
-    keep_k = [int(drawn[b]) if u[b] < nested_prob else K for b in range(len(drawn))]
-    return torch.tensor(keep_k), torch.tensor([bool(w[b] < null_prob) for b in range(len(drawn))])
+def mixed(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, K: int) -> Mixed:
+    return torch.where(u < nested_prob, drawn, K), w < 0.1
 
 
-def other_share(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    return torch.where(u < nested_prob, K, drawn), w < null_prob
+def other_share(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, K: int) -> Mixed:
+    return torch.where(u < nested_prob, K, drawn), w < 0.1
 
 
-def one_coin_a_batch(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    return mix(drawn, u[:1].expand(len(u)), w, nested_prob, null_prob, K)
+def always_nested(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, K: int) -> Mixed:
+    return drawn, w < 0.1
 
 
-def one_coin_for_both(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    return mix(drawn, u, u, nested_prob, null_prob, K)
+def one_draw_for_both(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, K: int) -> Mixed:
+    return torch.where(u < nested_prob, drawn, K), u < 0.1
 
 
-def null_disappears(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
-    return keep_k, null & (u >= nested_prob)
+def null_disappears(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, K: int) -> Mixed:
+    between = (u >= nested_prob) & (u < nested_prob + 0.1)
+    return torch.where(u < nested_prob, drawn, K), between
 
 
-def null_only_if_cut(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
-    return keep_k, null & (u < nested_prob)
+def no_null(drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, K: int) -> Mixed:
+    return torch.where(u < nested_prob, drawn, K), torch.zeros_like(w) > 0
 
 
-def null_keeps_none(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    keep_k, null = mix(drawn, u, w, nested_prob, null_prob, K)
-    return torch.where(null, 0, keep_k), null
-
-
-def all_a_little(
-    drawn: Tensor, u: Tensor, w: Tensor, nested_prob: float, null_prob: float, K: int
-) -> Mixed:
-    return (K + nested_prob * (drawn - K)).round().long(), w < null_prob
-
-
-# ---- ★ the moving average of the weights ---------------------------------------------------------
-
-
-def histories(g: torch.Generator) -> Iterator[tuple]:
-    for S, D, decay in ((1, 1, 0.9), (3, 2, 0.9), (20, 2, 0.6), (40, 3, 0.99)):
-        yield torch.randn(D, generator=g), torch.randn(S, D, generator=g), decay
-
-
-def ema(start: Tensor, weights: Tensor, decay: float, first: int = 0, often: int = 1) -> Tensor:
-    """first: the number of the first step; often: updates per step."""
-    average = start.clone()
-    for step in range(len(weights)):
-        d = min(decay, (step + first + 1) / (step + first + 10))
-        for _ in range(often):
-            average = d * average + (1 - d) * weights[step]
-    return average
-
-
-def fixed_decay(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    return ema(start, weights, decay, first=10**9)
-
-
-def roles_exchanged(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    average = start
-    for step, w in enumerate(weights):
-        d = min(decay, (step + 1) / (step + 10))
-        average = (1 - d) * average + d * w
-    return average
-
-
-def larger_decay(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    average = start
-    for step, w in enumerate(weights):
-        d = max(decay, (step + 1) / (step + 10))
-        average = d * average + (1 - d) * w
-    return average
-
-
-def counts_from_1(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    return ema(start, weights, decay, first=1)
-
-
-def starts_at_0(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    average = start
-    for step, w in enumerate(weights):
-        d = min(decay, step / (step + 10))
-        average = d * average + (1 - d) * w
-    return average
-
-
-def every_micro_batch(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    return ema(start, weights, decay, often=2)
-
-
-def plain_mean(start: Tensor, weights: Tensor, decay: float) -> Tensor:
-    return weights.mean(0)
+def with_(**changes) -> Callable:
+    """A training step with an error."""
+    return lambda *args: training_step(*args, **changes)
 
 
 # ---- ★★ the PSNR of the one-step estimate --------------------------------------------------------
@@ -558,99 +574,103 @@ EXERCISES = {
             ),
         ],
     ),
-    "mix": Exercise(
-        batches,
-        mix,
+    "step": Exercise(
+        training_steps,
+        training_step,
         [
             (
-                other_share,
+                with_(zero=False),
+                "the gradients of the step before are still there: `backward` adds to them. Call "
+                "optimizer.zero_grad() before it.",
+            ),
+            (
+                with_(average_first=True),
+                "the average gets the weights from before the step. Update it after "
+                "optimizer.step().",
+            ),
+            (
+                with_(decay=lambda step: 0.999),
+                "the decay is 0.999 from the first step, so the average stays near the random "
+                "initialization. Use min(0.999, (step + 1) / (step + 10)).",
+            ),
+            (
+                with_(decay=lambda step: 1 - min(0.999, (step + 1) / (step + 10))),
+                "the roles are exchanged: the decay d is the weight of the OLD average.",
+            ),
+            (
+                with_(decay=lambda step: min(0.999, step / (step + 10))),
+                "the decay is (step + 1) / (step + 10), which is 1 / 10 in step 0.",
+            ),
+            (
+                with_(decay=lambda step: 1.0),
+                "the average does not change. Inside torch.no_grad(), change its parameters in "
+                "place: a.copy_(...).",
+            ),
+            (
+                with_(clip=False),
+                "the gradient is not clipped to length 1 when the optimizer uses it: clip between "
+                "backward and optimizer.step().",
+            ),
+            (
+                with_(mix=other_share),
                 "the cases are exchanged: with probability nested_prob an image keeps its DRAWN "
-                "k, otherwise all K.",
-            ),
-            (one_coin_a_batch, "this is one coin for the whole batch. Each image has its own u."),
-            (
-                one_coin_for_both,
-                "one coin decides both, so only images with dropped tokens can lose their "
-                "condition. Use w for null.",
+                "number of tokens, otherwise all K.",
             ),
             (
-                null_disappears,
-                "the null condition disappears as nested dropout increases. Guidance needs it "
+                with_(mix=always_nested),
+                "every image keeps its drawn number of tokens here. Only a share nested_prob of "
+                "them does; the others keep all K.",
+            ),
+            (
+                with_(mix=one_draw_for_both),
+                "one draw decides both, so only images with dropped tokens can lose their "
+                "condition. Draw u and w, and use w for null.",
+            ),
+            (
+                with_(mix=null_disappears),
+                "the null condition disappears as nested dropout is phased in. Guidance needs it "
                 "until the end: w is independent of u.",
             ),
             (
-                null_only_if_cut,
-                "only images with dropped tokens lose their condition. Its coin w is "
-                "independent of u.",
+                with_(mix=no_null),
+                "no image gets the null condition. A tenth of them do, where w < 0.1.",
             ),
             (
-                null_keeps_none,
-                "null is not keep_k = 0, which would give the decoder mask tokens. The decoder "
-                "has another token for null; keep_k stays as drawn.",
+                with_(loss_of=flow_loss),
+                "the penalty is missing. It is on the latents z of the kept registers.",
             ),
             (
-                all_a_little,
-                "this shortens every image a little. Instead, a growing SHARE of the images is "
-                "cut to the drawn k.",
+                with_(loss_of=penalty_of_all),
+                "the penalty counts dropped registers too. Take those with index < keep_k.",
             ),
             (
-                lambda drawn, u, w, nested_prob, null_prob, K: (drawn, w < null_prob),
-                "every image keeps its drawn number here. Only those with u < nested_prob do; the "
-                "others keep all K.",
+                with_(loss_of=penalty_under_null),
+                "images with the null condition have no penalty: their decoder receives no token.",
             ),
             (
-                lambda drawn, u, w, nested_prob, null_prob, K: (
-                    torch.where(u < nested_prob, drawn, K),
-                    w >= null_prob,
-                ),
-                "the share of null conditions is 1 - null_prob here: take w < null_prob.",
+                with_(loss_of=penalty_of_all_always),
+                "the penalty counts all registers of all images.",
             ),
             (
-                lambda drawn, u, w, nested_prob, null_prob, K: mix(
-                    drawn, w, u, nested_prob, null_prob, K
-                ),
-                "u and w are exchanged: u decides about nested dropout, w about the null "
-                "condition.",
+                with_(loss_of=divided_by_k),
+                "the sum of the penalty over registers is divided by K, not by the number kept.",
+            ),
+            (with_(loss_of=penalty_not_squared), "the penalty squares what exceeds 1."),
+            (with_(loss_of=only_above_1), "latents below -1 are penalized too: take z.abs()."),
+            (
+                with_(loss_of=target_x_minus_noise),
+                "the target has the wrong sign: the velocity is noise - x.",
+            ),
+            (
+                with_(loss_of=state_reversed),
+                "the state is reversed: t = 1 is noise, so x_t = t * noise + (1 - t) * x.",
+            ),
+            (
+                with_(loss_of=latents_decoded),
+                "the decoder receives the latents z here. It receives the codes.",
             ),
         ],
-    ),
-    "ema": Exercise(
-        histories,
-        ema,
-        [
-            (
-                fixed_decay,
-                "the decay is the same from the first step, so the random initialization stays "
-                "in the average for 1 / (1 - decay) steps. Use min(decay, (step + 1) / (step + "
-                "10)).",
-            ),
-            (roles_exchanged, "the roles are exchanged: decay is the weight of the OLD average."),
-            (
-                larger_decay,
-                "you took the larger of the two decays. The smaller one forgets the "
-                "initialization sooner.",
-            ),
-            (counts_from_1, "off by one: the first step is step 0, with decay 1 / 10."),
-            (
-                starts_at_0,
-                "your decay is step / (step + 10), which is 0 in the first step. It is (step + 1) "
-                "/ (step + 10): 1 / 10 in the first step.",
-            ),
-            (
-                every_micro_batch,
-                "this updates twice a step. Update once per optimizer step, for any number of "
-                "micro-batches.",
-            ),
-            (
-                plain_mean,
-                "this is the mean over all steps. The average should forget: old * decay + new "
-                "* (1 - decay).",
-            ),
-            (
-                lambda start, weights, decay: ema(0 * start, weights, decay),
-                "the average begins with zeros. Initialize it with `start`.",
-            ),
-        ],
+        observe=two_steps,
     ),
     "one_step_psnr": Exercise(
         estimates,
