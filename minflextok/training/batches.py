@@ -123,7 +123,9 @@ def reader_error(e: BaseException, name: str, c: TrainConfig) -> str:
             f"{name}: {lines[0]}: is its disk or server down? If it is only slow, give "
             f"reader_minutes={2 * c.reader_minutes:g}"
         )
-    if isinstance(e, RuntimeError) and lines[0].startswith("DataLoader worker"):
+    # A killed worker may close its pipe before the DataLoader hears of its end.
+    closed = isinstance(e, EOFError) or (isinstance(e, ConnectionError) and e.errno is not None)
+    if closed or (isinstance(e, RuntimeError) and lines[0].startswith("DataLoader worker")):
         return (
             f"{name}: a process that reads it was killed ({lines[0].strip()}): was the memory "
             f"full? Give fewer than workers={c.workers}"

@@ -3,6 +3,7 @@ data ends too early. The run says so in a line, saves, and leaves no process beh
 makes the loss NaN: which images these are."""
 
 import dataclasses
+import errno
 import gc
 import multiprocessing
 import os
@@ -18,8 +19,10 @@ import torch
 from conftest import RECIPE, ROOT, TINY, after_steps, lines, on_two_ranks, state
 from image_files import picture, png, shard
 
+from minflextok.config import TrainConfig
 from minflextok.data import Folder, Stream, shards
 from minflextok.training import loop
+from minflextok.training.batches import reader_error
 from minflextok.training.tokenizer import train_tokenizer
 
 LONG = dataclasses.replace(RECIPE, steps=10**6, eval_every=10**6, log_every=1, workers=1)
@@ -119,6 +122,25 @@ def test_a_killed_reader_is_a_message_and_a_checkpoint(tmp_path):
     with fault_after(tmp_path, 3, kill), pytest.raises(ValueError, match=match):
         run(tmp_path, "true")
     assert state(tmp_path / "run")["step"] >= 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        EOFError(),
+    ],
+)
+def test_whichever_error_comes_first_from_a_killed_reader_has_one_message(error):
+    found = reader_error(error, "photos", TrainConfig(steps=1))
+    assert found.startswith("photos: a process that reads it was killed")
+
+
+def test_a_server_that_cannot_be_read_is_no_killed_reader():
+    assert reader_error(ConnectionError("cannot read http://a"), "a", TrainConfig(steps=1)) == (
+        "cannot read http://a"
+    )
 
 
 def test_data_that_ends_too_early_is_a_message_and_a_checkpoint(tmp_path):
