@@ -166,7 +166,7 @@ def load_shards(
 ) -> Dataset:
     """WebDataset shards: in memory if they fit; else read by position, if they are plain tars on
     disk; else a stream."""
-    # Whoever starts a run should learn at once that a URL is wrong: without retries.
+    # A wrong URL must be an error at once when a run starts: without retries.
     first = next(shards.samples(shards.read_all(files, retries=0)), None)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"
     remote = files[0].startswith(REMOTE)

@@ -199,7 +199,7 @@ FIT = Exercise(
         ),
         (
             partial(fit, first=0),
-            "watch() is told the number of finished steps: step + 1, from 1 on.",
+            "watch() receives the number of finished steps: step + 1, from 1 on.",
         ),
         (
             partial(fit, betas=(0.9, 0.999)),
