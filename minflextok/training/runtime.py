@@ -1,5 +1,6 @@
 """The surroundings of a training run: ranks and devices, signals, memory, the log."""
 
+import atexit
 import json
 import os
 import re
@@ -53,6 +54,8 @@ class Ranks:
             dist.init_process_group(
                 backend, store=store, rank=self.rank, world_size=self.world_size
             )
+            # Also after an error: an open group can abort the process at its end.
+            atexit.register(self.close)
 
     @property
     def is_main(self) -> bool:
@@ -102,7 +105,7 @@ class Ranks:
             raise ValueError(texts[0])
 
     def close(self) -> None:
-        if self.world_size > 1:
+        if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
