@@ -322,14 +322,15 @@ class Prior(nn.Module):
             raise ValueError("this prior takes text, not classes: give captions")
         return prior_checks.find_classes(names, self.class_names)
 
-    def prepare(self, labels: Conditions) -> Tensor:
-        """Classes (B,), or captions as token numbers (B, L): checked, int64, on the model's
-        device."""
-        device = self.positions.device
+    def tokenize(self, labels: Conditions) -> Tensor:
+        """Classes (B,), or captions as token numbers (B, L): checked, int64."""
         if self.text_encoder is not None:
-            return self.text_encoder.tokenize(prior_checks.check_captions(labels)).to(device)
-        classes = prior_checks.check_classes(labels, self.config.num_classes)
-        return classes.to(device, torch.long)
+            return self.text_encoder.tokenize(prior_checks.check_captions(labels))
+        return prior_checks.check_classes(labels, self.config.num_classes).long()
+
+    def prepare(self, labels: Conditions) -> Tensor:
+        """`tokenize`, on the model's device."""
+        return self.tokenize(labels).to(self.positions.device)
 
     def _check_ids(self, ids: Tensor, rows: int, name: str) -> Tensor:
         c = self.config

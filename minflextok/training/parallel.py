@@ -1,18 +1,22 @@
 """A model on several ranks: copies of it (DDP) or shards (FSDP2); and activation checkpointing,
 also of compiled blocks."""
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from ..config import TrainConfig
 from ..tokenizer import FlexTok
+from ..weights import NothingToDraw
+from .runtime import Ranks
 
 # Linear layers that are called before their block is: the modulations of all blocks are computed
 # together, and so are the keys and values of a text.
@@ -42,10 +46,39 @@ def checkpoint_activations(model: nn.Module) -> None:
         block.recompute = True  # for the savings, which do not call `forward` of each block
 
 
-def without_memory(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters are on the meta device; its buffers are copied."""
-    memo = {id(p): nn.Parameter(p.to("meta"), requires_grad=False) for p in model.parameters()}
-    return copy.deepcopy(model, memo).eval()
+@contextmanager
+def building(recipe: TrainConfig, ranks: Ranks) -> Iterator[None]:
+    """Build the model to train inside. With FSDP, only rank 0 draws its values, on the CPU, as one
+    process does; on the other ranks the parameters are on the meta device, until `fill`."""
+    if recipe.fsdp and not ranks.is_main:
+        with torch.device("meta"), NothingToDraw():
+            yield
+    else:
+        yield
+
+
+def set_aside(model: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Move the parameters of a model to the meta device and its buffers to `device`, in place.
+    Returns the values that the parameters had, by name."""
+    values = {name: p.detach() for name, p in model.named_parameters()}
+    empty = {name: x.to("meta") for name, x in values.items()}
+    model.load_state_dict(empty, strict=False, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return values
+
+
+def fill(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Give a sharded model on the meta device the values of rank 0: each rank gets its rows of one
+    parameter after the other, so no GPU holds more than one whole. Empties `values`."""
+    shards = {}
+    for name, p in model.named_parameters():
+        whole = values.pop(name)
+        if whole.is_meta:
+            whole = torch.empty_like(whole, device=p.device_mesh.device_type)
+        shards[name] = distribute_tensor(whole, p.device_mesh, p.placements)
+    model.load_state_dict(shards, strict=False, assign=True)
 
 
 def shard(model: nn.Module, half: bool) -> None:

@@ -21,6 +21,7 @@ from .batches import describe_data
 from .lock import only_run
 from .loop import Task, fit
 from .mup import check_base_width, initialize
+from .parallel import building
 from .record import compare, describe_run, read_record
 from .run import Run
 from .runtime import Ranks, check_world_size
@@ -113,9 +114,10 @@ class PriorTask(Task):
         self.sources = describe_sources(data, tok, crops, len(self.ids))
         self.train, val = validation_split(len(self.ids), recipe, data.name)
         torch.manual_seed(recipe.seed)
-        prior = Prior(prior_config(config, tok, data, labels))
-        self.model = initialize(prior, recipe.mup_base_width)
-        conditions = self.model.prepare(captions if config.text else labels)
+        config = prior_config(config, tok, data, labels)
+        with building(recipe, ranks):
+            self.model = initialize(Prior(config), recipe.mup_base_width)
+        conditions = self.model.tokenize(captions if config.text else labels)
         self.conditions = conditions  # (N,) or (N, L)
         self.val = self.read(val, 0).to(ranks.device), conditions[val].to(ranks.device)
         self.shown = [captions[i] for i in val[:8].tolist()] if config.text else labels[val[:8]]

@@ -12,7 +12,7 @@ from ..config import TrainConfig
 from ..precision import precision
 from .checkpoints import Checkpoints, names_in, resuming
 from .optimizers import create_state, lr_factor, make_optimizers
-from .parallel import checkpoint_activations, full, local, shard, share_buffers, without_memory
+from .parallel import checkpoint_activations, fill, full, local, set_aside, shard, share_buffers
 from .runtime import Ranks
 
 
@@ -22,14 +22,18 @@ class Run:
     def __init__(self, model: nn.Module, recipe: TrainConfig, ranks: Ranks):
         self.recipe, self.ranks, self.device = recipe, ranks, ranks.device
         self.precision = precision(self.device, recipe.bf16)
-        self.model = model.to(self.device)
+        values = set_aside(model, self.device) if recipe.fsdp else {}
+        self.model = model if recipe.fsdp else model.to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         if recipe.checkpoint_activations:
             checkpoint_activations(self.model)
         if recipe.fsdp:
-            self.unsharded = without_memory(self.ema)
+            self.unsharded = copy.deepcopy(self.ema)
             for part in (self.model, self.ema):
                 shard(part, half=self.precision == "bfloat16")
+            fill(self.model, values)
+            shards = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            self.ema.load_state_dict(shards, strict=False, assign=True)
         self.optimizers = make_optimizers(self.model, recipe)
         self.now = time.process_time if recipe.processor_time else time.perf_counter
         self.step, self.seconds, self.clock = 0, 0.0, self.now()

@@ -27,6 +27,7 @@ from .batches import (
 from .loop import Task, fit
 from .mup import initialize
 from .objective import TokenizerObjective
+from .parallel import building
 from .repa import Repa, Teacher, load_teacher
 from .run import Run
 from .runtime import Ranks, check_world_size
@@ -96,20 +97,24 @@ class TokenizerTask(Task):
         self.train, val = split_validation(data, recipe)
         self.check(data, val, teacher, recipe)
         torch.manual_seed(recipe.seed)
-        tok = initialize(cls(config), recipe.mup_base_width)
+        with building(recipe, ranks):
+            tok = initialize(cls(config), recipe.mup_base_width)
         self.sources = describe_sources(data, vae, teacher, init)
-        if init is not None:
-            start_from(tok, cls.from_pretrained(init), init)
-            self.sources["init"]["fingerprint"] = tok.fingerprint()
+        with ranks.together():
+            if init is not None and not tok.encoder.registers.is_meta:
+                start_from(tok, cls.from_pretrained(init), init)
+                self.sources["init"]["fingerprint"] = tok.fingerprint()
         if vae is not None:
             tok.attach(vae).vae = None  # checks that the two fit; the task keeps the VAE
         self.teacher: Teacher | None = (
             load_teacher(teacher, ranks.device) if isinstance(teacher, str) else teacher
         )
-        repa = Repa(config.dec_dim, self.mean_features(self.teacher, val)) if self.teacher else None
-        if repa is not None:
-            initialize(repa, recipe.mup_base_width)
-        self.model = objective(tok, repa)
+        mean = self.mean_features(self.teacher, val) if self.teacher else None
+        with building(recipe, ranks):
+            repa = None if mean is None else Repa(config.dec_dim, mean)
+            if repa is not None:
+                initialize(repa, recipe.mup_base_width)
+            self.model = objective(tok, repa)
         self.val = torch.cat([self.latents(self.to_device(part)) for part in val.split(64)])
         tok.savings = recipe.savings
         if recipe.compile:
