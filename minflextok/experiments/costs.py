@@ -108,6 +108,13 @@ def state_bytes(p: footprint.Parameters, recipe: TrainConfig, shards: int = 1) -
     }
 
 
+def evaluation_bytes(p: footprint.Parameters, recipe: TrainConfig, shards: int = 1) -> float:
+    """Bytes on each GPU at an evaluation, without its activations: there are no gradients, and of
+    shards the averaged weights are gathered whole."""
+    parts = state_bytes(p, recipe, shards)
+    return sum(parts.values()) - parts["gradients"] + (4 * p.total if shards > 1 else 0)
+
+
 @dataclass(frozen=True)
 class Option:
     """A way to train: fsdp (parameters, gradients and states sharded over the GPUs) or DDP (all of
@@ -146,7 +153,7 @@ class Option:
         return self.recipe.batch_size // self.gpus
 
     def memory(self) -> dict[str, float]:
-        """Bytes on each GPU, by part."""
+        """Bytes on each GPU in a training step, by part."""
         p, f = self.costs.parameters, self.costs.footprint
         parts = state_bytes(p, self.recipe, self.gpus if self.fsdp else 1)
         # Two blocks at a time, and what is outside of the blocks.
@@ -159,8 +166,14 @@ class Option:
         return parts | {"activations": self.micro_batch * image}
 
     @property
+    def evaluation_gb(self) -> float:
+        shards = self.gpus if self.fsdp else 1
+        return evaluation_bytes(self.costs.parameters, self.recipe, shards) / 1e9
+
+    @property
     def gb(self) -> float:
-        return sum(self.memory().values()) / 1e9
+        """What training and evaluations need."""
+        return max(sum(self.memory().values()) / 1e9, self.evaluation_gb)
 
     @property
     def fits(self) -> bool:

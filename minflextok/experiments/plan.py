@@ -16,7 +16,7 @@ import torch
 
 from ..config import PriorConfig, TrainConfig, VAEConfig
 from ..presets import PRIORS, TOKENIZERS, VAES, Preset
-from .costs import GPUS, USABLE, Costs, Option, costs, state_bytes
+from .costs import GPUS, USABLE, Costs, Option, costs, evaluation_bytes, state_bytes
 from .footprint import Config, parameters, works
 
 IMAGES = {"cifar10": 50_000, "shapes": 20_000}  # training images of a preset's data
@@ -154,7 +154,8 @@ def plan(
 
 def check_fits(c: Config, recipe: TrainConfig, device: str, world: int, name: str) -> None:
     """Raises ValueError if this device can certainly not train the model: if weights, gradients,
-    optimizer state and averaged weights alone, without any activations, are larger than its memory.
+    optimizer state and averaged weights alone, without any activations, are larger than its memory,
+    in training or at an evaluation.
 
     Costs a second at most: nothing is counted that depends on the batch. world: the ranks that
     share the state with recipe.fsdp. `plan` says what fits with its activations.
@@ -162,12 +163,17 @@ def check_fits(c: Config, recipe: TrainConfig, device: str, world: int, name: st
     if isinstance(c, PriorConfig) and c.text not in ("", "words", "bytes"):
         return  # a frozen text encoder is not counted
     shards = world if recipe.fsdp else 1
-    parts = state_bytes(parameters(c), recipe, shards)
-    needed, memory = sum(parts.values()), memory_of(device)
+    size, memory = parameters(c), memory_of(device)
+    parts = state_bytes(size, recipe, shards)
+    needed = max(sum(parts.values()), evaluation_bytes(size, recipe, shards))
     if needed <= memory:
         return
     where = "this GPU has" if device.startswith("cuda") else "this machine has free"
-    shared = f" (a share of each of {world} ranks)" if shards > 1 else ""
+    shared = (
+        f" (a share of each of {world} ranks, and the averaged weights whole at an evaluation)"
+        if shards > 1
+        else ""
+    )
     can_shard = not isinstance(c, VAEConfig) and recipe.optimizer != "muon"
     more = "more GPUs" if shards > 1 else "several GPUs with torchrun and fsdp=True"
     raise ValueError(
@@ -245,6 +251,9 @@ def memory_lines(p: Plan) -> Iterator[str]:
     less = f.checkpointed < f.image
     checkpointed = f", with checkpointing {f.checkpointed / 1e9:.3f}" if less else ""
     yield f"  activations, an image: {f.image / 1e9:.3f}{checkpointed}"
+    for o in kinds:
+        if o.fsdp:
+            yield f"  {o.name} at an evaluation, averaged weights whole: {o.evaluation_gb:.2f}"
     yield ""
     titles = ("largest micro-batch", "images", "GB", "fits", "images/s", "hours")
     yield "{:26}{:>8}{:>8}{:>6}{:>10}{:>10}".format(*titles)

@@ -187,7 +187,8 @@ def test_only_what_certainly_does_not_fit_is_refused(monkeypatch):
     state = 20 * 2_456_308_166
     monkeypatch.setattr(planner, "memory_of", lambda device: state)
     check_fits(model, recipe, "cpu", 1, "d18-d28")
-    monkeypatch.setattr(planner, "memory_of", lambda device: state / 8)
+    # At an evaluation: no gradients, and the average whole.
+    monkeypatch.setattr(planner, "memory_of", lambda device: state * (16 / 8 + 4) / 20)
     check_fits(model, dataclasses.replace(recipe, fsdp=True), "cpu", 8, "d18-d28")
     with pytest.raises(ValueError, match="d18-d28 does not fit"):
         check_fits(model, recipe, "cpu", 8, "d18-d28")  # DDP: whole on each rank
@@ -242,6 +243,18 @@ def test_what_checkpointing_and_the_vae_cost():
     assert checkpointed.compute_seconds() == pytest.approx(plain.compute_seconds() * 4 / 3)
     share = plain.compute_seconds(vae=True) / plain.compute_seconds() - 1
     assert share == pytest.approx(0.78, abs=0.02)  # the VAE on the fly adds this much
+
+
+def test_the_whole_average_of_an_evaluation_counts():
+    """On many GPUs it is larger than what a step of few images needs."""
+    p = plan("d18-d28", gpus=512, epochs=1)
+    o, size = p.option(True, True, 4), p.costs.parameters.total
+    assert o.gb == o.evaluation_gb == pytest.approx((16 / 512 + 4) * size / 1e9)
+    assert sum(o.memory().values()) < 0.5e9 * o.gb
+    few = plan("d18-d28", epochs=1).option(True, False)
+    assert few.gb == sum(few.memory().values()) / 1e9 > few.evaluation_gb
+    ddp = p.option(False, True, 4)
+    assert ddp.evaluation_gb == pytest.approx(16 * size / 1e9) and ddp.gb > ddp.evaluation_gb
 
 
 def test_many_gpus_wait_for_each_other():
