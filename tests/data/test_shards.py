@@ -142,20 +142,6 @@ def test_shards_on_disk_are_read_as_in_memory(tmp_path, monkeypatch):
     assert part.labels.tolist() == [1, 0, 1] and identity(part) != identity(data)
 
 
-@pytest.mark.parametrize("sizes", [[1, 15], [16], [3, 3, 3, 3, 4]])
-@pytest.mark.parametrize("workers, world", [(0, 1), (2, 1), (0, 2), (3, 4)])
-def test_each_epoch_of_shards_on_disk_has_each_image_once(
-    tmp_path, monkeypatch, sizes, workers, world
-):
-    data, seen = on_disk(tmp_path, monkeypatch, sizes, workers), []
-    for rank in range(world):
-        batches = islice(data.batches(8, 0, rank=rank, world=world), 4)
-        seen.append([reds(x) for x in batches])
-    for epoch in range(2):
-        images = [i for batches in seen for b in batches[2 * epoch : 2 * epoch + 2] for i in b]
-        assert sorted(images) == list(range(16))
-
-
 def test_shards_on_disk_resume_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     data = on_disk(tmp_path, monkeypatch, [5, 8])
     whole = [reds(x) for x in islice(data.batches(4, 0), 7)]
