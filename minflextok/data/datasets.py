@@ -4,7 +4,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, count, islice
 
 import numpy as np
 import torch
@@ -214,13 +214,16 @@ class Latents(Folder):
 
 @dataclass(eq=False)
 class Stream(IterableDataset):
-    """Remote or compressed WebDataset shards too large for memory. The order is shuffled in a
-    buffer. A resumed run continues with a new shuffle, so only sets on disk resume bit for bit.
+    """Remote or compressed WebDataset shards too large for memory, shuffled in a buffer.
 
-    Each worker of each rank reads all shards and decodes an equal share of their images: all are
-    seen once an epoch, and the files are read once for each worker. Remote shards, if there is one
-    for each worker, are dealt to the workers and read once: every image is seen equally often only
-    in the long run (`shards.dealt`)."""
+    Each worker of each rank reads all shards in one order and decodes the images of its steps and
+    rows: the batches are a function of seed and step, as those of `Folder`, and the files are read
+    once for each worker. Remote shards, if there is one for each worker, are dealt to the workers
+    and read once: every image is seen equally often only in the long run (`shards.dealt`), and a
+    resumed run continues with a new shuffle.
+
+    An unreadable image is replaced by the next one that can be read.
+    """
 
     name: str
     shards: list[str]
@@ -231,28 +234,37 @@ class Stream(IterableDataset):
 
     def __post_init__(self):
         self.classes: list[str] = []
-        self.skipped, self.seed, self.rank, self.world = Skipped(), 0, 0, 1
-        self.crop_scale = 1.0
+        self.skipped, self.crop_scale = Skipped(), 1.0
+        self.batch_size, self.seed, self.start, self.rank, self.world = 1, 0, 0, 0, 1
         self.names: dict[int, list[str]] = {}  # of this rank's images of the last two steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, str]]:
-        """Endless images (3, H, W) uint8, and their names."""
+        """Endless images (3, H, W) uint8 of one worker of `batches`, and their names."""
         worker = torch.utils.data.get_worker_info()
         id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        reader, readers, idle = self.rank * workers + id, self.world * workers, 0
-        once = readers <= len(self.shards) and self.shards[0].startswith(REMOTE)
-        read = shards.dealt if once else shards.shuffled
-        for epoch in range(10**9):
-            idle += 1  # epochs without an image: of fewer images than readers, or of broken ones
-            found = read(self.shards, self.seed, epoch, reader, readers)
-            crops = chain.from_iterable(
-                random_crops(64, self.seed + epoch, self.crop_scale, 2**20 * reader)
-            )
-            for image, _, name in shards.decode(found, self.size, self.skipped, crops):
-                idle = 0
-                yield torch.from_numpy(image.copy()), name
-            if idle == 10 * readers:
-                raise ValueError(f"{self.name} holds no readable image")
+        reader, readers = self.rank * workers + id, self.world * workers
+        epochs: Iterator[Iterator[shards.Sample]]
+        places: Iterator[tuple[bool, RandomCrop | None]]
+        if readers <= len(self.shards) and self.shards[0].startswith(REMOTE):
+            seed = self.seed + 1_000_003 * self.start
+            epochs = (shards.dealt(self.shards, seed, e, reader, readers) for e in count())
+            crops = chain.from_iterable(random_crops(64, seed, self.crop_scale, 2**20 * reader))
+            places = ((True, crop) for crop in crops)
+        else:
+            epochs = shards.epochs(self.shards, self.seed, self.start * self.batch_size)
+            places = self.places(id, workers)
+        found = shards.decode_share(epochs, places, self.size, self.skipped, 10 * readers)
+        for image, name in found:
+            yield torch.from_numpy(image.copy()), name
+        raise ValueError(f"{self.name} holds no readable image")
+
+    def places(self, id: int, workers: int) -> Iterator[tuple[bool, RandomCrop | None]]:
+        """For each image from step `start` on: whether this worker decodes it, and its crop. The
+        DataLoader takes a batch from each worker in turn."""
+        crops = random_crops(self.batch_size, self.seed, self.crop_scale, self.start)
+        for step, batch in enumerate(crops):
+            for row, crop in enumerate(batch):
+                yield step % workers == id and row % self.world == self.rank, crop
 
     def head(self, n: int) -> Tensor:
         """The first n images in stored order, (n, 3, H, W) uint8."""
@@ -270,10 +282,11 @@ class Stream(IterableDataset):
         world: int = 1,
         crop_scale: float = 1.0,
     ) -> Batches:
-        self.seed, self.rank, self.world = seed + 1_000_003 * start, rank, world
-        self.crop_scale = crop_scale
+        reader = replace(self)
+        reader.batch_size, reader.seed, reader.start = batch_size, seed, start
+        reader.rank, reader.world, reader.crop_scale = rank, world, crop_scale
         found = DataLoader(
-            self,
+            reader,
             batch_size=batch_size // world,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
@@ -289,14 +302,14 @@ class Stream(IterableDataset):
         decoded = islice(shards.decode(found, self.size, Skipped()), num)
         labelled: bool | None = None  # whether the first image has a class
         while batch := list(islice(decoded, batch_size)):
-            labels = [label for _, label, _ in batch]
+            labels = [label for _, label in batch]
             labelled = labels[0] is not None if labelled is None else labelled
             if {label is not None for label in labels} != {labelled}:
                 raise ValueError(
                     f"{self.name} is labelled in part: give all images a class, or none"
                 )
             known = torch.tensor(labels) if labelled else None
-            yield torch.from_numpy(np.stack([image for image, *_ in batch])), known
+            yield torch.from_numpy(np.stack([image for image, _ in batch])), known
 
 
 def cropped(image: Tensor, crop: RandomCrop | None) -> Tensor:

@@ -2,7 +2,7 @@
 same name.
 
 Plain tars on disk are read by position, in any order (`Members`). Compressed and remote ones can
-only be read from their start (`shuffled`).
+only be read from their start (`epochs`, `dealt`).
 """
 
 import os
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import count, islice
 from pathlib import Path
 from typing import IO
 
@@ -170,20 +170,27 @@ def headers(shards: Iterable[str]) -> Files:
         yield {}
 
 
-def shuffled(
-    shards: list[str], seed: int, epoch: int = 0, reader: int = 0, readers: int = 1
-) -> Iterator["Sample"]:
-    """One reader's samples of an epoch, in random order (in a buffer of 4,096).
-
-    All readers read all shards in the same order, and each keeps every `readers`-th sample: the
-    readers share the samples equally, however many a shard has. The remainder goes to another
-    reader each epoch.
-    """
+def shuffled(shards: list[str], seed: int, epoch: int = 0) -> Iterator["Sample"]:
+    """The samples of an epoch, in random order (in a buffer of 4,096)."""
     order = list(shards)
     random.Random(seed + epoch).shuffle(order)
-    mine = islice(samples(read_all(order)), (reader - epoch) % readers, None, readers)
-    rng = random.Random(f"{seed + epoch} {reader}")
-    return wds.filters.shuffle(4096, rng=rng)(mine)
+    rng = random.Random(f"samples {seed} {epoch}")
+    return wds.filters.shuffle(4096, rng=rng)(samples(read_all(order)))
+
+
+def epochs(shards: list[str], seed: int, start: int = 0) -> Iterator[Iterator["Sample"]]:
+    """The samples of each epoch, a function of the seed, from position `start` of all epochs on.
+
+    To find a position, the shards are read up to it, or once to learn how many samples they have
+    and then from the start of an epoch. Nothing is decoded meanwhile.
+    """
+    epoch, found = 0, shuffled(shards, seed)
+    read = sum(1 for _ in islice(found, start))
+    if read < start:
+        epoch, start = divmod(start, max(1, read))
+        found = islice(shuffled(shards, seed, epoch), start, None)
+    yield found
+    yield from (shuffled(shards, seed, later) for later in count(epoch + 1))
 
 
 def dealt(
@@ -280,16 +287,45 @@ def finished(sample: Sample, previous: Sample | None, following: str) -> Iterato
 
 
 def decode(
-    found: Iterable[Sample],
-    size: int,
-    skipped: Skipped,
-    crops: Iterator[RandomCrop | None] = repeat(None),
-) -> Iterator[tuple[np.ndarray, int | None, str]]:
-    """Image (3, size, size) uint8, class and name of each sample that can be read."""
-    for sample, crop in zip(found, crops, strict=False):
+    found: Iterable[Sample], size: int, skipped: Skipped
+) -> Iterator[tuple[np.ndarray, int | None]]:
+    """Image (3, size, size) uint8 and class of each sample that can be read."""
+    for sample in found:
         try:
-            image = open_image(sample.image, size, crop)
+            image = open_image(sample.image, size)
         except UNREADABLE as e:
             skipped(sample.key, e)
             continue
-        yield image, sample.label, f"{sample.key} in {sample.url}"
+        yield image, sample.label
+
+
+def decode_share(
+    epochs: Iterable[Iterable[Sample]],
+    places: Iterator[tuple[bool, RandomCrop | None]],
+    size: int,
+    skipped: Skipped,
+    most_idle: int,
+) -> Iterator[tuple[np.ndarray, str]]:
+    """Image (3, size, size) uint8 and name of each sample that is this reader's; `places` says for
+    each sample whether it is, and its crop. Ends after `most_idle` epochs without an image.
+
+    An unreadable image is replaced by the next that can be read, whose ever it is: so the image of
+    a place does not depend on where the reading started.
+    """
+    waiting: list[RandomCrop | None] = []  # the crops of places that have no image yet
+    idle = 0
+    for epoch in epochs:
+        idle += 1
+        for sample, (mine, crop) in zip(epoch, places, strict=False):
+            if mine:
+                waiting.append(crop)
+            try:
+                images = [open_image(sample.image, size, crop) for crop in waiting]
+            except UNREADABLE as e:
+                skipped(sample.key, e)
+                continue
+            for image in images:
+                yield image, f"{sample.key} in {sample.url}"
+            waiting, idle = [], 0
+        if idle == most_idle:
+            return

@@ -29,11 +29,12 @@ from conftest import (
     same,
     state,
 )
+from image_files import png, shard
 from safetensors.torch import load_file
 
 from minflextok import FlexTok, TrainConfig
 from minflextok.cli.parser import main
-from minflextok.data import identity
+from minflextok.data import Stream, identity
 from minflextok.training.objective import TokenizerObjective
 from minflextok.training.optimizers import lr_factor, make_optimizers, update_ema
 from minflextok.training.run import Run
@@ -116,6 +117,13 @@ def test_tensorboard_itself_reads_them_also_after_a_resume(tmp_path):
 @pytest.mark.parametrize("steps", [3, 4, 9])
 def test_killed_at_any_step_it_resumes_bit_for_bit(tmp_path, steps):
     check_resume(run, tmp_path, steps, "psnr", "lr")
+
+
+@pytest.mark.filterwarnings("ignore:a stream has no validation split")
+def test_compressed_shards_resume_bit_for_bit_in_the_middle_of_an_epoch(tmp_path):
+    images = {f"{i}.png": png(9 * i) for i in range(25)}
+    data = Stream("s", [str(shard(tmp_path / "a.tar.gz", images))], 8, workers=2)
+    check_resume(lambda out: run(out, data=data), tmp_path, 6, "psnr")
 
 
 def test_a_torn_log_line_and_another_machine_do_not_stop_a_resume(tmp_path):
