@@ -520,7 +520,8 @@ class TrainConfig:
     )
     reader_minutes: float = opt(
         10.0,
-        "minutes to wait for a batch of data; then the run saves and stops (0: no limit)",
+        "minutes to wait for a batch of data, also for the ids of a prior; then the run saves and "
+        "stops (0: no limit)",
         free=True,
     )
     max_bad_steps: int = opt(

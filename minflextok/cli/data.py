@@ -16,7 +16,8 @@ def shard(a: argparse.Namespace) -> None:
 def latents(a: argparse.Namespace) -> None:
     ranks = Ranks(a.device)
     vae = VAE.from_pretrained(a.vae).to(ranks.device)
-    data = load_dataset(a.data, a.split, a.image_size or vae.config.image_size, a.workers)
+    size = a.image_size or vae.config.image_size
+    data = load_dataset(a.data, a.split, size, a.workers, reader_minutes=a.reader_minutes)
     n = cache_latents(
         data,
         vae,
@@ -28,6 +29,7 @@ def latents(a: argparse.Namespace) -> None:
         rank=ranks.rank,
         world=ranks.world_size,
         quiet=not ranks.is_main,
+        reader_minutes=a.reader_minutes,
     )
     ranks.wait()
     if ranks.is_main:

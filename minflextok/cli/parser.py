@@ -190,6 +190,8 @@ def add_data(command) -> None:
     p.add_argument("--bf16", action=on, default=False, help="compute in bfloat16 where native")
     flag(p, "--batch-size", type=int, default=32, help="images that the VAE takes at once")
     flag(p, "--workers", type=int, default=4, help="processes that decode image files")
+    minutes = "minutes to wait for a batch of images (0: no limit)"
+    flag(p, "--reader-minutes", type=float, default=10.0, help=minutes)
     add_device(p)
 
 

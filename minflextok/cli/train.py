@@ -60,7 +60,9 @@ def data_of(
     name = a.data or preset.data
     if name is None:
         raise ValueError(f"preset {a.preset} has no default data: give --data")
-    return load_dataset(name, "train", size, recipe.workers, latents)
+    return load_dataset(
+        name, "train", size, recipe.workers, latents, reader_minutes=recipe.reader_minutes
+    )
 
 
 def check_memory(a: argparse.Namespace, config: Config, recipe: TrainConfig) -> None:

@@ -186,7 +186,10 @@ class Folder(torch.utils.data.Dataset):
     def in_order(self, batch_size: int, num: int | None = None) -> LabelledBatches:
         rows = torch.arange(len(self))[:num]
         images = DataLoader(
-            Subset(self, rows.tolist()), batch_size=batch_size, num_workers=self.workers
+            Subset(self, rows.tolist()),
+            batch_size=batch_size,
+            num_workers=self.workers,
+            worker_init_fn=end_with_parent,
         )
         for i, x in zip(rows.split(batch_size), images, strict=True):
             yield x, None if self.labels is None else self.labels[i]
@@ -324,6 +327,11 @@ def cropped(image: Tensor, crop: RandomCrop | None) -> Tensor:
 
 
 Dataset = Images | Folder | Stream  # Latents are a Folder
+
+
+def part_of(data: Dataset, part: Tensor | str) -> Dataset:
+    """The images at positions (n,); of a stream, those of one of its shards."""
+    return replace(data, shards=[part]) if isinstance(data, Stream) else data.select(part)
 
 
 def in_order(data: Dataset, batch_size: int, num: int | None = None) -> LabelledBatches:

@@ -17,6 +17,7 @@ from .images import UNREADABLE, Skipped, open_image
 from .records import read_record, shard_name
 from .remote import REMOTE, TARS, unsigned
 from .shapes import make_shapes
+from .waiting import limited
 
 CIFAR10_CLASSES = [
     "airplane",
@@ -41,6 +42,7 @@ def load_dataset(
     image_size: int | None = None,
     workers: int = 4,
     latents: bool = False,
+    reader_minutes: float = 10.0,
 ) -> Dataset:
     """Images by name or path.
 
@@ -57,6 +59,7 @@ def load_dataset(
 
     The text {split} in a path is replaced by `split`; shards without it are read as they are.
     image_size resizes the short side and crops the center; without it all must have one size.
+    reader_minutes: how long the first image of shards is waited for (0: no limit).
     """
     name = str(checks.check_path(name_or_path, "name_or_path"))
     checks.check_choice(split, "split", ("train", "test"))
@@ -74,7 +77,10 @@ def load_dataset(
     path = name.replace("{split}", split)
     # A URL may have a signature after .tar, and a command may end in anything.
     if path.endswith(TARS) or path.startswith((*REMOTE, "s3:")):
-        return load_shards(unsigned(path), shards.expand(path), split, image_size, workers)
+        files = shards.expand(path)
+        return load_shards(
+            unsigned(path), files, split, image_size, workers, reader_minutes=reader_minutes
+        )
     if Path(path).is_dir():
         record = read_record(Path(path), split)
         if record and "latents" in record:
@@ -163,11 +169,13 @@ def load_shards(
     size: int | None,
     workers: int,
     classes: list[str] | None = None,
+    reader_minutes: float = 10.0,
 ) -> Dataset:
     """WebDataset shards: in memory if they fit; else read by position, if they are plain tars on
     disk; else a stream."""
     # A wrong URL must be an error at once when a run starts: without retries.
-    first = next(shards.samples(shards.read_all(files, retries=0)), None)
+    found = shards.samples(shards.read_all(files, retries=0))
+    first = limited(lambda: next(found, None), name, reader_minutes)
     encoding = encoding_of(first.suffix) if first else "unknown encoding"
     remote = files[0].startswith(REMOTE)
     # JPEGs grow about tenfold in memory.
@@ -184,8 +192,8 @@ def load_shards(
         labels = checked_labels(name, members.labels)
         check_classes(name, labels, classes)
         return Folder(name, members, labels, classes or [], size, workers, split, encoding)
-    found = ((s.key, s.image, s.label) for s in shards.samples(shards.read_all(files)))
-    data = in_memory(name, found, size)
+    all_of_them = ((s.key, s.image, s.label) for s in shards.samples(shards.read_all(files)))
+    data = in_memory(name, all_of_them, size)
     check_classes(name, data.labels, classes)
     data.classes = classes or []  # shards that others wrote have numbers, and no names
     data.split, data.encoding = split, encoding

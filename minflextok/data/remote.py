@@ -4,12 +4,15 @@ webdataset reads them with the same programs. Its messages do not name the cause
 for a server that sends nothing, and curl's own retries would repeat bytes that the reader has.
 """
 
+import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -60,15 +63,18 @@ def begin(url: str, errors: IO[bytes], retries: int) -> tuple[subprocess.Popen, 
         errors.truncate()
         process = start(url, errors)
         data: Any = process.stdout  # buffered: peek waits for a byte
-        if data.peek(1):
-            break
         try:
+            if data.peek(1):
+                break
             check(url, process, errors)
             break  # an empty file
         except ConnectionError:
             end(process)
             if attempt == retries or not may_pass(url, process.returncode, said(errors)):
                 raise
+        except BaseException:  # a signal, while it waited
+            end(process)
+            raise
         time.sleep(2**attempt)
     return process, data
 
@@ -84,7 +90,13 @@ def start(url: str, errors: IO[bytes]) -> subprocess.Popen:
         command += ["--speed-limit", "1", "--speed-time", str(SILENCE)]  # bytes a second
     try:
         return subprocess.Popen(
-            command, shell=isinstance(command, str), stdout=subprocess.PIPE, stderr=errors
+            command,
+            shell=isinstance(command, str),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            # A worker ends with all commands in its group, see `end_with_parent`. Elsewhere, `end`
+            # ends a command with what it has started.
+            start_new_session=parent_process() is None,
         )
     except FileNotFoundError:
         raise ConnectionError(
@@ -96,7 +108,11 @@ def end(process: subprocess.Popen) -> None:
     """End a program that may not have finished, such as one of whose shard only a part is read."""
     assert process.stdout is not None
     process.stdout.close()
-    process.kill()
+    if process.poll() is None:
+        if hasattr(os, "killpg") and os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
     process.wait()
 
 

@@ -7,7 +7,6 @@ A directory gets SPLIT-00000.tar, SPLIT-00001.tar, ... and SPLIT.json, the recor
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -20,11 +19,12 @@ from ..precision import autocast
 from ..vae import VAE
 from ..weights import atomic_file, fingerprint
 from . import folders
-from .datasets import LATENTS, Dataset, Folder, Images, Latents, Stream
+from .datasets import LATENTS, Folder, Images, Latents, Stream, part_of
 from .identity import identity
 from .images import to_float
 from .order import permutation
 from .records import claim, shard_name
+from .waiting import each
 
 Files = dict[str, bytes]  # the files of one sample by suffix, such as {".jpg": ..., ".cls": b"3"}
 
@@ -78,6 +78,7 @@ def cache_latents(
     rank: int = 0,
     world: int = 1,
     quiet: bool = False,
+    reader_minutes: float = 10.0,
 ) -> int:
     """Write the latents of all images of a data set as shards, for training without pixels; returns
     the number of shards.
@@ -87,7 +88,7 @@ def cache_latents(
     in bfloat16 where that is native. Of `world` ranks, each writes its share of the shards. A
     stream is read once: each of its shards becomes one, whatever `per_shard`, without the images
     that cannot be read. Interrupted, the same call goes on. Raises ValueError where `out` holds
-    other shards.
+    other shards, or if no batch of images comes for `reader_minutes` (0: no limit).
     """
     checks.check_type(vae, VAE, "vae")
     if not isinstance(data, Images | Folder | Stream) or isinstance(data, Latents):
@@ -107,16 +108,16 @@ def cache_latents(
         return torch.stack(posterior, 1).bfloat16().cpu()
 
     def read(part: list) -> Iterator[Files]:
-        if isinstance(data, Stream):
-            source: Dataset = replace(data, shards=part)
-        else:
-            source = data.select(torch.tensor(part))
-        for images, labels in source.in_order(batch_size):
+        source = part_of(data, part[0] if isinstance(data, Stream) else torch.tensor(part))
+        for images, labels in each(source.in_order(batch_size), data, reader_minutes):
             both = [images, images.flip(-1)] if flip else [images]
             for i, z in enumerate(torch.stack([encode(x) for x in both], 1)):
                 yield {LATENTS: to_bytes(z)} | label_file(labels, i)
 
-    z = encode(data.head(1) if isinstance(data, Stream) else data.at(torch.tensor([0])))
+    first, _ = next(each(data.in_order(1, 1), data, reader_minutes), (None, None))
+    if first is None:
+        raise ValueError(f"{data.name} holds no readable image")
+    z = encode(first)
     record = {
         "images": None if isinstance(data, Stream) else len(data),  # not known before it is read
         "classes": data.classes,

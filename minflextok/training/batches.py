@@ -22,6 +22,7 @@ from ..data import (
     to_float,
     validation_split,
 )
+from ..data.waiting import limited
 from .run import Run
 from .runtime import Ranks
 
@@ -34,9 +35,9 @@ def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
             "a stream has no validation split: metrics are of the first images of its shards",
             stacklevel=2,
         )
-        return data, data.head(c.val_images)
+        return data, limited(lambda: data.head(c.val_images), data, c.reader_minutes)
     train, val = validation_split(len(data), c, data.name)
-    return data.select(train), data.at(val)
+    return data.select(train), limited(lambda: data.at(val), data, c.reader_minutes)
 
 
 def describe_data(data: Dataset, conditions: bool = False) -> dict:
@@ -109,29 +110,3 @@ def image_batches(data: Dataset, run: Run) -> Iterator[tuple[Tensor, torch.Gener
             mirror = batch[:, 1].float() if cached else x.flip(-1)
             x = torch.where(mirrored.view(-1, *(1,) * (x.ndim - 1)), mirror, x)
         yield x, g
-
-
-def reader_error(e: BaseException, name: str, c: TrainConfig) -> str:
-    """Why there is no batch of the data set `name`, in a line; "" for an error that has nothing to
-    do with its readers.
-
-    An error in a worker process comes here with the traceback of the worker in its text.
-    """
-    lines = str(e).strip().splitlines() or [type(e).__name__]
-    if isinstance(e, TimeoutError):
-        return (
-            f"{name}: {lines[0]}: is its disk or server down? If it is only slow, give "
-            f"reader_minutes={2 * c.reader_minutes:g}"
-        )
-    # A killed worker may close its pipe before the DataLoader hears of its end.
-    closed = isinstance(e, EOFError) or (isinstance(e, ConnectionError) and e.errno is not None)
-    if closed or (isinstance(e, RuntimeError) and lines[0].startswith("DataLoader worker")):
-        return (
-            f"{name}: a process that reads it was killed ({lines[0].strip()}): was the memory "
-            f"full? Give fewer than workers={c.workers}"
-        )
-    if not isinstance(e, ValueError | OSError):
-        return ""
-    if "in DataLoader worker process" in lines[0]:
-        return lines[-1].partition(": ")[2]
-    return str(e)

@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from ..data.waiting import reader_error
 from ..evaluation import figures
 from ..precision import autocast
-from .batches import batch_images, reader_error
+from .batches import batch_images
 from .checkpoints import FORMER, Checkpoints, step_of
 from .lock import only_run
 from .optimizers import drop_gradients, update_ema
@@ -174,7 +175,8 @@ def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
 def fail(problem: BaseException | None, task: Task, run: Run, checkpoints: Checkpoints) -> None:
     """End all ranks, after their checkpoint, with the error of the one that got no batch."""
     checkpoints.finish()
-    text = problem and reader_error(problem, task.sources["data"]["name"], run.recipe)
+    c, name = run.recipe, task.sources["data"]["name"]
+    text = problem and reader_error(problem, name, c.reader_minutes, c.workers)
     texts = [text for text in run.ranks.gather(text) if text is not None]
     if problem is not None and not text:
         raise problem

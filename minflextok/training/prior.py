@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import PriorConfig, TrainConfig
 from ..data import Dataset, Stream, in_order, shuffled, validation_split
+from ..data.waiting import each
 from ..evaluation.figures import budget_grid
 from ..prior import Prior
 from ..text import words_of
@@ -106,10 +107,17 @@ class PriorTask(Task):
         captions = getattr(data, "captions", None)
         if config.text and recipe.flip:
             check_captions(data.name, captions or [])
-        prior_config(config, tok, data, known_labels(data))  # its errors, before ids are extracted
+        # Its errors come before ids are extracted.
+        prior_config(config, tok, data, known_labels(data, recipe.reader_minutes))
         self.ranks, self.tok = ranks, tok.requires_grad_(False).eval().to(ranks.device)
         self.ids, labels = extract_ids(  # (N, V, K) on disk
-            self.tok, data, recipe.flip, crops, cache, quiet or not ranks.is_main
+            self.tok,
+            data,
+            recipe.flip,
+            crops,
+            cache,
+            quiet or not ranks.is_main,
+            reader_minutes=recipe.reader_minutes,
         )
         self.sources = describe_sources(data, tok, crops, len(self.ids))
         self.train, val = validation_split(len(self.ids), recipe, data.name)
@@ -151,11 +159,12 @@ class PriorTask(Task):
         return budget_grid(None, grid, title)
 
 
-def known_labels(data: Dataset) -> Tensor | None:
+def known_labels(data: Dataset, reader_minutes: float) -> Tensor | None:
     """The labels of a data set, as far as they are known before its images are read: of a stream,
     that of its first image."""
     if isinstance(data, Stream):
-        return next(in_order(data, 1, 1), (None, None))[1]
+        first = each(in_order(data, 1, 1), data, reader_minutes)
+        return next(first, (None, None))[1]
     return data.labels
 
 
@@ -175,7 +184,7 @@ def check_resumes(
     stored = read_record(out / "run.json", out)
     images = stored["data"].get("images") if isinstance(data, Stream) else len(data)
     record = describe_run(
-        prior_config(config, tok, data, known_labels(data)),
+        prior_config(config, tok, data, known_labels(data, recipe.reader_minutes)),
         recipe,
         describe_sources(data, tok, crops, images),
     )

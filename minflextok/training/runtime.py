@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checks import first_line
+from ..data.waiting import on_main_thread, wait_for
 from ..weights import naming, write_atomic
 
 try:
@@ -154,43 +154,9 @@ def stop_on_signal() -> Iterator[list[int]]:
             signal.signal(s, handler)
 
 
-def on_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 def next_batch(batches: Iterator[Any], received: list[int], seconds: float) -> Any:
-    """next(batches), inside of `stop_on_signal`. KeyboardInterrupt if one of its signals is
-    received meanwhile; TimeoutError after so many seconds (0: no limit; on the main thread of a
-    POSIX system)."""
-    if not on_main_thread() or not hasattr(signal, "setitimer"):
-        return next(batches)
-    late = []
-
-    def interrupt(number, _):
-        restore()  # a second signal must not interrupt what follows
-        (late if number == signal.SIGALRM else received).append(number)
-        raise KeyboardInterrupt  # no Exception: a reader that skips bad images must not catch it
-
-    def restore():
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for s, handler in previous.items():
-            signal.signal(s, handler)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the first batch has created a DataLoader
-
-    numbers = (signal.SIGALRM, signal.SIGTERM, signal.SIGINT)
-    previous = {s: signal.getsignal(s) for s in numbers}
-    try:
-        try:
-            for s in numbers:
-                signal.signal(s, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            return next(batches)
-        finally:
-            restore()
-    except KeyboardInterrupt as e:
-        if late and not received:
-            raise TimeoutError(f"no batch came for {seconds / 60:g} minutes") from e
-        raise
+    """next(batches), inside of `stop_on_signal`: see `wait_for`."""
+    return wait_for(lambda: next(batches), seconds, (signal.SIGTERM, signal.SIGINT), received)
 
 
 def peak_memory(device: torch.device | str = "cpu") -> float | None:

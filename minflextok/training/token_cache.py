@@ -11,7 +11,6 @@ the parts that are missing.
 import hashlib
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ..data import Dataset, Images, Latents, Stream, identity, to_float
-from ..data.datasets import LabelledBatches
+from ..data import Dataset, Latents, Stream, identity, to_float
+from ..data.datasets import LabelledBatches, part_of
+from ..data.waiting import each
 from ..tokenizer import FlexTok
 from ..weights import atomic_file, fingerprint
 from .batches import check_latents
@@ -75,12 +74,14 @@ def extract_ids(
     cache: str | Path | None = None,
     quiet: bool = False,
     batch_size: int = 128,
+    reader_minutes: float = 10.0,
 ) -> tuple[np.ndarray, Tensor | None]:
     """Ids of every view of every image, (N, V, K) memory-mapped, and the labels (N,) or None.
 
     Labels are those of the data set; only those of a stream, which are hashed with the images, are
     kept beside the ids. The file is in the directory `cache` (default ~/.cache/minflextok/ids), and
     written if it is not there. Under torchrun, the ranks share this work, and all must call this.
+    ValueError if no batch of images comes for `reader_minutes` (0: no limit).
     """
     folder, K, V = Path(cache or CACHE_DIR), tok.config.num_registers, crops * (1 + flip)
     views(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), flip, crops)  # checks `crops` before the work
@@ -89,12 +90,13 @@ def extract_ids(
             needs = "a tokenizer with its VAE" if tok.vae is None else "crops=1"
             raise ValueError(f"{data.name} holds latents of a VAE: give {needs}")
         check_latents(data, fingerprint(tok.vae.state_dict()), tok.config, flip)
-    key = json.dumps([tokenizer_key(tok), identity(data, content=True), flip, crops])
+    images = identity(data, content=True, reader_minutes=reader_minutes)
+    key = json.dumps([tokenizer_key(tok), images, flip, crops])
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            extract_parts(path, tok, data, flip, crops, quiet, batch_size)
+            extract_parts(path, tok, data, flip, crops, quiet, batch_size, reader_minutes)
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
                 join_parts(path, data, (V, K), id_type(tok))
@@ -136,15 +138,12 @@ def parts_of(data: Dataset) -> list:
     return data.shards if isinstance(data, Stream) else [*torch.arange(len(data)).split(PART)]
 
 
-def read_part(data: Dataset, part: Tensor | str, batch_size: int) -> LabelledBatches:
+def read_part(
+    data: Dataset, part: Tensor | str, batch_size: int, reader_minutes: float
+) -> LabelledBatches:
     """The images of a part in batches, (B, 3, H, W) uint8, and the labels (B,) of a stream."""
-    if isinstance(data, Stream):
-        return replace(data, shards=[str(part)]).in_order(batch_size)
-    assert isinstance(part, Tensor)
-    if isinstance(data, Images):
-        return ((data.at(i), None) for i in part.split(batch_size))
-    rows = DataLoader(Subset(data, part.tolist()), batch_size, num_workers=data.workers)
-    return ((images, None) for images in rows)
+    batches = each(part_of(data, part).in_order(batch_size), data, reader_minutes)
+    return batches if isinstance(data, Stream) else ((images, None) for images, _ in batches)
 
 
 def part_path(path: Path, number: int) -> Path:
@@ -152,7 +151,14 @@ def part_path(path: Path, number: int) -> Path:
 
 
 def extract_parts(
-    path: Path, tok: FlexTok, data: Dataset, flip: bool, crops: int, quiet: bool, size: int
+    path: Path,
+    tok: FlexTok,
+    data: Dataset,
+    flip: bool,
+    crops: int,
+    quiet: bool,
+    size: int,
+    minutes: float,
 ) -> None:
     """Write the parts of the ids that are missing. Returns when all are there: those that another
     process is writing are waited for, and written here if it is killed."""
@@ -166,7 +172,8 @@ def extract_parts(
                     file.parent.mkdir(exist_ok=True)
                     with FileLock(file.with_suffix(".lock"), timeout=patience):
                         if not (file.exists() or path.exists()):
-                            bar.update(write_part(file, tok, data, part, flip, crops, size))
+                            options = flip, crops, size, minutes
+                            bar.update(write_part(file, tok, data, part, *options))
                 except Timeout:
                     continue
                 except OSError:
@@ -178,12 +185,19 @@ def extract_parts(
 
 
 def write_part(
-    file: Path, tok: FlexTok, data: Dataset, part: Tensor | str, flip: bool, crops: int, size: int
+    file: Path,
+    tok: FlexTok,
+    data: Dataset,
+    part: Tensor | str,
+    flip: bool,
+    crops: int,
+    size: int,
+    minutes: float,
 ) -> int:
     """Write the ids of a part and, if all are known, the labels of a stream; returns its length."""
     ids = [torch.empty(0, crops * (1 + flip), tok.config.num_registers, dtype=torch.int64)]
     labels: list[Tensor | None] = []
-    for images, known in read_part(data, part, size):
+    for images, known in read_part(data, part, size, minutes):
         ids.append(encode_views(tok, images, flip, crops, size))
         labels.append(known)
     if labels and all(known is not None for known in labels):

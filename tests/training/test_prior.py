@@ -166,7 +166,7 @@ def test_training_says_what_is_wrong(tmp_path, options, match):
 
 @pytest.fixture
 def no_ids(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise AssertionError("ids were extracted")
 
     monkeypatch.setattr("minflextok.training.prior.extract_ids", fail)
@@ -194,7 +194,9 @@ def test_another_run_is_found_before_the_ids_are_extracted(tmp_path, monkeypatch
     with killed_after(6):
         run(tmp_path / "run", config, data=images)
     extract, extracted = prior.extract_ids, []
-    monkeypatch.setattr(prior, "extract_ids", lambda *a: extracted.append(1) or extract(*a))
+    monkeypatch.setattr(
+        prior, "extract_ids", lambda *a, **k: extracted.append(1) or extract(*a, **k)
+    )
     recipe, other = dataclasses.replace(RECIPE, lr=2e-3), randomised(seed=1)
     for options, match in (
         (dict(recipe=recipe), "train.lr=0.001 there, 0.002 here"),

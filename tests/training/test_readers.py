@@ -16,15 +16,20 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import RECIPE, ROOT, TINY, after_steps, lines, on_two_ranks, state
+from conftest import RECIPE, ROOT, TINY, after_steps, lines, on_two_ranks, randomised, state
 from image_files import picture, png, shard
 
-from minflextok.config import TrainConfig
-from minflextok.data import Folder, Stream, shards
+from minflextok.config import PriorConfig, VAEConfig
+from minflextok.data import Folder, Stream, cache_latents, load_dataset, shards
+from minflextok.data.waiting import reader_error
 from minflextok.training import loop
-from minflextok.training.batches import reader_error
+from minflextok.training.prior import train_prior
 from minflextok.training.tokenizer import train_tokenizer
+from minflextok.vae import VAE
 
+SMALL_VAE = VAEConfig(
+    latent_channels=4, widths=(8, 8), layers=1, groups=4, image_size=8, perceptual="none"
+)
 LONG = dataclasses.replace(RECIPE, steps=10**6, eval_every=10**6, log_every=1, workers=1)
 
 
@@ -113,6 +118,73 @@ def test_a_signal_is_served_while_a_reader_stalls(tmp_path):
     assert nothing_left("sleep 6124")
 
 
+def fifo(folder) -> Folder:
+    """Files whose bytes never come."""
+    files = [str(folder / f"{i}.png") for i in range(20)]
+    for file in files:
+        os.mkfifo(file)
+    return Folder("photos", files, torch.arange(20) % 2, ["a", "b"], 8, workers=1)
+
+
+def third(folder) -> Stream:
+    """A shard that can be opened twice: for the first image, and for the hash."""
+    times, whole = folder / "times", shard(folder / "a.tar", {"0.png": png(), "0.cls": b"0"})
+    command = f"echo >> {times}; test $(wc -l < {times}) = 3 && sleep 6126; cat {whole}"
+    return Stream("photos", [f"pipe:{command}"], 8, workers=1)
+
+
+def never(folder) -> Stream:
+    return Stream("photos", ["pipe:sleep 6126; true"], 8, workers=1)
+
+
+def before_training(what: str, data, out, minutes):
+    recipe = dataclasses.replace(RECIPE, reader_minutes=minutes)
+    if what == "validation":
+        train_tokenizer(TINY, recipe, data, out, "cpu", quiet=True)
+    elif what == "latents":
+        cache_latents(data, VAE(SMALL_VAE), out, quiet=True, reader_minutes=minutes)
+    elif what == "ids":
+        config = dataclasses.replace(PriorConfig(), dim=64, depth=1)
+        train_prior(config, recipe, randomised(), data, out, "cpu", quiet=True, cache=out / "ids")
+    else:
+        load_dataset(data.shards[0], image_size=8, reader_minutes=minutes)
+
+
+BEFORE = [
+    ("load", never),
+    ("validation", never),
+    ("validation", fifo),
+    ("latents", never),
+    ("ids", never),  # at the label of its first image
+    ("ids", third),
+    ("ids", fifo),
+]
+
+
+@pytest.mark.parametrize("what, source", BEFORE)
+def test_a_reader_that_stalls_before_the_training_is_named(tmp_path, what, source):
+    data = source(tmp_path)
+    with pytest.raises(ValueError, match=r"no batch came for 0.02 minutes.*reader_minutes=0.04"):
+        before_training(what, data, tmp_path / "out", 0.02)
+    assert nothing_left("sleep 6126")
+
+
+@pytest.mark.parametrize("what, source", [("load", never), ("ids", third)])
+def test_sigterm_is_served_while_a_reader_stalls_before_the_training(tmp_path, what, source):
+    data = source(tmp_path)
+
+    def end():
+        while not processes_with("sleep 6126"):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end, daemon=True).start()
+    with pytest.raises(SystemExit, match="143"):
+        before_training(what, data, tmp_path / "out", 10)
+    assert nothing_left("sleep 6126")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_a_killed_reader_is_a_message_and_a_checkpoint(tmp_path):
     def kill():
         [worker] = multiprocessing.active_children()
@@ -133,12 +205,12 @@ def test_a_killed_reader_is_a_message_and_a_checkpoint(tmp_path):
     ],
 )
 def test_whichever_error_comes_first_from_a_killed_reader_has_one_message(error):
-    found = reader_error(error, "photos", TrainConfig(steps=1))
+    found = reader_error(error, "photos", 10.0, 4)
     assert found.startswith("photos: a process that reads it was killed")
 
 
 def test_a_server_that_cannot_be_read_is_no_killed_reader():
-    assert reader_error(ConnectionError("cannot read http://a"), "a", TrainConfig(steps=1)) == (
+    assert reader_error(ConnectionError("cannot read http://a"), "a", 10.0, 4) == (
         "cannot read http://a"
     )
 
