@@ -77,11 +77,10 @@ def check_latents(data: Latents, vae: str, c: TokenizerConfig, flip: bool) -> No
 
 
 def batch_images(
-    data: Dataset | Tensor | None, c: TrainConfig, step: int, ranks: Ranks
+    data: Dataset | None, c: TrainConfig, step: int, ranks: Ranks
 ) -> list[str] | list[int]:
-    """The images of a step: their names, where they are known, else their positions in the training
-    split. data: a data set, or the positions (n,) of its training split. All ranks must call
-    this."""
+    """The images of a step of training on `data`: their names, where they are known, else their
+    positions in it. All ranks must call this."""
     if data is None:
         return []
     if isinstance(data, Stream):  # each rank knows its own

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..config import PriorConfig, TrainConfig
-from ..data import Dataset, Stream, in_order, shuffled, validation_split
+from ..data import Dataset, Folder, Stream, in_order, shuffled, validation_split
 from ..data.waiting import each
 from ..evaluation.figures import budget_grid
 from ..prior import Prior
@@ -121,6 +121,8 @@ class PriorTask(Task):
         )
         self.sources = describe_sources(data, tok, crops, len(self.ids))
         self.train, val = validation_split(len(self.ids), recipe, data.name)
+        stored = f"image {{}} of {data.name}".format  # its place in stored order
+        self.name_of = data.name_of if isinstance(data, Folder) else stored
         torch.manual_seed(recipe.seed)
         config = prior_config(config, tok, data, labels)
         with building(recipe, ranks):
@@ -145,6 +147,10 @@ class PriorTask(Task):
             ids = self.read(rows, torch.randint(num_views, (c.batch_size,), generator=g))
             batch = ids, self.conditions[rows], *self.model.draw(c.batch_size, g)
             yield tuple(x[run.share].to(run.device, non_blocking=True) for x in batch)
+
+    def images(self, recipe: TrainConfig, step: int) -> list[str] | list[int]:
+        i = next(shuffled(len(self.train), recipe.batch_size, recipe.seed, step))
+        return [*map(self.name_of, self.train[i].tolist())]
 
     def evaluate(self, model: Prior) -> tuple[dict, str]:
         return evaluate_prior(model, *self.val)

@@ -16,11 +16,21 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import RECIPE, ROOT, TINY, after_steps, lines, on_two_ranks, randomised, state
+from conftest import (
+    RECIPE,
+    ROOT,
+    TINY,
+    after_steps,
+    lines,
+    noise_images,
+    on_two_ranks,
+    randomised,
+    state,
+)
 from image_files import picture, png, shard
 
 from minflextok.config import PriorConfig, VAEConfig
-from minflextok.data import Folder, Stream, cache_latents, load_dataset, shards
+from minflextok.data import Folder, Stream, cache_latents, load_dataset, shards, to_float
 from minflextok.data.waiting import reader_error
 from minflextok.training import loop
 from minflextok.training.prior import train_prior
@@ -276,22 +286,52 @@ def test_all_ranks_save_and_say_what_one_of_them_could_not_read(tmp_path):
 # ---- which images made a step go wrong -----------------------------------------------------------
 
 
+def photos(folder, kind: str):
+    """40 images in a stream, in a tar on disk or as files, and what their names look like."""
+    if kind == "files":
+        files = [str(picture(folder / f"{i}.png", (8, 8), (6 * i, 0, 9))) for i in range(40)]
+        return Folder("photos", files, torch.arange(40) % 2, ["a", "b"], 8, workers=1), r"/.*\.png"
+    data = stream(folder, "true")
+    if kind == "stream":
+        return data, r"\d+ in pipe:.*"
+    members, labels = shards.by_position([str(folder / "whole.tar")]), torch.arange(40) % 2
+    return Folder("photos", members, labels, ["a", "b"], 8, 1), r"\d+ in /.*whole.tar"
+
+
+NAN = torch.tensor([float("nan"), 1.0])
+BAD = dataclasses.replace(RECIPE, steps=3, max_bad_steps=1, log_every=1)
+
+
 @pytest.mark.parametrize("kind", ["stream", "shards", "files"])
 def test_the_images_of_a_bad_step_are_named(tmp_path, kind):
-    data = stream(tmp_path, "true")
-    if kind == "shards":
-        members = shards.by_position([str(tmp_path / "whole.tar")])
-        data = Folder("photos", members, None, [], 8, workers=1)
-    elif kind == "files":
-        files = [str(picture(tmp_path / f"{i}.png", (8, 8))) for i in range(40)]
-        data = Folder("photos", files, None, [], 8, workers=1)
-    nan = torch.tensor([float("nan"), 1.0])
-    recipe = dataclasses.replace(RECIPE, steps=3, max_bad_steps=1, log_every=1)
-    name = {"stream": r"\d+ in pipe:.*", "shards": r"\d+ in /.*whole.tar", "files": r"/.*\.png"}
+    data, name = photos(tmp_path, kind)
     with (
-        after_steps(2, lambda: nan),
-        pytest.warns(UserWarning, match=f"step 3: .*; its images: {name[kind]}, .*"),
+        after_steps(2, lambda: NAN),
+        pytest.warns(UserWarning, match=f"step 3: .*; its images: {name}, .*"),
     ):
-        train_tokenizer(TINY, recipe, data, tmp_path / "run", "cpu", quiet=True)
+        train_tokenizer(TINY, BAD, data, tmp_path / "run", "cpu", quiet=True)
     [(step, bad)] = lines(tmp_path / "run", "bad")
     assert step == 3 and len(set(bad["images"])) == 8
+
+
+@pytest.mark.parametrize("kind", ["memory", "shards", "files"])
+def test_the_images_of_a_bad_step_of_a_prior_are_named(tmp_path, monkeypatch, kind):
+    memory = noise_images(labels=torch.arange(40) % 2, classes=["a", "b"])
+    data, name = (memory, r"image \d+ of noise") if kind == "memory" else photos(tmp_path, kind)
+    config, recipe = PriorConfig(dim=64, depth=1), dataclasses.replace(BAD, flip=False)
+    tok, ids = randomised(), []
+
+    def step(objective, optimizers, batch, *_):
+        ids.append(batch[0])
+        return NAN if len(ids) == 3 else torch.ones(2)
+
+    monkeypatch.setattr(loop, "training_step", step)
+    with pytest.warns(UserWarning, match=f"step 3: .*; its images: {name}, .*"):
+        train_prior(config, recipe, tok, data, tmp_path, "cpu", quiet=True, cache=tmp_path / "ids")
+    [(number, bad)] = lines(tmp_path, "bad")
+    assert number == 3 and len(set(bad["images"])) == 8
+    if kind == "memory":
+        rows = torch.tensor([int(name.split()[1]) for name in bad["images"]])
+    else:
+        rows = torch.tensor([[*map(data.name_of, range(40))].index(name) for name in bad["images"]])
+    assert torch.equal(ids[2], tok.encode(to_float(data.at(rows))))
