@@ -76,10 +76,11 @@ mistakes: setup
 	for run in recipe token-std-0.02 nested-at-once never-nested lr-2e-2; do mkdir -p data/curves/$$run && \
 		cp runs/mistakes/$$run/metrics.jsonl runs/mistakes/$$run/run.json data/curves/$$run; done
 
-bench: setup  ## savings: results.json, cost.png; the training step: step.json; readers: readers.json; the prior against transformers: prior.json
+bench: setup  ## savings: results.json, cost.png; the training step: step.json; readers: readers.json; beside busy loops: busy.json; the prior against transformers: prior.json
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/readers.py
+	$(BIN)/python benchmarks/busy.py
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
 	$(BIN)/python benchmarks/prior.py
 

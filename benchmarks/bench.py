@@ -1,6 +1,6 @@
 """What the exact savings save: the same work on the same weights with `tok.savings` on and off.
 
-    python benchmarks/bench.py [--threads 1]      # d12-d12; writes results.json and cost.png
+    python benchmarks/bench.py [--threads 1 --turns 3 --steps 20]   # writes results.json, cost.png
 
 Both sides take turns, because the speed of a machine changes over minutes. A row of the table has
 the median time of each side; the ratio of the medians and, in brackets, the lowest and the highest
@@ -182,8 +182,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--preset", default="d12-d12", choices=PRESETS)
-    add("--turns", type=int, default=3, help="turns of each row")
-    add("--steps", type=int, default=20, help="Euler steps at batch 1; a quarter at batch 4")
+    add("--turns", type=int, default=3 if cuda else 1, help="turns of each row")
+    few = 20 if cuda else 4
+    add("--steps", type=int, default=few, help="Euler steps at batch 1; a quarter at batch 4")
     add("--train-batch", type=int, default=4, help="images of a training step; 0: no training row")
     add("--quick", action="store_true", help="1 turn, 2 steps, batch 1, memory of one row only")
     add("--device", default="cuda" if cuda else "cpu", choices=["cpu", "cuda"])

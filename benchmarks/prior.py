@@ -19,7 +19,6 @@ Weights are random: time does not depend on their values. Results are stored aft
 import argparse
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +97,6 @@ def compare(sides: dict[str, Callable[[], Tensor]], tokens: int, turns: int) -> 
 def run(a: argparse.Namespace) -> None:
     where = machine("cpu", []) | {
         "transformers": transformers and transformers.__version__,
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
     print(f"{a.tokens} ids, medians of {a.turns} turns; times are multiples of those of cached")
     print(", ".join(f"{k} {v}" for k, v in where.items()), "(load: of the machine, at the start)")

@@ -1,5 +1,6 @@
-"""The table, the plot and the description of the machine for bench.py."""
+"""The table and the plot of bench.py, and the description of the machine."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from measure import SIDES
 
 
 def machine(device: str, kernels: list[str]) -> dict:
-    """What the times depend on. kernels: the attention kernels that a GPU may use."""
+    """What the times depend on. kernels: the attention kernels that a GPU may use. load: processes
+    that ran on the whole machine in the last minute, on average."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -22,6 +24,7 @@ def machine(device: str, kernels: list[str]) -> dict:
     return {
         "cpu": cpu,
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         **gpu,
         "torch": torch.__version__,
         "precision": "bfloat16" if gpu else "float32",

@@ -1,13 +1,15 @@
-"""The work that bench.py measures: each the same with `tok.savings` on and off."""
+"""The work that bench.py measures: each the same with `tok.savings` on and off; and a training
+step."""
 
 from collections.abc import Callable
 
 import torch
 from measure import Work
-from torch import Tensor
+from torch import Tensor, nn
 
 from minflextok import FlexTok, savings
 from minflextok.config import TokenizerConfig
+from minflextok.precision import autocast
 from minflextok.training.objective import TokenizerObjective
 
 GUIDANCE = 3.0
@@ -72,18 +74,23 @@ def typical_draws(tok: FlexTok, x: Tensor) -> tuple[Tensor, ...]:
     return min(draws, key=lambda d: (d[2].float().mean() - mean).abs())
 
 
-def training(tok: FlexTok, B: int) -> Work:
-    """A step: forward, backward, AdamW with learning rate 0, which costs the same as any other."""
-    x, objective = random_images(tok, B), TokenizerObjective(tok)
-    draws = typical_draws(tok, x)
-    optimizer = torch.optim.AdamW(tok.parameters(), lr=0.0, fused=True)
+def training_step(model: nn.Module, loss: Callable[[], Tensor], bf16: bool) -> Callable[[], Tensor]:
+    """Forward, backward, AdamW with learning rate 0, which costs the same as any other."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+    device = next(model.parameters()).device
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-            loss = objective(x, *draws)
-        loss.backward()
+        with autocast(device, bf16):
+            value = loss()
+        value.backward()
         optimizer.step()
-        return loss.detach()
+        return value.detach()
 
-    return on_and_off(tok, step)
+    return step
+
+
+def training(tok: FlexTok, B: int) -> Work:
+    x, objective = random_images(tok, B), TokenizerObjective(tok)
+    draws = typical_draws(tok, x)
+    return on_and_off(tok, training_step(tok, lambda: objective(x, *draws), x.is_cuda))

@@ -194,7 +194,7 @@ def footprint(c: Config) -> Footprint:
     if isinstance(c, VAEConfig):  # it has no blocks to checkpoint
         image, weights = saved_bytes(c)
         return Footprint(image, image, weights)
-    depths = ("depth",) if isinstance(c, PriorConfig) else ("enc_depth", "dec_depth")
+    depths = depth_names(c)
     short = with_depth(c, **dict.fromkeys(depths, 1))
     image, weights = saved_bytes(short)
     checkpointed, one_block = image, 0
@@ -207,6 +207,11 @@ def footprint(c: Config) -> Footprint:
         checkpointed += added * block_input(c, name)
         one_block = max(one_block, block)
     return Footprint(image, min(image, checkpointed + one_block), weights)
+
+
+def depth_names(c: TokenizerConfig | PriorConfig) -> tuple[str, ...]:
+    """The fields that hold numbers of blocks."""
+    return ("depth",) if isinstance(c, PriorConfig) else ("enc_depth", "dec_depth")
 
 
 def with_depth(c: Any, **depths: int) -> Any:
