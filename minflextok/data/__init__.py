@@ -3,9 +3,9 @@
 
 images.py opens one image; folders.py finds files, splits and classes; shards.py reads tar files,
 remote.py those of a URL; datasets.py has the kinds of data sets, which workers.py reads in
-processes; waiting.py ends a wait for data that does not come; order.py shuffles and splits; load.py
-loads by name; shapes.py draws scenes; identity.py hashes a data set; write.py and records.py write
-shards.
+processes; waiting.py ends a wait for data that does not come; node.py shares a set in memory;
+order.py shuffles and splits; load.py loads by name; shapes.py draws scenes; identity.py hashes a
+data set; write.py and records.py write shards.
 """
 
 from .datasets import Dataset, Folder, Images, Latents, Stream, in_order

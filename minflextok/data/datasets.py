@@ -70,12 +70,12 @@ class Images:
             raise ValueError(f"i has shape {tuple(i.shape)}: give (n,)")
         return checks.check_between(i.long(), "i", "positions", len(self))
 
-    def select(self, i: Tensor, split: str | None = None) -> "Images":
-        """The subset at positions i (n,); `split` names it."""
+    def select(self, i: Tensor, split: str | None = None, images: Tensor | None = None) -> "Images":
+        """The subset at positions i (n,); `split` names it. images: those at i, if at hand."""
         i = self._positions(i)
         return Images(
             self.name,
-            self.images[i],
+            self.images[i] if images is None else images,
             None if self.labels is None else self.labels[i],
             self.classes,
             None if self.captions is None else [self.captions[j] for j in i.tolist()],

@@ -14,6 +14,7 @@ from ..config import DATA_DIR
 from . import folders, shards
 from .datasets import Dataset, Folder, Images, Latents, Stream
 from .images import UNREADABLE, Skipped, open_image
+from .node import once_per_node
 from .records import read_record, shard_name
 from .remote import REMOTE, TARS, unsigned
 from .shapes import make_shapes
@@ -115,6 +116,12 @@ def load_shapes(name: str, split: str, size: int) -> Images:
 
 
 def load_cifar10(split: str, size: int | None) -> Images:
+    found = once_per_node(("cifar10", split, size), lambda: decoded_cifar10(split, size))
+    classes, encoding = CIFAR10_CLASSES, "original pixels"
+    return Images("cifar10", **found, classes=classes, split=split, encoding=encoding)
+
+
+def decoded_cifar10(split: str, size: int | None) -> dict[str, torch.Tensor]:
     from torchvision.datasets import CIFAR10  # three seconds, which all other commands save
 
     root = Path.home() / ".cache" / "minflextok"
@@ -132,10 +139,7 @@ def load_cifar10(split: str, size: int | None) -> Images:
         images = torch.nn.functional.interpolate(
             images, size=(size, size), mode="bicubic", antialias=True
         )
-    labels = torch.tensor(raw.targets)
-    return Images(
-        "cifar10", images, labels, CIFAR10_CLASSES, split=split, encoding="original pixels"
-    )
+    return {"images": images, "labels": torch.tensor(raw.targets)}
 
 
 def encoding_of(suffix: str) -> str:
@@ -241,6 +245,13 @@ def in_memory(
     name: str, samples: Iterable[tuple[str, str | bytes, int | None]], size: int | None
 ) -> Images:
     """All samples (name, file or bytes, class) that can be read; all must have a class, or none."""
+    return Images(name, **once_per_node((name, size), lambda: decoded(name, samples, size)))
+
+
+def decoded(
+    name: str, samples: Iterable[tuple[str, str | bytes, int | None]], size: int | None
+) -> dict[str, torch.Tensor]:
+    """The tensors of `in_memory`: images, and labels if there are any."""
     skipped, images, labels = Skipped(), [], []
     for key, source, label in samples:
         try:
@@ -261,9 +272,10 @@ def in_memory(
     numbers = checked_labels(name, labels)
     if skipped.count:
         warnings.warn(
-            f"{name}: {skipped.count} unreadable images skipped, {len(images)} read", stacklevel=4
+            f"{name}: {skipped.count} unreadable images skipped, {len(images)} read", stacklevel=7
         )
-    return Images(name, torch.from_numpy(np.stack(images)), numbers)
+    found = {"images": torch.from_numpy(np.stack(images))}
+    return found if numbers is None else found | {"labels": numbers}
 
 
 def checked_labels(name: str, labels: list[int | None]) -> torch.Tensor | None:

@@ -22,6 +22,7 @@ from ..data import (
     to_float,
     validation_split,
 )
+from ..data.node import once_per_node
 from ..data.waiting import limited
 from .run import Run
 from .runtime import Ranks
@@ -37,6 +38,10 @@ def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
         )
         return data, limited(lambda: data.head(c.val_images), data, c.reader_minutes)
     train, val = validation_split(len(data), c, data.name)
+    if isinstance(data, Images):
+        key = "train", identity(data), c.seed, c.val_images
+        shared = once_per_node(key, lambda: {"images": data.images[train]})
+        return data.select(train, **shared), data.at(val)
     return data.select(train), limited(lambda: data.at(val), data, c.reader_minutes)
 
 
