@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from minflextok import FlexTok, TokenizerConfig, TrainConfig
+from minflextok.config import VAEConfig
 from minflextok.data import Images
 from minflextok.training import loop
 
@@ -38,6 +39,9 @@ TINY = TokenizerConfig(
     num_registers=6,
     fsq_levels=(8, 5, 3),
     token_std=1.0,
+)
+SMALL_VAE = VAEConfig(
+    latent_channels=4, widths=(8, 8), layers=1, groups=4, image_size=8, perceptual="none"
 )
 
 

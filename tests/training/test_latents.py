@@ -5,18 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import SMALL_VAE
 from image_files import png, shard
 
 from minflextok import PRESETS, FlexTok
-from minflextok.config import TrainConfig, VAEConfig
+from minflextok.config import TrainConfig
 from minflextok.data import Images, Latents, cache_latents, load_dataset, to_float
 from minflextok.training.token_cache import extract_ids
 from minflextok.training.tokenizer import train_tokenizer
 from minflextok.vae import VAE
 
-SMALL_VAE = VAEConfig(
-    latent_channels=4, widths=(8, 8), layers=1, groups=4, image_size=8, perceptual="none"
-)
 CONFIG = replace(
     PRESETS["cifar10-tiny"],
     image_size=4,

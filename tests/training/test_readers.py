@@ -19,6 +19,7 @@ import torch
 from conftest import (
     RECIPE,
     ROOT,
+    SMALL_VAE,
     TINY,
     after_steps,
     lines,
@@ -29,7 +30,7 @@ from conftest import (
 )
 from image_files import picture, png, shard
 
-from minflextok.config import PriorConfig, VAEConfig
+from minflextok.config import PriorConfig
 from minflextok.data import Folder, Stream, cache_latents, load_dataset, shards, to_float
 from minflextok.data.waiting import reader_error
 from minflextok.training import loop
@@ -37,9 +38,6 @@ from minflextok.training.prior import train_prior
 from minflextok.training.tokenizer import train_tokenizer
 from minflextok.vae import VAE
 
-SMALL_VAE = VAEConfig(
-    latent_channels=4, widths=(8, 8), layers=1, groups=4, image_size=8, perceptual="none"
-)
 LONG = dataclasses.replace(RECIPE, steps=10**6, eval_every=10**6, log_every=1, workers=1)
 
 
