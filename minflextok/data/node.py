@@ -31,6 +31,8 @@ def once_per_node(key: tuple, make: Callable[[], dict[str, Tensor]]) -> dict[str
     launch = os.getppid(), os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
     folder = Path(tempfile.gettempdir()) / f"minflextok-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():  # another user could put a file of theirs in place
+        return make()
     path = folder / "-".join(map(str, (*launch, digest, CALLS[digest])))
     # Its name ends in the number of ranks that have mapped it.
     names = [path.with_name(f"{path.name}.{n}") for n in range(ranks)]
