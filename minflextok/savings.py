@@ -10,6 +10,7 @@ Notation: P patches, K registers, of which the first m <= K are kept.
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -68,10 +69,20 @@ def _prefix_block(
     return x + block.mlp(layer_norm(x))
 
 
-def _kept_or_recomputed(function: Callable[..., Tensor], block: nn.Module, *inputs) -> Tensor:
-    """function(block, *inputs). If the block checkpoints its activations, the backward pass
-    computes them again."""
-    if getattr(block, "recompute", False) and torch.is_grad_enabled():
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One graph for all blocks and sizes."""
+    return torch.compile(function, dynamic=True)
+
+
+def _run(function: Callable[..., Tensor], block: nn.Module, *inputs) -> Tensor:
+    """function(block, *inputs). In training it is compiled if the block is, and if the block
+    checkpoints its activations, the backward pass computes them again."""
+    if not torch.is_grad_enabled():
+        return function(block, *inputs)
+    if getattr(block, "compiled", False):
+        function = _compiled(function)
+    if getattr(block, "recompute", False):
         return checkpoint(function, block, *inputs, use_reentrant=False)
     return function(block, *inputs)
 
@@ -86,8 +97,8 @@ def encode_registers(encoder: Encoder, x: Tensor, num_registers: int) -> Tensor:
     seq = torch.cat([patches, registers], dim=1)  # (B, P + m, D)
     blocks: list[Block] = list(encoder.blocks)
     for block in blocks[:-1]:
-        seq = _kept_or_recomputed(_prefix_block, block, seq, P, encoder.causal)
-    seq = _kept_or_recomputed(_prefix_block, blocks[-1], seq, P, encoder.causal, True)
+        seq = _run(_prefix_block, block, seq, P, encoder.causal)
+    seq = _run(_prefix_block, blocks[-1], seq, P, encoder.causal, True)
     return encoder.head(layer_norm(seq))[:, :num_registers]
 
 
@@ -155,7 +166,7 @@ def velocity(
         seq = block(seq, mod, P, mask)
         if hidden is not None:
             hidden.append(seq[:, :P])
-    patches = _kept_or_recomputed(_last_block, blocks[-1], seq, block_mods[-1], P, mask)
+    patches = _run(_last_block, blocks[-1], seq, block_mods[-1], P, mask)
     if hidden is not None:
         hidden.append(patches)
     return decoder.output(patches, head_mod, h, w)

@@ -1,16 +1,20 @@
 """Each exact saving against the plain path: the same numbers, for less work."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from conftest import changed, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 
 from minflextok import FlexTok, savings
 from minflextok.draws import Draws
 from minflextok.training.objective import TokenizerObjective
+from minflextok.training.parallel import checkpoint_activations
+from minflextok.training.tokenizer import compile_blocks
 
 VARIANTS = {
     "apart": {},
@@ -165,6 +169,34 @@ def test_grouping_computes_no_register_that_nobody_keeps(images):
     objective(x, *objective.draw(x)[:2], keep_k, null)
     # P/8 = 2 registers for the lengths 1, 1, 2, 2 and for the null condition
     assert sorted(rows) == [(2, 4), (2, 6), (5, 2)]
+
+
+def test_compiled_parts_of_blocks_change_no_gradient(images, monkeypatch):
+    """Here, the graphs are traced, but not translated."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    savings._compiled.cache_clear()
+    torch._dynamo.reset()
+    counters.clear()
+    tok, x = randomised(changed(enc_depth=3, dec_depth=3)), images.repeat(3, 1, 1, 1)
+    objective, keep_k = TokenizerObjective(tok), torch.tensor([2, 2, 2, 4, 4, 4, 6, 6, 6])
+    draws = objective.draw(x)._replace(keep_k=keep_k, null=torch.arange(9) == 0)
+
+    def gradients():
+        tok.zero_grad()
+        objective(x, *draws).backward()
+        return [p.grad for p in tok.parameters()]
+
+    plain = gradients()
+    for change in (compile_blocks, checkpoint_activations):
+        change(tok)
+        for a, b in zip(plain, gradients(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+        if change is compile_blocks:
+            # The encoder's blocks and its last one; the decoder's two, with dropped registers and
+            # without.
+            assert counters["stats"]["unique_graphs"] == 6
+    savings._compiled.cache_clear()
+    torch._dynamo.reset()
 
 
 def test_a_teacher_sees_the_same_hidden_patches(tok, images):
