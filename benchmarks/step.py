@@ -28,6 +28,8 @@ from measure import count_flops, seconds
 from report import machine
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from work import random_images, random_tok, training_step, typical_draws
 
 from minflextok import Prior
@@ -38,7 +40,7 @@ from minflextok.experiments.footprint import depth_names, works
 from minflextok.experiments.plan import STAGES, Plan, memory_of
 from minflextok.precision import precision
 from minflextok.training.objective import TokenizerObjective
-from minflextok.training.runtime import peak_memory
+from minflextok.training.runtime import keep_freed_memory, peak_memory
 from minflextok.training.tokenizer import compile_blocks
 from minflextok.weights import write_atomic
 
@@ -126,6 +128,8 @@ def measured(
     profiled: bool = False,
 ) -> dict:
     """blocks: of encoder and decoder, or of a prior; default: those of the preset."""
+    if device == "cpu":
+        keep_freed_memory()  # as training does
     c = STAGES[stage][preset].model
     c = replace(c, **dict(zip(depth_names(c), blocks, strict=True))) if blocks else c
     if isinstance(c, PriorConfig):
@@ -145,8 +149,12 @@ def measured(
         step()
     taken = median(seconds(step, device)[0] for _ in range(steps))
     peak = max(before, matmul_speed(device, dtype))
+    memory = peak_memory(device)
     if profiled:
         print_profile(step, device)
+        if device == "cpu" and not compiled:  # it keeps all factors: on a GPU, memory is scarce
+            share = flops / seconds_of_products(step, device) / peak
+            print(f"Its matrix products alone: {share:.0%} of the peak.", file=sys.stderr)
     return {
         "stage": stage,
         "preset": preset,
@@ -159,8 +167,34 @@ def measured(
         "flops": flops,
         "flops_per_s": flops / taken,
         "share_of_peak": flops / taken / peak,
-        "peak_gb": peak_memory(device),
+        "peak_gb": memory,
     }
+
+
+class Products(TorchDispatchMode):
+    """Keeps the matrix products of what runs inside, with their factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation.overloadpacket in flop_registry:
+            self.calls.append((operation, args, kwargs or {}))
+        return operation(*args, **kwargs or {})
+
+    @torch.no_grad()
+    def again(self) -> None:
+        for product, args, kwargs in self.calls:
+            product(*args, **kwargs)
+
+
+def seconds_of_products(step: Callable[[], Tensor], device: str) -> float:
+    """The time of the matrix products of a step that is not compiled, without the rest of it."""
+    with Products() as products:
+        step()
+    products.again()
+    return min(seconds(products.again, device)[0] for _ in range(3))
 
 
 def print_profile(step: Callable[[], Tensor], device: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 
 import pytest
@@ -120,8 +121,10 @@ def test_the_cores_that_read_what_a_step_takes():
 
 
 @pytest.mark.parametrize("savings", [True, False])
-def test_bench_of_the_training_step_of_a_tokenizer(savings):
-    found = step.measured("shapes", 4, "cpu", savings=savings, steps=1)
+def test_bench_of_the_training_step_of_a_tokenizer(savings, capsys):
+    found = step.measured("shapes", 4, "cpu", savings=savings, steps=1, profiled=savings)
+    alone = re.findall(r"matrix products alone: (\d+)% of the peak", capsys.readouterr().err)
+    assert [0 < int(share) < 200 for share in alone] == [True] * savings
     assert found["flops_per_s"] * 4 == pytest.approx(found["images_per_s"] * found["flops"])
     assert 0 < found["share_of_peak"] < 2 and found["precision"] in ("float32", "bfloat16")
     plain = step.tokenizer_training_flops(PRESETS["shapes"], savings=False)

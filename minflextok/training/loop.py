@@ -29,6 +29,7 @@ from .run import Run
 from .runtime import (
     Log,
     Ranks,
+    keep_freed_memory,
     mean_over_ranks,
     next_batch,
     peak_memory,
@@ -113,6 +114,8 @@ def fit(task: Task, recipe: TrainConfig, out: str | Path, quiet: bool = False) -
 def train(task: Task, recipe: TrainConfig, out: Path, quiet: bool) -> nn.Module:
     """`fit`, in a directory that this run has locked."""
     c, ranks = recipe, task.ranks
+    if ranks.device.type == "cpu":
+        keep_freed_memory()
     run, checkpoints = start(task, c, out)
     with ranks.together():
         log = Log(out / "metrics.jsonl", run.step, ranks.is_main, quiet, c.tensorboard)

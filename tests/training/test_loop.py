@@ -38,7 +38,7 @@ from minflextok.data import Stream, identity
 from minflextok.training.objective import TokenizerObjective
 from minflextok.training.optimizers import lr_factor, make_optimizers, update_ema
 from minflextok.training.run import Run
-from minflextok.training.runtime import stop_on_signal
+from minflextok.training.runtime import keep_freed_memory, stop_on_signal
 from minflextok.training.tokenizer import train_tokenizer
 
 
@@ -474,6 +474,20 @@ def test_minutes_end_a_run(tmp_path):
 
 
 @pytest.mark.slow  # test_ranks.py compares ranks in each run of the tests, this the command line
+@pytest.mark.skipif(sys.platform != "linux", reason="for glibc alone")
+def test_freed_memory_is_used_again():
+    import resource  # not on Windows
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        [torch.ones(2**20) for _ in range(8)]  # 4 MiB each: 8,192 pages together
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    faults()
+    assert min(faults() for _ in range(3)) < 100
+
+
 def test_two_ranks_equal_one(tmp_path):
     flags = ("--steps", "8", "--log-every", "1", "--eval-every", "8")
     start(tmp_path / "one", *flags).communicate(timeout=300)
