@@ -270,6 +270,9 @@ class VAEConfig:
     kl_weight: float = opt(
         1e-6, "training: weight of the KL divergence, summed over an image's latents"
     )
+    wavelet_start: bool = opt(
+        False, "training: the encoder begins as a Haar transform, which short runs need"
+    )
     adversarial_weight: float = opt(
         0.0, "training: weight of the adversarial loss of a patch discriminator; 0: none"
     )

@@ -108,7 +108,7 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
     ),
     "imagenet64": Preset(  # on the latents of the VAE f4-small, with a teacher
         model=replace(
-            SMALL_GPU, image_size=16, in_channels=8, patch_size=2, enc_depth=3, num_registers=64
+            SMALL_GPU, image_size=16, in_channels=16, patch_size=2, enc_depth=3, num_registers=64
         ),
         recipe=SMALL_GPU_RECIPE,
     ),
@@ -160,12 +160,15 @@ VAES: dict[str, Preset[VAEConfig]] = {
     "f4-small": Preset(
         model=replace(
             SMALL_VAE,
-            latent_channels=8,
-            widths=(32, 64, 96),
+            latent_channels=16,
+            widths=(16, 32, 32),
+            groups=2,  # as many groups as channels would lose the mean color
             image_size=64,
             perceptual="gradients",
+            perceptual_weight=0.2,
+            wavelet_start=True,
         ),
-        recipe=replace(SMALL_VAE_RECIPE, minutes=30),
+        recipe=replace(SMALL_VAE_RECIPE, minutes=20, lr=1e-3),
     ),
 }
 

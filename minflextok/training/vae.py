@@ -20,6 +20,7 @@ from .loop import Task, fit
 from .losses import Distance, VAEObjective, gradient_distance, lpips_distance
 from .run import Run
 from .runtime import Ranks, check_world_size
+from .wavelet import begin_as_wavelet
 
 
 def perceptual_distance(config: VAEConfig, ranks: Ranks) -> tuple[VAEConfig, Distance | None]:
@@ -78,6 +79,8 @@ class VAETask(Task):
         self.config, distance = perceptual_distance(config, ranks)
         torch.manual_seed(recipe.seed)
         self.model = VAEObjective(self.config, distance)
+        if config.wavelet_start:
+            begin_as_wavelet(self.model.vae)
         if recipe.compile:
             self.model.vae.encoder.compile()
             self.model.vae.decoder.compile()
