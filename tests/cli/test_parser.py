@@ -54,7 +54,7 @@ from minflextok.cli.parser import build_parser, main, with_flags
                 "--data",
                 "cifar10-sample",
             ],
-            "latents of 8 channels: give --vae",
+            "latents of 16 channels: give --vae",
         ),
         (["train", "vae", "--out", "{tmp}", "--preset", "f8"], "preset f8 has no default data"),
         (
