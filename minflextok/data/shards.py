@@ -309,8 +309,8 @@ def decode_share(
     """Image (3, size, size) uint8 and name of each sample that is this reader's; `places` says for
     each sample whether it is, and its crop. Ends after `most_idle` epochs without an image.
 
-    An unreadable image is replaced by the next that can be read, whose ever it is: so the image of
-    a place does not depend on where the reading started.
+    An unreadable image is replaced by the next that can be read, also if that is another reader's:
+    so the image of a place does not depend on where the reading started.
     """
     waiting: list[RandomCrop | None] = []  # the crops of places that have no image yet
     idle = 0
