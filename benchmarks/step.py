@@ -40,8 +40,8 @@ from minflextok.experiments.footprint import depth_names, works
 from minflextok.experiments.plan import STAGES, Plan, memory_of
 from minflextok.precision import precision
 from minflextok.training.objective import TokenizerObjective
+from minflextok.training.parallel import compile_blocks
 from minflextok.training.runtime import keep_freed_memory, peak_memory
-from minflextok.training.tokenizer import compile_blocks
 from minflextok.weights import write_atomic
 
 CPU_FLOPS = 4e11  # of a step on a CPU: a few seconds of one core
@@ -138,10 +138,7 @@ def measured(
         model, loss = tokenizer_loss(c, batch, device, savings)
     step = training_step(model, loss, bf16=True)
     flops = count_flops({"step": step})["step"]
-    if compiled and stage == "prior":
-        for block in model.blocks:
-            block.compile(dynamic=True)  # as train_prior does
-    elif compiled:
+    if compiled:
         compile_blocks(model)
     dtype = getattr(torch, precision(device, True))
     before = matmul_speed(device, dtype)

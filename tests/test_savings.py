@@ -13,8 +13,7 @@ from torch._dynamo.utils import counters
 from minflextok import FlexTok, savings
 from minflextok.draws import Draws
 from minflextok.training.objective import TokenizerObjective
-from minflextok.training.parallel import checkpoint_activations
-from minflextok.training.tokenizer import compile_blocks
+from minflextok.training.parallel import checkpoint_activations, compile_blocks
 
 VARIANTS = {
     "apart": {},

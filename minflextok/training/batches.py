@@ -39,7 +39,7 @@ def split_validation(data: Dataset, c: TrainConfig) -> tuple[Dataset, Tensor]:
         return data, limited(lambda: data.head(c.val_images), data, c.reader_minutes)
     train, val = validation_split(len(data), c, data.name)
     if isinstance(data, Images):
-        key = "train", identity(data), c.seed, c.val_images
+        key = "train", data.name, data.split, len(data), c.seed, c.val_images
         shared = once_per_node(key, lambda: {"images": data.images[train]})
         return data.select(train, **shared), data.at(val)
     return data.select(train), limited(lambda: data.at(val), data, c.reader_minutes)

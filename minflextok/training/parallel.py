@@ -28,6 +28,16 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [m for name, m in model.named_modules() if name.split(".")[-2:-1] == ["blocks"]]
 
 
+def compile_blocks(model: nn.Module) -> None:
+    """torch.compile the blocks of a tokenizer or a prior, one graph for all of a kind. Sizes change
+    with the savings, and with the texts of a prior."""
+    tok = isinstance(model, FlexTok)
+    for part in (model.encoder, model.decoder) if tok else (model,):
+        for block in part.blocks:
+            block.compile(dynamic=model.savings if tok else True)
+            block.compiled = True  # for the savings, which do not call `forward` of each block
+
+
 def checkpoint_activations(model: nn.Module) -> None:
     """Let each Transformer block keep its inputs alone for the backward pass, and compute its
     activations again there."""

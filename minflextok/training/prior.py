@@ -22,7 +22,7 @@ from .batches import describe_data
 from .lock import only_run
 from .loop import Task, fit
 from .mup import check_base_width, initialize
-from .parallel import building
+from .parallel import building, compile_blocks
 from .record import compare, describe_run, read_record
 from .run import Run
 from .runtime import Ranks, check_world_size
@@ -132,8 +132,7 @@ class PriorTask(Task):
         self.val = self.read(val, 0).to(ranks.device), conditions[val].to(ranks.device)
         self.shown = [captions[i] for i in val[:8].tolist()] if config.text else labels[val[:8]]
         if recipe.compile:
-            for block in self.model.blocks:
-                block.compile(dynamic=True)
+            compile_blocks(self.model)
 
     def read(self, rows: Tensor, view: Tensor | int) -> Tensor:
         """The ids of one view of each of these images: (n,) -> (n, K) int64."""

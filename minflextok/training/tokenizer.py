@@ -26,17 +26,10 @@ from .batches import (
 from .loop import Task, fit
 from .mup import initialize
 from .objective import TokenizerObjective
-from .parallel import building
+from .parallel import building, compile_blocks
 from .repa import Repa, Teacher, load_teacher
 from .run import Run
 from .runtime import Ranks, check_world_size
-
-
-def compile_blocks(tok: FlexTok) -> None:
-    """torch.compile the blocks, one graph for all of a kind. With the savings, sizes change."""
-    for block in (*tok.encoder.blocks, *tok.decoder.blocks):
-        block.compile(dynamic=tok.savings)
-        block.compiled = True  # for the savings, which do not call `forward` of each block
 
 
 def nested_prob(progress: float, c: TrainConfig) -> float:
