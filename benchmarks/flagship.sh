@@ -89,15 +89,15 @@ imagenet64() {
     train teacher-imagenet64 classifier 0.9 --preset teacher-imagenet64 --seed 1 --data "$IMAGENET" &
     train vae-imagenet64 vae 1.1 --preset f4-small --batch-size 32 --lr 2e-3 --data "$IMAGENET" --val-images 256
     wait
-    train imagenet64 tokenizer 3.2 --preset imagenet64 --data "$IMAGENET" --vae "$RUNS/vae-imagenet64" \
+    train imagenet64-large tokenizer 3.2 --preset imagenet64-large --data "$IMAGENET" --vae "$RUNS/vae-imagenet64" \
         --repa "$RUNS/teacher-imagenet64" || return
     for guidance in 1 2; do
-        evaluate imagenet64 $guidance --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" &
+        evaluate imagenet64-large $guidance --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" &
     done
-    train prior-imagenet64 prior 0.8 --preset imagenet64 --tokenizer "$RUNS/weights/imagenet64" --data "$IMAGENET" \
-        && run prior-imagenet64-evaluate evaluate-prior --prior "$RUNS/weights/prior-imagenet64" --tokenizer "$RUNS/weights/imagenet64" \
+    train prior-imagenet64-large prior 0.8 --preset imagenet64-large --tokenizer "$RUNS/weights/imagenet64-large" --data "$IMAGENET" \
+        && run prior-imagenet64-large-evaluate evaluate-prior --prior "$RUNS/weights/prior-imagenet64-large" --tokenizer "$RUNS/weights/imagenet64-large" \
         --data "$IMAGENET" --classifier "$RUNS/judge-imagenet64" --num-samples "${STEPS:-2500}" --prefix-images "$PREFIXES" --steps 12 \
-        --guidance 1 2 --decoder-guidance 2 --bf16 --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-imagenet64/test"
+        --guidance 1 2 --decoder-guidance 2 --bf16 --batch-size 500 --device "$DEVICE" --out "$RUNS/prior-imagenet64-large/test"
     wait
 }
 

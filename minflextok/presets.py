@@ -106,7 +106,23 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
         recipe=SMALL_GPU_RECIPE,
         data="cifar10",
     ),
-    "imagenet64": Preset(  # on the latents of the VAE f4-small, with a teacher
+    "imagenet64": Preset(  # on the latents of the VAE f4-small
+        model=replace(
+            TINY,
+            image_size=16,
+            in_channels=16,
+            patch_size=2,
+            enc_dim=64,
+            enc_depth=2,
+            dec_dim=80,
+            head_dim=16,
+            num_registers=32,
+        ),
+        recipe=TrainConfig(
+            steps=10**9, minutes=75, batch_size=32, optimizer="muon", decay_from=0.5
+        ),
+    ),
+    "imagenet64-large": Preset(  # for a GPU, with a teacher
         model=replace(
             SMALL_GPU, image_size=16, in_channels=16, patch_size=2, enc_depth=3, num_registers=64
         ),
@@ -223,9 +239,14 @@ PRIORS: dict[str, Preset[PriorConfig]] = {
         tokenizer="cifar10",
     ),
     "imagenet64": Preset(
-        model=replace(SMALL_PRIOR, num_tokens=64, num_classes=50, dim=160, depth=5),
+        model=replace(SMALL_PRIOR, num_tokens=32, num_classes=50, dim=64, depth=3),
         recipe=SMALL_PRIOR_RECIPE,
         tokenizer="imagenet64",
+    ),
+    "imagenet64-large": Preset(
+        model=replace(SMALL_PRIOR, num_tokens=64, num_classes=50, dim=160, depth=5),
+        recipe=SMALL_PRIOR_RECIPE,
+        tokenizer="imagenet64-large",
     ),
     "shapes": Preset(
         model=SHAPES_PRIOR, recipe=SHAPES_PRIOR_RECIPE, data="shapes", tokenizer="shapes"
