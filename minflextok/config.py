@@ -273,6 +273,9 @@ class VAEConfig:
     wavelet_start: bool = opt(
         False, "training: the encoder begins as a Haar transform, which short runs need"
     )
+    pixel_metric: bool = opt(
+        False, "training: in the end, distances of latents are made those of images"
+    )
     adversarial_weight: float = opt(
         0.0, "training: weight of the adversarial loss of a patch discriminator; 0: none"
     )

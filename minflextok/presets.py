@@ -183,6 +183,7 @@ VAES: dict[str, Preset[VAEConfig]] = {
             perceptual="gradients",
             perceptual_weight=0.2,
             wavelet_start=True,
+            pixel_metric=True,
         ),
         recipe=replace(SMALL_VAE_RECIPE, minutes=20, lr=1e-3),
     ),

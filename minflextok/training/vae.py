@@ -18,6 +18,7 @@ from ..vae import VAE, kl_divergence
 from .batches import check_image_size, describe_data, image_batches, split_validation
 from .loop import Task, fit
 from .losses import Distance, VAEObjective, gradient_distance, lpips_distance
+from .pixel_metric import use_pixel_metric
 from .run import Run
 from .runtime import Ranks, check_world_size
 from .wavelet import begin_as_wavelet
@@ -124,6 +125,8 @@ def train_vae(
     check_world_size(recipe.batch_size)
     task = VAETask(config, recipe, data, Ranks(device))
     vae = fit(task, recipe, out, quiet).vae
+    if config.pixel_metric:
+        use_pixel_metric(vae, to_float(task.val[:64]).to(task.ranks.device))
     std = evaluate_vae(vae, task.val)[0]["latent_std"]
     vae.config = dataclasses.replace(vae.config, scaling_factor=1 / std)
     if task.ranks.is_main:

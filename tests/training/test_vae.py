@@ -224,6 +224,22 @@ def test_it_learns_and_the_export_has_unit_variance(tmp_path):
     )
 
 
+def test_the_metric_of_pixels_changes_latents_and_no_image(tmp_path):
+    """Of a run that is otherwise the same."""
+    config = dataclasses.replace(SMALL, latent_channels=4)
+    plain = run(tmp_path / "plain", config)
+    run(tmp_path / "metric", dataclasses.replace(config, pixel_metric=True))
+    exported, x = VAE.from_pretrained(tmp_path / "metric"), to_float(data().images)
+    with torch.no_grad():
+        latents = exported.encode(x)
+        torch.testing.assert_close(
+            exported.decode(latents), plain.decode(plain.encode(x)), atol=1e-4, rtol=0
+        )
+        before = plain.encode(x).std((0, 2, 3))
+    assert (latents.std((0, 2, 3)).diff() < 0).all() and not (before.diff() < 0).all()
+    assert exported.config.scaling_factor != plain.config.scaling_factor
+
+
 def test_killed_with_the_adversarial_loss_active_it_resumes_bit_for_bit(tmp_path):
     straight = check_resume(run, tmp_path, 5, "psnr", "kl")
     losses = [x for _, x in lines(tmp_path / "straight", "loss")]
