@@ -184,10 +184,12 @@ class VAE(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> "VAE":
-        """Load weights, float32 and in eval mode: shipped ones by name, a directory written by
-        `save_pretrained` or a training run, or the published ones (diffusers' format), a directory
-        or "EPFL-VILAB/flextok_vae_c16"."""
+        """Load weights, float32 and in eval mode: a directory written by `save_pretrained` or a
+        training run, those of a tokenizer on latents, by directory or shipped name ("imagenet64"),
+        or the published ones (diffusers' format), a directory or "EPFL-VILAB/flextok_vae_c16"."""
         directory = weights.find(checks.check_path(name))
+        if (directory / "vae").is_dir():  # of a tokenizer
+            directory = directory / "vae"
         if not published.is_published(directory):
             return weights.load(cls, VAEConfig, directory)
         return cls.build(published.read_vae(directory))

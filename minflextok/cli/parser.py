@@ -117,7 +117,11 @@ def add_train(command) -> None:
         metavar="WEIGHTS",
         help="initial weights, by name or directory; their K may differ (default: random)",
     )
-    flag(p, "--vae", help="weights of the VAE, for a preset with in_channels != 3")
+    flag(
+        p,
+        "--vae",
+        help="weights of the VAE, or of a tokenizer with one, for a preset with in_channels != 3",
+    )
     p = stage(
         "prior",
         train.prior,
@@ -182,7 +186,7 @@ def add_data(command) -> None:
     flag(p, "--seed", type=int, default=0, help="of the order")
 
     p = add("cache-latents", data.latents, "Write the latents of a VAE as shards, to train on.")
-    flag(p, "--vae", required=True, help="weights of the VAE")
+    flag(p, "--vae", required=True, help="weights of the VAE, or of a tokenizer with one")
     flag(p, "--data", required=True, help=DATA)
     flag(p, "--image-size", type=int, help="of the images in pixels (default: the VAE's)")
     on = argparse.BooleanOptionalAction

@@ -356,7 +356,7 @@ def test_from_nothing_to_reconstructions_through_latents(tmp_path, capsys):
     assert "1 images, 32x32" in capsys.readouterr().out
     assert Image.open(tmp_path / "r.png").size[0] > 50
     tok, trained = FlexTok.from_pretrained(tokenizer), VAE.from_pretrained(vae)
-    assert same(tok.vae, trained)
+    assert same(tok.vae, trained) and same(tok.vae, VAE.from_pretrained(tokenizer))
     assert tok.vae.config.scaling_factor == trained.config.scaling_factor != 1
     record = json.loads((tmp_path / "tok/run.json").read_text())
     assert record["vae"]["scaling_factor"] == trained.config.scaling_factor
