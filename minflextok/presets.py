@@ -114,12 +114,13 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
             patch_size=2,
             enc_dim=64,
             enc_depth=2,
-            dec_dim=80,
-            head_dim=16,
+            dec_dim=96,
+            head_dim=32,
             num_registers=32,
+            separate_adaln=False,
         ),
         recipe=TrainConfig(
-            steps=10**9, minutes=75, batch_size=32, optimizer="muon", decay_from=0.5
+            steps=10**9, minutes=60, batch_size=32, optimizer="muon", decay_from=0.5
         ),
     ),
     "imagenet64-large": Preset(  # for a GPU, with a teacher
@@ -240,7 +241,7 @@ PRIORS: dict[str, Preset[PriorConfig]] = {
         tokenizer="cifar10",
     ),
     "imagenet64": Preset(
-        model=replace(SMALL_PRIOR, num_tokens=32, num_classes=50, dim=64, depth=3),
+        model=replace(SMALL_PRIOR, num_tokens=32, num_classes=50, dim=48, depth=3, head_dim=24),
         recipe=SMALL_PRIOR_RECIPE,
         tokenizer="imagenet64",
     ),
