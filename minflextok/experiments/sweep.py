@@ -20,6 +20,7 @@ import copy
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,11 +87,18 @@ def read_log(run: Path) -> dict:
     }
 
 
-def score(tok: FlexTok, weights: str, data: Dataset, guidance: float) -> dict:
-    """rFID and classification accuracy of reconstructions, by token budget."""
+def score(
+    tok: FlexTok, weights: str, data: Dataset, guidance: float, features: str = "classifier"
+) -> dict:
+    """rFID in a space of features and classification accuracy of reconstructions, by token
+    budget."""
     budgets = sorted({k for k in (1, 4, 8) if k < tok.config.num_registers})
     settings = EvaluationSettings(
-        budgets=[*budgets, tok.config.num_registers], steps=8, guidance=guidance, bf16=True
+        budgets=[*budgets, tok.config.num_registers],
+        steps=8,
+        features=features,
+        guidance=guidance,
+        bf16=True,
     )
     rows = Evaluation(tok, weights, data, settings).run()["tokens"]
     names = ("rfid", "accuracy")
@@ -146,16 +154,29 @@ def sweep(setting: Setting, data: Dataset, out: Path, changes: list[str] | None 
     for change in changes or setting.changes:
         if change in stored_rows(all_rows, runs, here):
             continue
-        slug = "".join(c if c.isalnum() else "-" for c in change)
-        row = measure(change, setting, data, runs / slug, speeds.get(change, 0.0))
-        write_results({"setting": here, "rows": {change: row}}, runs / f"{slug}.json")
-        rows = stored_rows(all_rows, runs, here)
-        rows = {c: rows[c] for c in setting.changes if c in rows}
-        write_results({"setting": here, "rows": rows}, all_rows)
+        row = measure(change, setting, data, runs / slug(change), speeds.get(change, 0.0))
+        rows = store_row(change, row, all_rows, runs, here, setting.changes)
         write_atomic(all_rows.with_suffix(".md"), table(setting, rows))
         if setting.sizes:
             save(plot_sizes(rows), all_rows.with_suffix(".png"))
         print(change, row, flush=True)
+
+
+def slug(name: str) -> str:
+    """A row's name as that of a file."""
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+def store_row(
+    name: str, row: dict, file: Path, runs: Path, setting: dict, order: Iterable[str]
+) -> dict[str, dict]:
+    """Write a row to a file of its own in `runs`, and all rows to `file`, in this order; returns
+    them."""
+    write_results({"setting": setting, "rows": {name: row}}, runs / f"{slug(name)}.json")
+    rows = stored_rows(file, runs, setting)
+    rows = {n: rows[n] for n in order if n in rows}
+    write_results({"setting": setting, "rows": rows}, file)
+    return rows
 
 
 def stored_rows(file: Path, runs: Path, setting: dict) -> dict[str, dict]:

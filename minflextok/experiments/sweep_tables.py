@@ -20,10 +20,8 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
         title = "# The recipe at a fixed budget of processor time"
         cost = f"{setting.minutes:g} processor minutes. Base: {BASE}"
     head = (
-        f"Preset `{setting.preset}`, {cost}; each row is one change, with one seed. One-step PSNR "
-        f"(dB) from k tokens and ids used per register on {setting.val_images} validation images "
-        f"of the train split of {setting.data}; {setting.machine}, one thread, "
-        f"{setting.precision}, torch {setting.torch}."
+        f"Preset `{setting.preset}`, {cost}; each row is one change, with one seed. "
+        f"{conditions(setting)}"
     )
     if setting.train_on:
         head += (
@@ -35,7 +33,16 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
     head += (
         f" rFID and classification accuracy: 8 Euler steps. Teacher: {setting.teacher or 'none'}."
     )
-    return "\n".join([title, "", head, "", *_minutes_rows(rows)]) + "\n"
+    return "\n".join([title, "", head, "", *minutes_rows(rows)]) + "\n"
+
+
+def conditions(setting: Setting) -> str:
+    """On which images and on what machine the rows are measured."""
+    return (
+        "One-step PSNR (dB) from k tokens and ids used per register on "
+        f"{setting.val_images} validation images of the train split of {setting.data}; "
+        f"{setting.machine}, one thread, {setting.precision}, torch {setting.torch}."
+    )
 
 
 def _psnr(row: dict) -> list[str]:
@@ -43,33 +50,39 @@ def _psnr(row: dict) -> list[str]:
     return [*(f"{row['psnr'][k]:.2f}" for k in ("1", "4")), f"{value:.2f} ({largest})"]
 
 
-def _line(*cells: object) -> str:
+def line(*cells: object) -> str:
+    """A row of a table."""
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def rfids(scores: dict[str, dict]) -> str:
+    """The rFID of each token budget."""
+    return " / ".join(f"{x['rfid']:.1f}" for x in scores.values())
+
+
 def _steps_rows(rows: dict[str, dict]) -> list[str]:
-    lines = [_line("change", "k = 1", 4, "K", "ids used", "minutes"), "|---" * 6 + "|"]
+    lines = [line("change", "k = 1", 4, "K", "ids used", "minutes"), "|---" * 6 + "|"]
     for name, row in rows.items():
-        lines.append(_line(name, *_psnr(row), row["ids"], f"{row['seconds'] / 60:.1f}"))
+        lines.append(line(name, *_psnr(row), row["ids"], f"{row['seconds'] / 60:.1f}"))
     return lines
 
 
-def _minutes_rows(rows: dict[str, dict]) -> list[str]:
-    names = ["change", "images seen", "loss", "PSNR at k = 1", 4, "K", "ids used"]
+def minutes_rows(rows: dict[str, dict], first: str = "change") -> list[str]:
+    """A table of rows of equal minutes, as lines; `first` heads the names."""
+    names = [first, "images seen", "loss", "PSNR at k = 1", 4, "K", "ids used"]
     names += ["rFID at 1 / 4 / 8 / K", "with guidance 2", "accuracy with guidance 2"]
-    lines = [_line(*names), "|---" * len(names) + "|"]
+    lines = [line(*names), "|---" * len(names) + "|"]
     for name, row in rows.items():
-        plain, guided = row["guidance 1"].values(), row["guidance 2"].values()
         lines.append(
-            _line(
+            line(
                 name,
                 f"{row['images']:,}",
                 f"{row['loss']:.3f}",
                 *_psnr(row),
                 row["ids"],
-                " / ".join(f"{x['rfid']:.1f}" for x in plain),
-                " / ".join(f"{x['rfid']:.1f}" for x in guided),
-                " / ".join(f"{x['accuracy']:.0%}" for x in guided),
+                rfids(row["guidance 1"]),
+                rfids(row["guidance 2"]),
+                " / ".join(f"{x['accuracy']:.0%}" for x in row["guidance 2"].values()),
             )
         )
     return lines
