@@ -84,7 +84,13 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
         recipe=TrainConfig(steps=4900, eval_every=200, val_images=256),
         data="shapes",
     ),
-    "cifar10-tiny": Preset(model=TINY, recipe=TrainConfig(steps=10**9, minutes=35), data="cifar10"),
+    "cifar10-tiny": Preset(  # by benchmarks/sweep_minutes.md, with `--repa teacher-cifar10`
+        model=replace(TINY, repa_weight=0.25),
+        recipe=TrainConfig(
+            steps=10**9, minutes=35, optimizer="muon", batch_size=32, warmup=100, nested_full=0.3
+        ),
+        data="cifar10",
+    ),
     "shapes32": Preset(
         model=replace(TINY, image_size=32),
         recipe=replace(SMALL_GPU_RECIPE, steps=1700),

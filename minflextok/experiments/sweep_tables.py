@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-from ..presets import RECIPES
-from .sweep_rows import BASE, BUDGETS, Setting
+from .sweep_rows import BASE, BEFORE, BUDGETS, Setting
 
 
 def table(setting: Setting, rows: dict[str, dict]) -> str:
@@ -14,8 +13,8 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
         title, cost = "# Size against budget", "minutes of one core as each row says"
         cost += f"; batches of {', '.join(str(b) for _, b in BUDGETS)} images"
     elif setting.steps:
-        title, batch = "# Why the recipe is as it is", RECIPES[setting.preset].batch_size
-        cost = f"{setting.steps} steps of batches of {batch} images unless a row says otherwise"
+        title = "# Why the recipe is as it is"
+        cost = f"{setting.steps} steps. Base: {BEFORE}"
     else:
         title = "# The recipe at a fixed budget of processor time"
         cost = f"{setting.minutes:g} processor minutes. Base: {BASE}"

@@ -29,7 +29,10 @@ def test_at_equal_steps(tmp_path, data, monkeypatch, capsys):
     assert [list(row["psnr"])[-1] for row in found["rows"].values()] == ["16", "8"]
     assert all(row["images"] == 128 for row in found["rows"].values())
     table = (tmp_path / "sweep.md").read_text()
-    assert "2 steps of batches of 64" in table and "| 8 registers | " in table
+    assert (
+        "2 steps. Base: {'optimizer': 'adamw', 'batch_size': 64, " in table
+        and "| 8 registers | " in table
+    )
     monkeypatch.setattr(module, "measure", None)
     sweep(setting, data, tmp_path, ["recipe"])
     with pytest.raises(ValueError, match="sweep.json has another setting"):
@@ -37,7 +40,7 @@ def test_at_equal_steps(tmp_path, data, monkeypatch, capsys):
 
 
 def test_at_equal_minutes_with_scores_on_validation_images(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_rows, "BASE", {"batch_size": 32})
+    monkeypatch.setattr(sweep_rows, "BASE", sweep_rows.BEFORE | {"batch_size": 32})
     setting = Setting(
         "cifar10-tiny", "cifar10-sample (JPEG)", steps=None, minutes=0.002, val_images=16
     )
@@ -52,7 +55,7 @@ def test_at_equal_minutes_with_scores_on_validation_images(tmp_path, data, monke
 
 
 def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setattr(sweep_rows, "BASE", {"batch_size": 32})
+    monkeypatch.setattr(sweep_rows, "BASE", sweep_rows.BEFORE | {"batch_size": 32})
     changes = {"EMA 0.998": {"ema": 0.998}, "batch 16": {"batch_size": 16}}
     monkeypatch.setattr(sweep_rows, "AT_EQUAL_MINUTES", changes)
     setting = Setting(
@@ -80,6 +83,13 @@ def test_trained_elsewhere_for_the_images_of_this_processor(tmp_path, data, monk
         dataclasses.asdict(setting),
     )
     assert found == rows
+
+
+def test_every_row_differs_from_the_base():
+    for steps, minutes in ((3, None), (None, 1.0)):
+        setting = Setting("cifar10-tiny", "x", steps, minutes, teacher="t")
+        rows = {sweep_rows.row_of(name, setting) for name in setting.changes}
+        assert len(rows) == len(setting.changes)
 
 
 def test_sizes_share_one_speed_and_have_their_own_minutes():
