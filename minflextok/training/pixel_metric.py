@@ -1,11 +1,12 @@
 """Latents whose distances are those of images.
 
 A VAE with a weak KL penalty is free to scale its latents: fine details of an image can be as large
-there as its colors. A flow on such latents spends itself on details that no token can predict.
-Here, after the training of the VAE, a linear map of its latents makes a small change of them as
-large as the change of the image, and turns the axes into principal components: the first channel
-varies most and is close to the brightness of a patch. The encoder ends and the decoder begins with
-a convolution of 1x1, which take up the map and its inverse, so decoded images stay the same.
+there as its colors. The loss of a flow on such latents is mostly about details that no token can
+predict. Here, after the training of the VAE, a linear map of its latents makes a small change of
+them as large as the change of the image, and turns the axes into principal components: the first
+channel varies most and is close to the brightness of a patch. The encoder ends and the decoder
+begins with a 1x1 convolution; these take up the map and its inverse, so decoded images stay the
+same.
 """
 
 import torch
