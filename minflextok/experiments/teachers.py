@@ -34,7 +34,7 @@ from .sweep import measure, score, slug, store_row, stored_rows
 from .sweep_rows import AT_EQUAL_MINUTES, Setting, row_of
 from .sweep_tables import conditions, line, minutes_rows, rfids
 
-BASE = next(iter(AT_EQUAL_MINUTES))
+BASE_ROW = next(iter(AT_EQUAL_MINUTES))
 LABELS = "teacher-cifar10"
 TEACHERS = {  # what the table says of each
     "none": "no REPA",
@@ -98,14 +98,14 @@ def compare(setting: Setting, steps: int, data: Dataset, out: Path, names: list[
     """Measure the teachers that `out` has no results of. steps: of a teacher's training."""
     file, runs = out / "teachers.json", out / "runs/teachers"
     here = dataclasses.asdict(setting) | {"teacher_steps": steps}
-    parts = validation_split(len(data), row_of(BASE, setting)[1], data.name)
+    parts = validation_split(len(data), row_of(BASE_ROW, setting)[1], data.name)
     train, validation = map(data.select, parts)
     for name in names:
         if name in stored_rows(file, runs, here):
             continue
         folder = runs / slug(name)
         weights, facts = teacher_of(name, steps, train, validation, runs / f"weights/{slug(name)}")
-        row = measure(BASE, dataclasses.replace(setting, teacher=weights), data, folder)
+        row = measure(BASE_ROW, dataclasses.replace(setting, teacher=weights), data, folder)
         tok = FlexTok.from_pretrained(folder)
         for guidance in (1.0, 2.0):
             row[f"imagenet, guidance {guidance:g}"] = score(
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     data = load_dataset(a.data, "train", PRESETS["cifar10-tiny"].image_size)
     name = f"{Path(a.data).name} ({data.encoding})"
     setting = Setting("cifar10-tiny", name, None, a.minutes, val_images=1000)
-    used = precision("cpu", row_of(BASE, setting)[1].bf16)
+    used = precision("cpu", row_of(BASE_ROW, setting)[1].bf16)
     setting = dataclasses.replace(setting, precision=used)
     compare(setting, a.teacher_steps, data, Path(a.out), a.only)
 

@@ -10,6 +10,7 @@ same.
 """
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..vae import VAE
@@ -47,9 +48,8 @@ def use_pixel_metric(vae: VAE, images: Tensor) -> VAE:
     means, logvars = (torch.cat(p) for p in zip(*parts, strict=True))
     values, axes = torch.linalg.eigh(image_metric(vae, means))
     root = (axes * values.clamp(min=1e-6).sqrt()) @ axes.T  # root @ root = G
-    mean = means.mean((0, 2, 3))
-    in_pixels = torch.einsum("dc,bchw->dbhw", root, means).flatten(1)
-    principal = torch.linalg.eigh(torch.cov(in_pixels))[1].flip(1).T  # the largest first
+    mean, covariance = means.mean((0, 2, 3)), torch.cov(rearrange(means, "n c h w -> c (n h w)"))
+    principal = torch.linalg.eigh(root @ covariance @ root)[1].flip(1).T  # the largest first
     to_new = principal @ root
     encoder, decoder, n = vae.quant_conv, vae.post_quant_conv, len(mean)
     weight, back = encoder.weight[:n, :, 0, 0], decoder.weight[:, :, 0, 0].clone()

@@ -112,7 +112,7 @@ def test_what_each_teacher_is(tmp_path, data):
 def test_no_teacher_is_trained_on_an_image_that_is_scored(tmp_path, data, monkeypatch):
     seen = {}
     setting = Setting("cifar10-tiny", "x", None, minutes=0.001, val_images=16)
-    scored = validation_split(len(data), module.row_of(module.BASE, setting)[1], "x")[1]
+    scored = validation_split(len(data), module.row_of(module.BASE_ROW, setting)[1], "x")[1]
 
     def keep(name, steps, train, validation, out):
         seen[name] = train.images
