@@ -84,8 +84,8 @@ bench: setup  ## savings: results.json, cost.png; the training step: step.json; 
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[text]"
 	$(BIN)/python benchmarks/prior.py
 
-compare: setup  ## FlexTok and related tokenizers under equal conditions: make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=20 IMAGES=2000 TEACHER=teacher-cifar10
-	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),20) --num-images $(or $(IMAGES),2000) $(if $(TEACHER),--repa $(TEACHER))
+compare: setup  ## FlexTok and related tokenizers under equal conditions (12 x 40 minutes): make compare DATA=train.tar.gz TEST=test.tar.gz MINUTES=40 IMAGES=2000 TEACHER=teacher-cifar10
+	$(BIN)/minflextok compare --data $(or $(DATA),cifar10) --test-data $(or $(TEST),$(DATA),cifar10) --minutes $(or $(MINUTES),40) --num-images $(or $(IMAGES),2000) --repa $(or $(TEACHER),teacher-cifar10)
 
 clean:
 	rm -rf .venv outputs figures site

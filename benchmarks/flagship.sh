@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains all weights that want a GPU, in three chains side by side: small models do not fill a GPU.
-# CIFAR-10: tokenizer, prior. ImageNet at 64x64: VAE, classifiers, tokenizer, prior. Scenes at 32x32:
-# tokenizer, text prior. Each is evaluated on its test split.
+# Trains all weights that want a GPU, in four chains side by side: small models do not fill a GPU.
+# CIFAR-10 with 32 tokens: tokenizer, prior; with 64: tokenizer. ImageNet at 64x64: VAE, classifiers,
+# tokenizer, prior. Scenes at 32x32: tokenizer, text prior. Each is evaluated on its test split.
 #
 #     make flagship-gpu CIFAR=DIR/cifar10-{split}.tar.gz IMAGENET=DIR/tiny-imagenet-{split}.tar.gz
 #

@@ -109,7 +109,7 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
             enc_depth=3,
             dec_depth=5,
         ),
-        recipe=SMALL_GPU_RECIPE,
+        recipe=replace(SMALL_GPU_RECIPE, steps=5650),
         data="cifar10",
     ),
     "imagenet64": Preset(  # on the latents of the VAE f4-small

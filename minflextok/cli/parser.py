@@ -108,8 +108,8 @@ def add_train(command) -> None:
         p,
         "--repa",
         metavar="TEACHER",
-        help="align the decoder with a teacher's features: dinov2, or weights of "
-        "`minflextok train classifier --preset teacher` (default: no teacher)",
+        help="align the decoder with a teacher's features: dinov2-l (the paper's), dinov2-b, or "
+        "weights of `minflextok train classifier --preset teacher` (default: no teacher)",
     )
     flag(
         p,
