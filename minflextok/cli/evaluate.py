@@ -77,6 +77,7 @@ def evaluate_prior(a: argparse.Namespace) -> None:
         decoder_guidance=a.decoder_guidance,
         prefix_images=a.prefix_images,
         seed=a.seed,
+        features=a.features,
         classifier=a.classifier,
         batch_size=a.batch_size,
         bf16=a.bf16,

@@ -95,7 +95,16 @@ def add_batches(p) -> None:
     )
 
 
-def add_classifier(p) -> None:
+def add_scores(p) -> None:
+    flag(
+        p,
+        "--features",
+        type=choice,
+        default="classifier",
+        choices=["classifier", "imagenet", "fidelity"],
+        help="feature space of FIDs: the evaluation classifier's, that of a network trained on "
+        "ImageNet, or the Inception network of published FIDs, which is downloaded",
+    )
     flag(
         p,
         "--classifier",

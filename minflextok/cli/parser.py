@@ -23,10 +23,10 @@ from .flags import (
     IMAGES,
     WEIGHTS,
     add_batches,
-    add_classifier,
     add_decoding,
     add_device,
     add_prior,
+    add_scores,
     choice,
     device,
     flag,
@@ -285,16 +285,7 @@ def add_evaluate(command) -> None:
     flag(p, "--split", default="test", choices=["train", "test"], help="of the data")
     flag(p, "--num-images", type=int, help="the first images only (default: all, at most 10,000)")
     flag(p, "--tokens", type=int, nargs="+", help=budgets)
-    flag(
-        p,
-        "--features",
-        type=choice,
-        default="classifier",
-        choices=["classifier", "imagenet", "fidelity"],
-        help="feature space of rFID: the evaluation classifier's, that of a network trained on "
-        "ImageNet, or the Inception network of published FIDs, which is downloaded",
-    )
-    add_classifier(p)
+    add_scores(p)
     add_batches(p)
     flag(p, "--out", default="outputs/results.json", help="JSON file")
     add_decoding(p)
@@ -336,7 +327,7 @@ def add_evaluate(command) -> None:
     )
     flag(p, "--decoder-guidance", type=float, default=1.0, help="guidance scale of the decoder")
     flag(p, "--prefix-images", type=int, default=24, help="images whose first ids are continued")
-    add_classifier(p)
+    add_scores(p)
     add_batches(p)
     flag(p, "--out", default="outputs/prior", help="directory for results.json and pictures")
 

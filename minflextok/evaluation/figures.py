@@ -82,7 +82,8 @@ def prior_figure(found: dict) -> Figure:
     found: the results of `PriorEvaluation.run`.
     """
     kind, prefixes = found["protocol"]["kind"], found["prefixes"].get("by_length", {})
-    first = ["fid", "accuracy"] if kind == "class" else found["samplers"]
+    judged = "accuracy" in found["originals"]
+    first = ["fid", "accuracy"][: 1 + judged] if kind == "class" else found["samplers"]
     count = len(first) + 1 + bool(prefixes)
     fig = Figure(figsize=(3.7 * count, 3.5), layout="constrained")
     axes = fig.subplots(1, count)

@@ -3,7 +3,8 @@
 Samples are compared with reconstructions of as many real images by the tokenizer at the same
 budget. These are a reference and no bound: samples of a prior are typical images, which may be
 easier to decode and to recognize than real ones. Samples for classes are scored by the evaluation
-classifier, samples for captions of `shapes` by an exact check.
+classifier, in another feature space without one by gFID alone; samples for captions of `shapes` by
+an exact check.
 """
 
 import math
@@ -33,7 +34,7 @@ from .scores import (
     used_precision,
 )
 from .settings import PriorSettings
-from .tokenizer import check_count, feature_space
+from .tokenizer import check_count, feature_space, fitting_classifier
 
 SHOWN = 12  # conditions whose samples are shown in a figure
 
@@ -69,10 +70,11 @@ class PriorEvaluation:
         self.device, self.num = next(prior.parameters()).device, s.num_samples
         self.budgets = s.budgets_of(prior_name, c.num_tokens, c.budgets)
         check_count("num_samples", self.num, data)
-        self.classifier: Classifier | None = None  # None: a prior over captions
-        scored = self.read_captions() if c.text else self.read_classes(prior_name)
+        self.text = bool(c.text)
+        self.classifier: Classifier | None = None
+        scored = self.read_captions() if self.text else self.read_classes(prior_name)
         self.protocol = {
-            "kind": "text" if c.text else "class",
+            "kind": "text" if self.text else "class",
             "prior": prior_name,
             "prior_sha256": sha256(prior_name, "prior-"),
             "tokenizer": tok_name,
@@ -106,26 +108,28 @@ class PriorEvaluation:
         )
 
     def read_classes(self, prior_name: str) -> str:
-        """Prepare the classifier; returns how samples are scored."""
-        c, size, name = self.prior.config, self.tok.image_size, self.settings.classifier
+        """Prepare features and, if it fits, the classifier; returns how samples are scored."""
+        c, s = self.prior.config, self.settings
         require(
             isinstance(self.data, Stream) or self.data.labels is not None,
             f"{self.data.name} has no labels, and this prior takes classes: give labeled images",
         )
-        self.classifier = Classifier.from_pretrained(name).to(self.device)
-        config = self.classifier.config
-        require(
-            (config.image_size, config.num_classes) == (size, c.num_classes),
-            f"{name} takes {config.image_size}-pixel images of {config.num_classes} classes, "
-            f"{prior_name} makes {size}-pixel images of {c.num_classes}: give a classifier made "
-            "by `minflextok train classifier`",
-        )
-        self.number = match_classes(self.data, config.class_names, config.num_classes, name)
         self.condition = match_classes(self.data, c.class_names, c.num_classes, prior_name)
-        self.features, space = feature_space(self.settings, self.classifier)
+        self.classifier, self.number = fitting_classifier(
+            s, self.data, prior_name, self.tok.image_size, self.device
+        )
+        classes = self.classifier.config.num_classes if self.classifier else c.num_classes
+        require(
+            classes == c.num_classes,
+            f"{s.classifier} has {classes} classes, {prior_name} {c.num_classes}: give a "
+            "classifier made by `minflextok train classifier`",
+        )
+        self.features, space = feature_space(s, self.classifier)
+        scored = f"gFID to the {self.num} originals of those classes in {space}"
+        if self.classifier is None:
+            return scored
         return (
-            f"gFID to the {self.num} originals of those classes in {space}, and accuracy: the "
-            f"share that {name} assigns to the class asked for"
+            f"{scored}, and accuracy: the share that {s.classifier} assigns to the class asked for"
         )
 
     @property
@@ -156,14 +160,14 @@ class PriorEvaluation:
 
     def scores(self) -> Any:
         """Empty scores."""
-        if self.classifier is None:
+        if self.text:
             return CaptionScores()
         keep = self.settings.features == "classifier"
         return Scores(self.num, self.features, self.classifier, keep)
 
     def score(self, scores: Any, images: Tensor, labels: Tensor | None, rows: slice) -> None:
         """Add images (B, 3, H, W) uint8, made for these rows of the data, to their scores."""
-        if self.classifier is None:
+        if self.text:
             scores.update(images, self.captions[rows], self.others[rows])
         else:
             labels = None if labels is None else self.number(labels)
@@ -178,8 +182,7 @@ class PriorEvaluation:
     def summary(self, by_budget: dict[int, Any], original: Any) -> dict:
         """The metrics of each token budget."""
         return {
-            str(k): scores.summary()
-            | ({"fid": scores.distance(original)} if self.classifier else {})
+            str(k): scores.summary() | ({} if self.text else {"fid": scores.distance(original)})
             for k, scores in by_budget.items()
         }
 
@@ -208,11 +211,11 @@ class PriorEvaluation:
         bar = tqdm(total=self.num, desc="evaluate", unit="image", disable=not progress, leave=False)
         for stored, labels in in_order(self.data, s.batch_size, self.num):
             require(
-                self.classifier is None or labels is not None,
+                self.text or labels is not None,
                 f"{self.data.name} has images without a label: give labeled images",
             )
             rows = slice(done, done + len(stored))
-            asked = self.captions[rows] if self.classifier is None else self.condition(labels)
+            asked = self.captions[rows] if self.text else self.condition(labels)
             x = self.tok.to_latents(to_float(stored).to(self.device))
             ids = self.tok.encode_latents(x)
             self.add_losses(found.losses, ids, self.prior.prepare(asked))
@@ -245,15 +248,16 @@ class PriorEvaluation:
         start, found = time.perf_counter(), self.collect(progress)
         conditional, unconditional = (found.losses / self.num / math.log(2)).tolist()
         originals = found.original.summary()
-        if self.classifier is not None:
+        if not self.text:
             originals["fid"] = self.floor(found.original)
         samplers = [
             asdict(s) | {"name": str(s), "tokens": self.summary(scores, found.original)}
             for s, scores in zip(self.settings.samplers, found.samples, strict=True)
         ]
-        prefixes, continued = self.prefixes(progress) if self.settings.prefix_images else ({}, {})
+        judged = self.settings.prefix_images and (self.text or self.classifier)
+        prefixes, continued = self.prefixes(progress) if judged else ({}, {})
         names = found.conditions
-        if self.classifier is not None:
+        if not self.text:
             names = [self.prior.class_names[i] for i in names]
         results = {
             "protocol": self.protocol | {"line": self.protocol_line},
@@ -285,7 +289,7 @@ class PriorEvaluation:
         batches = zip(*in_order(self.data, s.batch_size, s.prefix_images), strict=True)
         stored, labels = (torch.cat(x) if x[0] is not None else None for x in batches)
         images = torch.as_tensor(stored)
-        asked = self.captions[: len(images)] if self.classifier is None else self.condition(labels)
+        asked = self.captions[: len(images)] if self.text else self.condition(labels)
         return evaluate_prefixes(
             self.prior, self.tok, images, asked, s, self.decode, self.contents, progress
         )

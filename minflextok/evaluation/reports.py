@@ -99,16 +99,19 @@ def _systems(found: dict) -> dict[str, dict]:
 
 
 def _class_rows(found: dict) -> list[str]:
-    lines = [f"{'':32}{'tokens':>7}{'FID':>14}{'/ tokenizer':>13}{'accuracy %':>14}"]
+    judged = "accuracy" in found["originals"]
+    head = f"{'':32}{'tokens':>7}{'FID':>14}{'/ tokenizer':>13}"
+    lines = [head + f"{'accuracy %':>14}" * judged]
     for name, rows in _systems(found).items():
         for k, row in rows.items():
             ratio = row["fid"]["mean"] / max(found["tokenizer"][k]["fid"]["mean"], 1e-9)
-            fid, accuracy = cell(row["fid"], 2), percent(row["accuracy"])
-            lines.append(f"{name:32}{k:>7}{fid:>14}{ratio:12.2f}x{accuracy:>14}")
+            line = f"{name:32}{k:>7}{cell(row['fid'], 2):>14}{ratio:12.2f}x"
+            lines.append(line + f"{percent(row.get('accuracy')):>14}" * judged)
     real = found["originals"]
-    floor = f"FID of as many other originals {cell(real['fid'], 2)}; " if real["fid"] else ""
-    accuracy = percent(real["accuracy"])
-    return [*lines, f"{floor}classification accuracy on the originals {accuracy}%"]
+    notes = [f"FID of as many other originals {cell(real['fid'], 2)}"] * bool(real["fid"])
+    if judged:
+        notes.append(f"classification accuracy on the originals {percent(real['accuracy'])}%")
+    return [*lines, "; ".join(notes)]
 
 
 def _caption_rows(found: dict) -> list[str]:

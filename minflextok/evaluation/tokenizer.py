@@ -38,6 +38,27 @@ def feature_space(settings: Settings, classifier: Classifier | None) -> tuple[Fe
     )
 
 
+def fitting_classifier(
+    s: Settings, data: Dataset, weights_name: str, size: int, device: torch.device
+) -> tuple[Classifier | None, Callable[[Tensor], Tensor]]:
+    """The evaluation classifier, and its class numbers for labels of the data. None and a warning
+    if it does not fit images of this size and is needed for the accuracy only."""
+    classifier = Classifier.from_pretrained(s.classifier).to(device)
+    c = classifier.config
+    try:
+        require(
+            c.image_size == size,
+            f"{s.classifier} takes {c.image_size}-pixel images, {weights_name} makes {size}: "
+            "give features='imagenet' or 'fidelity', or another classifier",
+        )
+        return classifier, match_classes(data, c.class_names, c.num_classes, s.classifier)
+    except ValueError as e:
+        if s.features == "classifier":
+            raise
+        warnings.warn(f"no accuracy: {e}", stacklevel=4)
+        return None, lambda labels: labels
+
+
 def check_count(argument: str, num: int, data: Dataset) -> None:
     """ValueError where the data is known to hold fewer than `num` images."""
     require(
@@ -64,7 +85,7 @@ class Evaluation:
         most = 10_000 if isinstance(data, Stream) else min(10_000, len(data))
         self.num = most if s.num_images is None else s.num_images
         check_count("num_images", self.num, data)
-        self.classifier, self.number = self.load_classifier(weights_name, size)
+        self.classifier, self.number = fitting_classifier(s, data, weights_name, size, self.device)
         self.features, space = feature_space(s, self.classifier)
         self.protocol = {
             "weights": weights_name,
@@ -85,27 +106,6 @@ class Evaluation:
             "precision": used_precision(tok, s.bf16),
             "torch": torch.__version__,
         }
-
-    def load_classifier(
-        self, weights_name: str, size: int
-    ) -> tuple[Classifier | None, Callable[[Tensor], Tensor]]:
-        """The evaluation classifier, and its class numbers for labels of the data. None and a
-        warning if it does not fit the images and is needed for the accuracy only."""
-        s, data = self.settings, self.data
-        classifier = Classifier.from_pretrained(s.classifier).to(self.device)
-        c = classifier.config
-        try:
-            require(
-                c.image_size == size,
-                f"{s.classifier} takes {c.image_size}-pixel images, {weights_name} makes {size}: "
-                "give features='imagenet' or 'fidelity', or another classifier",
-            )
-            return classifier, match_classes(data, c.class_names, c.num_classes, s.classifier)
-        except ValueError as e:
-            if s.features == "classifier":
-                raise
-            warnings.warn(f"no accuracy: {e}", stacklevel=3)
-            return None, lambda labels: labels
 
     @property
     def protocol_line(self) -> str:

@@ -21,7 +21,7 @@ from minflextok.evaluation.fid import FeatureStats, frechet_distance
 from minflextok.evaluation.figures import _plot_captions
 from minflextok.evaluation.prefixes import overlap
 from minflextok.evaluation.prior import PriorEvaluation
-from minflextok.evaluation.reports import prior_table
+from minflextok.evaluation.reports import prior_table, write_pictures
 from minflextok.evaluation.scores import image_noise
 from minflextok.evaluation.settings import PriorSettings, Sampler
 from minflextok.text import words_of
@@ -144,6 +144,32 @@ def test_class_numbers_are_those_of_the_definitions(folder):
     assert found["originals"]["fid"]["mean"] == pytest.approx(frechet_distance(a, b), rel=1e-3)
     assert work(folder, "class", num_samples=11).run()[0]["originals"]["fid"] == {}  # no 11 others
     assert "1.00x" in prior_table(found)
+
+
+def test_without_a_classifier_that_fits_there_is_gfid_alone(folder, tmp_path, monkeypatch):
+    def quadrants(x):  # of 3 x 8 x 8 values
+        return x.unflatten(-1, (2, 4)).unflatten(-3, (2, 4)).mean((-3, -1)).flatten(1)
+
+    monkeypatch.setattr("minflextok.evaluation.tokenizer.imagenet_network", lambda: quadrants)
+    options = {"features": "imagenet", "classifier": "judge-cifar10", "prefix_images": 2}
+    with pytest.warns(UserWarning, match="no accuracy: judge-cifar10 takes 32-pixel images"):
+        it = work(folder, "class", budgets=[6], seed=7, **options)
+    found, samples, continued = it.run()
+    assert "accuracy" not in it.protocol_line and "trained on ImageNet" in it.protocol_line
+    x = to_float(labelled().images[:10])
+    made = it.tok.decode(it.tok.encode(x), steps=1, noise=image_noise((10, 3, 8, 8), 7, 0))
+    a, b = (FeatureStats().update(quadrants(y)) for y in (to_float(to_uint8(made)), x))
+    assert found["tokenizer"]["6"].keys() == {"fid"} and not continued
+    assert found["tokenizer"]["6"]["fid"]["mean"] == pytest.approx(frechet_distance(a, b), rel=1e-3)
+    assert "accuracy" not in prior_table(found) and "other originals" in prior_table(found)
+    write_pictures(found, samples, continued, tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == {"tokens.png", "samples.png"}
+
+
+def test_a_classifier_of_other_classes_is_refused(folder, tmp_path):
+    Classifier(dataclasses.replace(SMALL, num_classes=6)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 6 classes, .*prior-class 5"):
+        work(folder, "class", classifier=str(tmp_path))
 
 
 def test_a_perfect_prior_and_tokenizer_meet_every_caption(folder, monkeypatch):
@@ -291,7 +317,7 @@ def test_bad_samplers_are_named(options, match):
         ("class", {"prefix_images": 11}, "prefix_images=11: give 0 to 10"),
         ("class", {"samplers": []}, "samplers is empty"),
         ("class", {"decoder_guidance": float("inf")}, "decoder_guidance=inf"),
-        ("class", {"classifier": "judge-cifar10"}, "32-pixel images of 10"),
+        ("class", {"classifier": "judge-cifar10"}, "takes 32-pixel images, .* makes 8: give f"),
         ("class", {"data": Images("plain", labelled().images)}, "plain has no labels"),
         (
             "text",
