@@ -35,10 +35,13 @@ from .sweep_rows import AT_EQUAL_MINUTES, Setting, row_of
 from .sweep_tables import conditions, line, minutes_rows, rfids
 
 BASE_ROW = next(iter(AT_EQUAL_MINUTES))
+AGAIN = ", another seed"  # of the tokenizer, and so of the images that are scored
 LABELS = "teacher-cifar10"
 TEACHERS = {  # what the table says of each
     "none": "no REPA",
+    f"none{AGAIN}": "",
     "labels": f"`{LABELS}`, trained to predict CIFAR-10's labels",
+    f"labels{AGAIN}": "",
     "rotations": "trained without labels, to predict the rotation of an image",
     "untrained": "the same network, randomly initialized; batch norms with mean 0, variance 1",
     "labels, longer": "trained to predict the labels, for twice as many steps as `rotations`",
@@ -98,14 +101,16 @@ def compare(setting: Setting, steps: int, data: Dataset, out: Path, names: list[
     """Measure the teachers that `out` has no results of. steps: of a teacher's training."""
     file, runs = out / "teachers.json", out / "runs/teachers"
     here = dataclasses.asdict(setting) | {"teacher_steps": steps}
-    parts = validation_split(len(data), row_of(BASE_ROW, setting)[1], data.name)
-    train, validation = map(data.select, parts)
     for name in names:
         if name in stored_rows(file, runs, here):
             continue
-        folder = runs / slug(name)
-        weights, facts = teacher_of(name, steps, train, validation, runs / f"weights/{slug(name)}")
-        row = measure(BASE_ROW, dataclasses.replace(setting, teacher=weights), data, folder)
+        teacher, again, _ = name.partition(AGAIN)
+        base = f"base{AGAIN}" if again else BASE_ROW
+        parts = validation_split(len(data), row_of(base, setting)[1], data.name)
+        train, validation = map(data.select, parts)
+        folder, made = runs / slug(name), runs / f"weights/{slug(teacher)}"
+        weights, facts = teacher_of(teacher, steps, train, validation, made)
+        row = measure(base, dataclasses.replace(setting, teacher=weights), data, folder)
         tok = FlexTok.from_pretrained(folder)
         for guidance in (1.0, 2.0):
             row[f"imagenet, guidance {guidance:g}"] = score(
@@ -121,7 +126,7 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
     head = (
         f"Preset `{setting.preset}`, {setting.minutes:g} processor minutes of the base row of "
         "sweep_minutes.md (a teacher's own training is not counted), each with another teacher, "
-        f"with one seed (that table has three). {conditions(setting)} rFID and classification "
+        f"with one seed if no other is named. {conditions(setting)} rFID and classification "
         "accuracy: 8 Euler steps."
     )
     notes = (
@@ -136,10 +141,12 @@ def table(setting: Setting, rows: dict[str, dict]) -> str:
     teachers = [line(*columns), "|---" * len(columns) + "|"]
     judged = [line("teacher", "rFID at 1 / 4 / 8 / K", "with guidance 2"), "|---" * 3 + "|"]
     for name, row in rows.items():
+        judged.append(line(name, *(rfids(row[f"imagenet, guidance {g}"]) for g in (1, 2))))
+        if AGAIN in name:
+            continue
         shown = {"set": "{:,}", "seen": "{:,}", "accuracy": "{:.1%}"}
         facts = [f.format(row["teacher"][k]) if row["teacher"] else "" for k, f in shown.items()]
         teachers.append(line(name, TEACHERS[name], *facts))
-        judged.append(line(name, *(rfids(row[f"imagenet, guidance {g}"]) for g in (1, 2))))
     parts = ["# Teachers for REPA", head, "\n".join(teachers), notes]
     parts += ["## Features of the evaluation classifier", "\n".join(minutes_rows(rows, "teacher"))]
     parts += ["## Features of a network trained on ImageNet", "\n".join(judged)]

@@ -12,6 +12,7 @@ from minflextok.evaluation import scores
 from minflextok.evaluation import tokenizer as evaluation
 from minflextok.evaluation.classifier import Classifier
 from minflextok.experiments import teachers as module
+from minflextok.experiments.sweep import slug
 from minflextok.experiments.sweep_rows import Setting
 from minflextok.experiments.teachers import compare, rotated, teacher_of
 from minflextok.presets import CLASSIFIERS, PRESETS, RECIPES
@@ -60,9 +61,14 @@ def data(monkeypatch):
 def test_teachers_are_trained_scored_and_stored(tmp_path, data, monkeypatch, capsys):
     setting = Setting("cifar10-tiny", "160 images (JPEG)", None, minutes=0.001)
     compare(setting, 2, data, tmp_path, ["rotations", "labels"])
-    compare(setting, 2, data, tmp_path, ["none"])
+    compare(setting, 2, data, tmp_path, ["none, another seed", "none"])
     rows = json.loads((tmp_path / "teachers.json").read_text())["rows"]
-    assert list(rows) == ["none", "labels", "rotations"]  # in the order of the table
+    assert list(rows) == [
+        "none",
+        "none, another seed",
+        "labels",
+        "rotations",
+    ]  # in the order of the table
     assert rows["none"]["loss"] < min(rows["labels"]["loss"], rows["rotations"]["loss"])
     for row in rows.values():
         for guidance in ("guidance 1", "guidance 2"):
@@ -75,13 +81,18 @@ def test_teachers_are_trained_scored_and_stored(tmp_path, data, monkeypatch, cap
     assert rows["labels"]["teacher"]["accuracy"] == 0.836  # by its README
 
     runs = tmp_path / "runs/teachers"
-    used = {name: json.loads((runs / name / "run.json").read_text()) for name in rows}
+    used = {name: json.loads((runs / slug(name) / "run.json").read_text()) for name in rows}
+    assert {n: x["train"]["seed"] for n, x in used.items() if x["train"]["seed"]} == {
+        "none, another seed": 1
+    }
+    assert "teacher" not in used["none, another seed"]
     assert "teacher" not in used["none"]
     assert used["labels"]["teacher"] == {"name": "teacher-cifar10"}
     assert used["rotations"]["teacher"] == {"name": str(runs / "weights/rotations")}
 
     table = (tmp_path / "teachers.md").read_text()
-    assert sum(text.startswith("| rotations | ") for text in table.splitlines()) == 3
+    for name, count in (("rotations", 3), ("none, another seed", 2)):
+        assert sum(text.startswith(f"| {name} | ") for text in table.splitlines()) == count
     assert "160 images (JPEG)" in table and "| 49,000 | 640,000 | 83.6% |" in table
     monkeypatch.setattr(module, "measure", None)
     compare(setting, 2, data, tmp_path, list(rows))
