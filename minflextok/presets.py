@@ -126,7 +126,7 @@ TOKENIZERS: dict[str, Preset[TokenizerConfig]] = {
             separate_adaln=False,
         ),
         recipe=TrainConfig(
-            steps=10**9, minutes=60, batch_size=32, optimizer="muon", decay_from=0.5
+            steps=10**9, minutes=165, batch_size=32, optimizer="muon", decay_from=0.5
         ),
     ),
     "imagenet64-large": Preset(  # for a GPU, with a teacher
@@ -248,7 +248,7 @@ PRIORS: dict[str, Preset[PriorConfig]] = {
     ),
     "imagenet64": Preset(
         model=replace(SMALL_PRIOR, num_tokens=32, num_classes=50, dim=48, depth=3, head_dim=24),
-        recipe=SMALL_PRIOR_RECIPE,
+        recipe=replace(SMALL_PRIOR_RECIPE, minutes=10),
         tokenizer="imagenet64",
     ),
     "imagenet64-large": Preset(

@@ -36,7 +36,7 @@ def test_every_preset_has_a_recipe_and_names_what_exists():
 
 
 def test_shipped_weights_are_of_their_preset():
-    for name in ("shapes", "shapes32", "cifar10-tiny", "cifar10"):
+    for name in ("shapes", "shapes32", "cifar10-tiny", "cifar10", "cifar10-64", "imagenet64"):
         held = json.loads((find(name) / "config.json").read_text(encoding="utf-8"))
         assert from_dict(type(presets.PRESETS[name]), held) == presets.PRESETS[name]
 
