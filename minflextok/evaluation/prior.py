@@ -118,16 +118,16 @@ class PriorEvaluation:
         self.classifier, self.number = fitting_classifier(
             s, self.data, prior_name, self.tok.image_size, self.device
         )
-        classes = self.classifier.config.num_classes if self.classifier else c.num_classes
+        self.features, space = feature_space(s, self.classifier)
+        scored = f"gFID to the {self.num} originals of those classes in {space}"
+        if self.classifier is None:
+            return scored
+        classes = self.classifier.config.num_classes
         require(
             classes == c.num_classes,
             f"{s.classifier} has {classes} classes, {prior_name} {c.num_classes}: give a "
             "classifier made by `minflextok train classifier`",
         )
-        self.features, space = feature_space(s, self.classifier)
-        scored = f"gFID to the {self.num} originals of those classes in {space}"
-        if self.classifier is None:
-            return scored
         return (
             f"{scored}, and accuracy: the share that {s.classifier} assigns to the class asked for"
         )

@@ -111,7 +111,7 @@ def _class_rows(found: dict) -> list[str]:
     notes = [f"FID of as many other originals {cell(real['fid'], 2)}"] * bool(real["fid"])
     if judged:
         notes.append(f"classification accuracy on the originals {percent(real['accuracy'])}%")
-    return [*lines, "; ".join(notes)]
+    return [*lines, "; ".join(notes)] if notes else lines
 
 
 def _caption_rows(found: dict) -> list[str]:

@@ -55,7 +55,7 @@ def fitting_classifier(
     except ValueError as e:
         if s.features == "classifier":
             raise
-        warnings.warn(f"no accuracy: {e}", stacklevel=4)
+        warnings.warn(f"no accuracy: {e}", stacklevel=3)
         return None, lambda labels: labels
 
 

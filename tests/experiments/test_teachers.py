@@ -63,12 +63,8 @@ def test_teachers_are_trained_scored_and_stored(tmp_path, data, monkeypatch, cap
     compare(setting, 2, data, tmp_path, ["rotations", "labels"])
     compare(setting, 2, data, tmp_path, ["none, another seed", "none"])
     rows = json.loads((tmp_path / "teachers.json").read_text())["rows"]
-    assert list(rows) == [
-        "none",
-        "none, another seed",
-        "labels",
-        "rotations",
-    ]  # in the order of the table
+    # in the order of the table
+    assert list(rows) == ["none", "none, another seed", "labels", "rotations"]
     assert rows["none"]["loss"] < min(rows["labels"]["loss"], rows["rotations"]["loss"])
     for row in rows.values():
         for guidance in ("guidance 1", "guidance 2"):
